@@ -1,0 +1,339 @@
+//! Bodies on their way through: a request's towards the upstream, a response's towards the downstream. Nothing is held back.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use bytes::{Buf, Bytes};
+use futures_util::task::AtomicWaker;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Sleep;
+
+use super::exchange::Exchange;
+use crate::{error::ResponseFlag, upstream::pool::Lease};
+
+/// How far a request's body has come; shared between the request and the upstream connection that sends it.
+#[derive(Debug)]
+pub struct Progress {
+    start: Instant,
+    bytes: AtomicU64,
+    /// Of the last frame, in ns since `start`.
+    last: AtomicU64,
+    done: AtomicBool,
+    broken: OnceLock<Broken>,
+    abandoned: AtomicBool,
+    reader: AtomicWaker,
+}
+
+/// How a request ended before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// The client left, or reset its stream.
+    Aborted,
+    /// What it sent as a body is none.
+    Malformed,
+}
+
+/// The framing of a body is wrong.
+pub fn broken_by_protocol(error: &hyper::Error) -> bool {
+    matches!(io_kind(error), Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData))
+}
+
+/// The connection was closed in the middle of a body whose framing promised more.
+pub fn cut_short(error: &hyper::Error) -> bool {
+    io_kind(error) == Some(io::ErrorKind::UnexpectedEof)
+}
+
+fn io_kind(error: &hyper::Error) -> Option<io::ErrorKind> {
+    std::error::Error::source(error)?.downcast_ref::<io::Error>().map(io::Error::kind)
+}
+
+impl Progress {
+    /// Nothing received; `start` is the request's.
+    pub fn new(start: Instant) -> Arc<Self> {
+        Arc::new(Progress {
+            start,
+            bytes: AtomicU64::new(0),
+            last: AtomicU64::new(0),
+            done: AtomicBool::new(false),
+            broken: OnceLock::new(),
+            abandoned: AtomicBool::new(false),
+            reader: AtomicWaker::new(),
+        })
+    }
+
+    /// Body bytes received so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+
+    /// When the last byte came, if it came.
+    pub fn done(&self) -> Option<Duration> {
+        self.done.load(Relaxed).then(|| self.last_activity())
+    }
+
+    /// The request is over while its body is not: whoever sends it upstream stops, and what is left is not read.
+    pub fn abandon(&self) {
+        self.abandoned.store(true, Relaxed);
+        self.reader.wake();
+    }
+
+    /// How it broke off, if it did.
+    pub fn broken(&self) -> Option<Broken> {
+        self.broken.get().copied()
+    }
+
+    /// When the last frame came, since the start of the request.
+    pub fn last_activity(&self) -> Duration {
+        Duration::from_nanos(self.last.load(Relaxed))
+    }
+
+    fn touch(&self) {
+        self.last.store(u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX), Relaxed);
+    }
+}
+
+/// A request's body as the upstream connection sends it.
+#[derive(Debug)]
+pub enum RequestBody {
+    /// The request has none.
+    Empty,
+    /// Streamed from the downstream.
+    Streaming {
+        /// The downstream's.
+        inner: Incoming,
+        /// Reports to the request.
+        progress: Arc<Progress>,
+        /// HTTP/1 trailers are dropped unless the listener enables them, as in Envoy.
+        trailers: bool,
+    },
+}
+
+/// A request's body that ends before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestBodyError {
+    /// The downstream broke off.
+    #[error("downstream broke off the request: {0}")]
+    Downstream(#[from] hyper::Error),
+    /// The response was complete before the request was.
+    #[error("the request was answered before its end")]
+    Abandoned,
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = RequestBodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+        let RequestBody::Streaming { inner, progress, trailers } = self.get_mut() else { return Poll::Ready(None) };
+        loop {
+            if progress.abandoned.load(Relaxed) {
+                return Poll::Ready(Some(Err(RequestBodyError::Abandoned)));
+            }
+            let Poll::Ready(frame) = Pin::new(&mut *inner).poll_frame(cx) else {
+                progress.reader.register(cx.waker());
+                // Abandoned between the look and the registration: the waker was not there to be woken.
+                if progress.abandoned.load(Relaxed) {
+                    continue;
+                }
+                return Poll::Pending;
+            };
+            progress.touch();
+            match frame {
+                Some(Ok(frame)) => {
+                    if let Some(data) = frame.data_ref() {
+                        progress.bytes.fetch_add(data.remaining() as u64, Relaxed);
+                    } else if !*trailers {
+                        continue;
+                    }
+                    if inner.is_end_stream() {
+                        progress.done.store(true, Relaxed);
+                    }
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+                Some(Err(error)) => {
+                    let how = if broken_by_protocol(&error) { Broken::Malformed } else { Broken::Aborted };
+                    let _ = progress.broken.set(how);
+                    return Poll::Ready(Some(Err(error.into())));
+                }
+                None => {
+                    progress.done.store(true, Relaxed);
+                    return Poll::Ready(None);
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            RequestBody::Empty => true,
+            RequestBody::Streaming { inner, .. } => inner.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            RequestBody::Empty => SizeHint::with_exact(0),
+            RequestBody::Streaming { inner, .. } => inner.size_hint(),
+        }
+    }
+}
+
+/// A response's body as the downstream connection sends it.
+#[derive(Debug)]
+pub enum ResponseBody {
+    /// None, or one that is all there.
+    Full(Option<Bytes>),
+    /// Streamed from an upstream.
+    Upstream(Box<UpstreamBody>),
+}
+
+impl ResponseBody {
+    /// No body.
+    pub const EMPTY: ResponseBody = ResponseBody::Full(None);
+
+    /// All of the body.
+    pub fn full(bytes: Bytes) -> Self {
+        ResponseBody::Full((!bytes.is_empty()).then_some(bytes))
+    }
+}
+
+/// The end of a request's life: it owns the exchange, which is recorded when this is dropped.
+#[derive(Debug)]
+pub struct UpstreamBody {
+    inner: Incoming,
+    /// Given back to the pool at the end of the body; dropped with the body otherwise, which closes an HTTP/1 connection.
+    lease: Option<Lease>,
+    exchange: Exchange,
+    limits: BodyLimits,
+    last_activity: Instant,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// Bounds on the time a response's body may take.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyLimits {
+    /// End of the route's timeout, and what to flag then.
+    pub deadline: Option<(Instant, ResponseFlag)>,
+    /// Longest pause.
+    pub idle: Option<Duration>,
+}
+
+/// A response that cannot go on: the connection (HTTP/1) or stream (HTTP/2) to the downstream is reset.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The upstream broke off.
+    #[error("upstream broke off the response: {0}")]
+    Upstream(#[from] hyper::Error),
+    /// A bound on time was reached.
+    #[error("response took too long: {}", .0.long())]
+    Timeout(ResponseFlag),
+}
+
+impl UpstreamBody {
+    /// Wraps a body that is not yet at its end.
+    pub fn new(inner: Incoming, lease: Lease, exchange: Exchange, limits: BodyLimits) -> Box<Self> {
+        Box::new(UpstreamBody {
+            inner,
+            lease: Some(lease),
+            exchange,
+            limits,
+            last_activity: Instant::now(),
+            timer: None,
+        })
+    }
+
+    /// The earliest moment at which this has taken too long.
+    fn expiry(&self) -> Option<(Instant, ResponseFlag)> {
+        let idle = self.limits.idle.map(|idle| (self.last_activity + idle, ResponseFlag::StreamIdleTimeout));
+        match (self.limits.deadline, idle) {
+            (Some(deadline), Some(idle)) => Some(if idle.0 < deadline.0 { idle } else { deadline }),
+            (deadline, idle) => deadline.or(idle),
+        }
+    }
+
+    /// Arms the timer only once the upstream keeps us waiting: most bodies arrive with their headers.
+    fn poll_expiry(&mut self, cx: &mut Context<'_>) -> Poll<ResponseFlag> {
+        loop {
+            let Some((at, flag)) = self.expiry() else { return Poll::Pending };
+            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at.into())));
+            ready!(timer.as_mut().poll(cx));
+            if at <= Instant::now() {
+                return Poll::Ready(flag);
+            }
+            timer.as_mut().reset(at.into());
+        }
+    }
+
+    fn end(&mut self) {
+        self.exchange.complete();
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let body = match self.get_mut() {
+            ResponseBody::Full(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            ResponseBody::Upstream(body) => body,
+        };
+        let frame = match Pin::new(&mut body.inner).poll_frame(cx) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                let flag = ready!(body.poll_expiry(cx));
+                body.exchange.abort(flag);
+                return Poll::Ready(Some(Err(BodyError::Timeout(flag))));
+            }
+        };
+        match frame {
+            Some(Ok(frame)) => {
+                if body.limits.idle.is_some() {
+                    body.last_activity = Instant::now();
+                }
+                match frame.data_ref() {
+                    Some(data) => body.exchange.bytes_sent += data.remaining() as u64,
+                    None => body.exchange.keep_trailers(frame.trailers_ref()),
+                }
+                if body.inner.is_end_stream() {
+                    body.end();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                body.exchange.upstream_broke_off(&error);
+                Poll::Ready(Some(Err(error.into())))
+            }
+            None => {
+                body.end();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            ResponseBody::Full(bytes) => bytes.is_none(),
+            ResponseBody::Upstream(body) => body.inner.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            ResponseBody::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            ResponseBody::Upstream(body) => body.inner.size_hint(),
+        }
+    }
+}

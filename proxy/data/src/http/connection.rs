@@ -1,0 +1,311 @@
+//! An HTTP connection: which protocol it speaks, how long it may live, how it ends.
+
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Instant,
+};
+
+use http::{HeaderValue, Request, StatusCode, Version, header};
+use hyper::{body::Incoming, server::conn, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::AsyncReadExt;
+
+use super::{
+    exchange::Exchange,
+    guard::Refused,
+    life::{Active, Answered, DRAIN_IDLE, End, Life},
+    request,
+    wire::Wire,
+};
+use crate::{
+    connection::Connection,
+    error::ResponseFlag,
+    io::DownstreamIo,
+    model::{
+        http::{Codec, HttpConnectionManager},
+        listener::{FilterChain, Terminal},
+    },
+};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Serves a connection until it ends.
+pub async fn serve(io: DownstreamIo, connection: Arc<Connection>, chain: Arc<FilterChain>) {
+    let Terminal::Http(manager) = &chain.terminal else { return };
+    let manager = manager.clone();
+    let _counted = Counted::new(&manager, connection.tls.is_some());
+    let (io, http2) = match choose_codec(io, &manager, &connection).await {
+        Ok(chosen) => chosen,
+        Err(_) => {
+            manager.stats.downstream_cx_destroy_remote().inc();
+            return;
+        }
+    };
+    let life = Arc::new(Life::default());
+    let served = if http2 {
+        let _counted = CountedCodec::new(&manager, true);
+        serve_http2(io, &connection, chain, &manager, &life).await
+    } else {
+        let _counted = CountedCodec::new(&manager, false);
+        serve_http1(io, &connection, chain, &manager, &life).await
+    };
+    // Streams that are dropped from now on were not reset one by one.
+    connection.gone.store(true, Relaxed);
+    let stats = &manager.stats;
+    let refused = life.refused();
+    if let Some(refused) = refused {
+        record_refusal(refused, &connection, &manager);
+    }
+    match served {
+        Ok(()) => {
+            let upgrade = connection.upgrade.lock().take();
+            if let Some(upgrade) = upgrade {
+                let _ = upgrade.await;
+            }
+            stats.downstream_cx_destroy_local().inc();
+        }
+        Err(_) if refused.is_some() => stats.downstream_cx_destroy_local().inc(),
+        Err(error) => {
+            if error.is_parse() {
+                stats.downstream_cx_protocol_error().inc();
+            }
+            stats.downstream_cx_destroy_remote().inc();
+            if error.is_user() || error.is_incomplete_message() {
+                stats.downstream_cx_destroy_active_rq().inc();
+                stats.downstream_cx_destroy_remote_active_rq().inc();
+            }
+            tracing::debug!(%error, "an HTTP connection ended with an error");
+        }
+    }
+}
+
+/// Counts and logs a request that was refused before it was one.
+fn record_refusal(refused: Refused, connection: &Arc<Connection>, manager: &Arc<HttpConnectionManager>) {
+    let stats = &manager.stats;
+    match refused {
+        Refused::Malformed | Refused::Coding => stats.downstream_cx_protocol_error().inc(),
+        Refused::TooLarge => stats.downstream_rq_too_large().inc(),
+        Refused::Fragment => stats.downstream_rq_failed_path_normalization().inc(),
+        Refused::Late => stats.downstream_rq_header_timeout().inc(),
+        Refused::Version => {}
+    }
+    let mut exchange = Exchange::new(connection.clone(), manager.clone(), Version::HTTP_11);
+    exchange.status = refused.status().as_u16();
+    exchange.details = Some(refused.details().into());
+    exchange.bytes_sent = refused.body().len() as u64;
+    if refused.is_protocol_error() {
+        exchange.flags.set(ResponseFlag::DownstreamProtocolError);
+    }
+    exchange.complete();
+}
+
+async fn serve_http1(
+    mut io: Wire,
+    connection: &Arc<Connection>,
+    chain: Arc<FilterChain>,
+    manager: &Arc<HttpConnectionManager>,
+    life: &Arc<Life>,
+) -> hyper::Result<()> {
+    io.speak_http1(manager, life);
+    let mut builder = conn::http1::Builder::new();
+    // The time for the head runs from its first byte, as in Envoy, so hyper's, which runs from the end of the request before, is off.
+    builder.timer(TokioTimer::new()).half_close(false).header_read_timeout(None);
+    // hyper's buffer holds the head, so it bounds it, above the guard's exact bound; it must also hold a body's chunk.
+    builder.max_buf_size((manager.max_request_headers as usize).max(8192) + 8192);
+    if manager.max_header_count > 100 {
+        builder.max_headers(manager.max_header_count as usize);
+    }
+    let service = service_fn(|request: Request<Incoming>| {
+        let active = Active::new(life.clone());
+        let last = manager.max_requests_per_connection.is_some_and(|most| life.requests() >= most);
+        let served = request::serve(request, connection.clone(), chain.clone());
+        async move {
+            let mut response = served.await?;
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                active.leaves_http();
+            } else if last {
+                End::Used.count(manager);
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, request::Unanswered>(response.map(|body| Answered::new(body, active)))
+        }
+    });
+    let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service).with_upgrades());
+    let mut ending = false;
+    loop {
+        let end = tokio::select! {
+            biased;
+            result = serving.as_mut() => return result,
+            end = life.end(connection, manager), if !ending => end,
+            () = life.late(manager.timeouts.request_headers) => {
+                life.refuse(Refused::Late);
+                continue;
+            }
+            () = connection.drain.closing() => return Ok(()),
+        };
+        end.count(manager);
+        ending = true;
+        serving.as_mut().graceful_shutdown();
+    }
+}
+
+async fn serve_http2(
+    io: Wire,
+    connection: &Arc<Connection>,
+    chain: Arc<FilterChain>,
+    manager: &Arc<HttpConnectionManager>,
+    life: &Arc<Life>,
+) -> hyper::Result<()> {
+    let options = &manager.http2;
+    let mut builder = conn::http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(options.max_concurrent_streams.unwrap_or(1024))
+        .initial_stream_window_size(options.initial_stream_window.unwrap_or(16 << 20))
+        .initial_connection_window_size(options.initial_connection_window.unwrap_or(24 << 20))
+        .max_header_list_size(manager.max_request_headers)
+        .keep_alive_interval(options.keepalive_interval);
+    if let Some(timeout) = options.keepalive_timeout {
+        builder.keep_alive_timeout(timeout);
+    }
+    if options.allow_connect {
+        builder.enable_connect_protocol();
+    }
+    let service = {
+        let (connection, life, most) = (connection.clone(), life.clone(), manager.max_requests_per_connection);
+        service_fn(move |request: Request<Incoming>| {
+            let active = Active::new(life.clone());
+            let last = most.is_some_and(|most| life.requests() >= most);
+            let (life, served) = (life.clone(), request::serve(request, connection.clone(), chain.clone()));
+            let connection = connection.clone();
+            async move {
+                let response = served.await?;
+                // The client is told with its answer rather than at once, so that the request it may just be sending is not turned away.
+                if last || connection.drain.is_draining() {
+                    life.used_up();
+                }
+                Ok::<_, request::Unanswered>(response.map(|body| Answered::new(body, active)))
+            }
+        })
+    };
+    let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
+    let mut ending = false;
+    loop {
+        let end = tokio::select! {
+            biased;
+            result = serving.as_mut() => return result,
+            end = life.end(connection, manager), if !ending => end,
+            () = drained(connection), if !ending => End::Drain,
+            () = life.is_used_up(), if !ending => if connection.drain.is_draining() { End::Drain } else { End::Used },
+            () = connection.drain.closing() => return Ok(()),
+        };
+        end.count(manager);
+        ending = true;
+        serving.as_mut().graceful_shutdown();
+    }
+}
+
+/// By configuration, else by ALPN, else by what the client sends first.
+async fn choose_codec(
+    mut io: DownstreamIo,
+    manager: &HttpConnectionManager,
+    connection: &Arc<Connection>,
+) -> io::Result<(Wire, bool)> {
+    let by_alpn = match connection.alpn.as_deref() {
+        Some(b"h2") => Some(true),
+        Some(b"http/1.1" | b"http/1.0") => Some(false),
+        _ => None,
+    };
+    let known = match manager.codec {
+        Codec::Http1 => Some(false),
+        Codec::Http2 => Some(true),
+        Codec::Auto => by_alpn,
+    };
+    if let Some(http2) = known {
+        return Ok((Wire::new(io, Vec::new(), manager.stats.clone()), http2));
+    }
+    let mut seen = Vec::with_capacity(PREFACE.len());
+    while seen.len() < PREFACE.len() && PREFACE.starts_with(&seen) {
+        let mut more = [0; 24];
+        let room = PREFACE.len() - seen.len();
+        let read = tokio::select! {
+            read = io.read(&mut more[..room]) => read?,
+            () = idle(manager) => 0,
+            () = drained(connection), if seen.is_empty() => 0,
+        };
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        seen.extend_from_slice(&more[..read]);
+    }
+    let http2 = seen == PREFACE;
+    Ok((Wire::new(io, seen, manager.stats.clone()), http2))
+}
+
+/// Resolves once a drain has left the connection time for one more request.
+async fn drained(connection: &Connection) {
+    connection.drain.draining().await;
+    tokio::time::sleep(DRAIN_IDLE).await;
+}
+
+async fn idle(manager: &HttpConnectionManager) {
+    match manager.timeouts.idle {
+        Some(idle) => tokio::time::sleep(idle).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// `http.<prefix>.downstream_cx_*` of one connection.
+struct Counted(Arc<HttpConnectionManager>, bool, Instant);
+
+impl Counted {
+    fn new(manager: &Arc<HttpConnectionManager>, tls: bool) -> Self {
+        manager.stats.downstream_cx_total().inc();
+        manager.stats.downstream_cx_active().inc();
+        if tls {
+            manager.stats.downstream_cx_ssl_total().inc();
+            manager.stats.downstream_cx_ssl_active().inc();
+        }
+        Counted(manager.clone(), tls, Instant::now())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let stats = &self.0.stats;
+        stats.downstream_cx_active().dec();
+        stats.downstream_cx_destroy().inc();
+        stats.downstream_cx_length_ms().record(self.2.elapsed().as_millis() as u64);
+        if self.1 {
+            stats.downstream_cx_ssl_active().dec();
+        }
+    }
+}
+
+/// The same by protocol.
+struct CountedCodec(Arc<HttpConnectionManager>, bool);
+
+impl CountedCodec {
+    fn new(manager: &Arc<HttpConnectionManager>, http2: bool) -> Self {
+        let stats = &manager.stats;
+        if http2 {
+            stats.downstream_cx_http2_total().inc();
+            stats.downstream_cx_http2_active().inc();
+        } else {
+            stats.downstream_cx_http1_total().inc();
+            stats.downstream_cx_http1_active().inc();
+        }
+        CountedCodec(manager.clone(), http2)
+    }
+}
+
+impl Drop for CountedCodec {
+    fn drop(&mut self) {
+        if self.1 {
+            self.0.stats.downstream_cx_http2_active().dec();
+        } else {
+            self.0.stats.downstream_cx_http1_active().dec();
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! What is known of one request while it lives, and what is counted and logged when it ends.
+
+use std::{
+    borrow::Cow,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant, SystemTime},
+};
+
+use http::{HeaderMap, StatusCode, Version};
+
+use super::body::{Progress, broken_by_protocol, cut_short};
+use crate::{
+    connection::Connection,
+    error::{ResponseFlag, ResponseFlags},
+    model::{
+        cluster::{Cluster, Endpoint},
+        http::HttpConnectionManager,
+        rbac::RequestView,
+    },
+    record::{self, Record},
+    stats::Origin,
+};
+
+/// A request's state. Dropping it ends the request: counters fall and the access log is written, whichever way it went.
+#[derive(Debug)]
+pub struct Exchange {
+    /// The connection it came over.
+    pub connection: Arc<Connection>,
+    /// The configuration it is served by, from start to end.
+    pub manager: Arc<HttpConnectionManager>,
+    /// When it came.
+    pub start: Instant,
+    /// Its protocol.
+    pub version: Version,
+    /// Whether it came from inside.
+    pub origin: Origin,
+    /// A copy of its head, kept if a log or a header value may ask for it.
+    pub request: Option<Box<RequestHead>>,
+    /// A copy of the response's headers, kept for logs.
+    pub response: Option<Box<HeaderMap>>,
+    /// A copy of its trailers, kept for logs.
+    pub trailers: Option<Box<HeaderMap>>,
+    /// Response code; 0 until there is one.
+    pub status: u16,
+    /// Why that code.
+    pub details: Option<Cow<'static, str>>,
+    /// What went wrong.
+    pub flags: ResponseFlags,
+    /// Name of the route taken.
+    pub route: Option<Arc<str>>,
+    /// Name of the virtual host.
+    pub virtual_host: Option<Arc<str>>,
+    /// The try that is under way or was the last.
+    pub upstream: Option<UpstreamRequest>,
+    /// The cluster chosen, also when it has no host.
+    pub cluster: Option<Arc<Cluster>>,
+    /// Why the last connection failed.
+    pub upstream_failure: Option<String>,
+    /// Tries made.
+    pub attempts: u32,
+    /// First byte of the response, since `start`.
+    pub response_start: Option<Duration>,
+    /// How far the request's body has come; `None` if it has none.
+    pub progress: Option<Arc<Progress>>,
+    /// Body bytes sent to the downstream.
+    pub bytes_sent: u64,
+    /// Who asks, as far as `x-forwarded-for` is trusted.
+    pub remote: Option<SocketAddr>,
+    /// The request has more to come that nobody reads: a body, or what follows an upgrade.
+    pub unfinished: bool,
+    /// Of HTTP/1.0: the client asked for the connection to be kept.
+    pub keep_alive: bool,
+    /// The request is gRPC, and a refusal takes its form.
+    pub grpc: bool,
+    complete: bool,
+}
+
+/// A request's head as logs and header values see it.
+#[derive(Clone, Debug)]
+pub struct RequestHead {
+    /// `:method`
+    pub method: String,
+    /// `:path`
+    pub path: String,
+    /// `:authority`
+    pub authority: String,
+    /// `:scheme`
+    pub scheme: &'static str,
+    /// The rest.
+    pub headers: HeaderMap,
+}
+
+impl RequestHead {
+    /// For matchers and formats.
+    pub fn view(&self) -> RequestView<'_> {
+        RequestView {
+            method: &self.method,
+            path: &self.path,
+            authority: &self.authority,
+            scheme: self.scheme,
+            headers: &self.headers,
+        }
+    }
+}
+
+/// One try at an upstream. Dropping it takes its share of the gauges and limits away.
+#[derive(Debug)]
+pub struct UpstreamRequest {
+    /// Where.
+    pub cluster: Arc<Cluster>,
+    /// To whom.
+    pub endpoint: Arc<Endpoint>,
+    /// When it was sent.
+    pub start: Instant,
+    /// Protocol spoken.
+    pub version: Version,
+    /// Our address on the connection.
+    pub local: Option<SocketAddr>,
+    high_priority: bool,
+}
+
+impl UpstreamRequest {
+    /// Counts a request that is about to be sent.
+    pub fn new(cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>, high_priority: bool) -> Self {
+        let limits = if high_priority { &cluster.high_limits } else { &cluster.limits };
+        limits.requests.fetch_add(1, Relaxed);
+        cluster.stats.upstream_rq_total().inc();
+        cluster.stats.upstream_rq_active().inc();
+        endpoint.stats.rq_total.fetch_add(1, Relaxed);
+        endpoint.stats.rq_active.fetch_add(1, Relaxed);
+        UpstreamRequest {
+            cluster: cluster.clone(),
+            endpoint: endpoint.clone(),
+            start: Instant::now(),
+            version: Version::HTTP_11,
+            local: None,
+            high_priority,
+        }
+    }
+
+    /// Counts the outcome for the endpoint.
+    pub fn succeeded(&self, ok: bool) {
+        let stats = &self.endpoint.stats;
+        if ok { &stats.rq_success } else { &stats.rq_error }.fetch_add(1, Relaxed);
+    }
+}
+
+impl Drop for UpstreamRequest {
+    fn drop(&mut self) {
+        let limits = if self.high_priority { &self.cluster.high_limits } else { &self.cluster.limits };
+        limits.requests.fetch_sub(1, Relaxed);
+        self.cluster.stats.upstream_rq_active().dec();
+        self.endpoint.stats.rq_active.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Exchange {
+    /// A request that has just come in.
+    pub fn new(connection: Arc<Connection>, manager: Arc<HttpConnectionManager>, version: Version) -> Self {
+        let stats = &manager.stats;
+        stats.downstream_rq_total().inc();
+        stats.downstream_rq_active().inc();
+        match version {
+            Version::HTTP_2 => stats.downstream_rq_http2_total().inc(),
+            _ => stats.downstream_rq_http1_total().inc(),
+        }
+        Exchange {
+            remote: connection.remote,
+            connection,
+            manager,
+            start: Instant::now(),
+            version,
+            origin: Origin::External,
+            request: None,
+            response: None,
+            trailers: None,
+            status: 0,
+            details: None,
+            flags: ResponseFlags::default(),
+            route: None,
+            virtual_host: None,
+            upstream: None,
+            cluster: None,
+            upstream_failure: None,
+            attempts: 0,
+            response_start: None,
+            progress: None,
+            bytes_sent: 0,
+            unfinished: false,
+            keep_alive: false,
+            grpc: false,
+            complete: false,
+        }
+    }
+
+    /// Whether all of the request is here.
+    pub fn has_whole_request(&self) -> bool {
+        !self.unfinished && self.progress.as_ref().is_none_or(|progress| progress.done().is_some())
+    }
+
+    /// Whether a log will want copies of heads and trailers.
+    pub fn logs(&self) -> bool {
+        !self.manager.access_log.is_empty()
+    }
+
+    /// The response is sent as far as we are concerned.
+    pub fn complete(&mut self) {
+        self.complete = true;
+    }
+
+    /// A time limit ended the response after its headers were sent.
+    pub fn abort(&mut self, flag: ResponseFlag) {
+        self.complete = true;
+        self.flags.set(flag);
+        let (details, cluster) = (&mut self.details, self.cluster.as_ref());
+        match flag {
+            ResponseFlag::StreamIdleTimeout => {
+                self.manager.stats.downstream_rq_idle_timeout().inc();
+                *details = Some("stream_idle_timeout".into());
+            }
+            ResponseFlag::UpstreamMaxStreamDuration => {
+                if let Some(cluster) = cluster {
+                    cluster.stats.upstream_rq_max_duration_reached().inc();
+                }
+                *details = Some("upstream_max_stream_duration_reached".into());
+            }
+            _ => {
+                if let Some(cluster) = cluster {
+                    cluster.stats.upstream_rq_timeout().inc();
+                }
+                *details = Some("upstream_response_timeout".into());
+            }
+        }
+        self.manager.stats.rq_reset_after_downstream_response_started().inc();
+    }
+
+    /// The upstream ended the response in its middle.
+    pub fn upstream_broke_off(&mut self, error: &hyper::Error) {
+        self.complete = true;
+        let text = error.to_string();
+        let (flag, details) = if text.contains("stream error") || text.contains("reset") {
+            (ResponseFlag::UpstreamRemoteReset, "upstream_reset_after_response_started{connection_termination}")
+        } else if broken_by_protocol(error) || cut_short(error) {
+            (ResponseFlag::UpstreamProtocolError, "upstream_reset_after_response_started{protocol_error}")
+        } else {
+            (
+                ResponseFlag::UpstreamConnectionTermination,
+                "upstream_reset_after_response_started{connection_termination}",
+            )
+        };
+        self.flags.set(flag);
+        self.details = Some(details.into());
+        self.manager.stats.rq_reset_after_downstream_response_started().inc();
+        if let Some(upstream) = &self.upstream {
+            upstream.cluster.stats.upstream_rq_rx_reset().inc();
+        }
+    }
+
+    /// Keeps trailers for the log.
+    pub fn keep_trailers(&mut self, trailers: Option<&HeaderMap>) {
+        if self.logs() {
+            self.trailers = trailers.cloned().map(Box::new);
+        }
+    }
+
+    /// What logs and header values can ask for, as of now.
+    pub fn record(&self) -> Record<'_> {
+        let duration = self.start.elapsed();
+        Record {
+            connection: &self.connection,
+            remote: self.remote,
+            request: self.request.as_ref().map(|request| request.view()),
+            version: Some(self.version),
+            response: self.response.as_deref(),
+            trailers: self.trailers.as_deref(),
+            status: self.status,
+            details: self.details.as_deref(),
+            termination: None,
+            flags: self.flags,
+            start: self.start,
+            start_time: SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH),
+            request_done: match &self.progress {
+                Some(progress) => progress.done(),
+                None => Some(Duration::ZERO),
+            },
+            response_start: self.response_start,
+            duration,
+            bytes_received: self.progress.as_ref().map_or(0, |progress| progress.bytes()),
+            bytes_sent: self.bytes_sent,
+            route: self.route.as_deref(),
+            virtual_host: self.virtual_host.as_deref(),
+            cluster: self.cluster.as_deref(),
+            endpoint: self.upstream.as_ref().map(|upstream| &*upstream.endpoint),
+            upstream_version: self.upstream.as_ref().map(|upstream| upstream.version),
+            upstream_local: self.upstream.as_ref().and_then(|upstream| upstream.local),
+            upstream_failure: self.upstream_failure.as_deref(),
+            downstream_failure: None,
+            attempts: self.attempts,
+            stream_id: None,
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if let Some(progress) = self.progress.as_ref().filter(|progress| progress.done().is_none()) {
+            progress.abandon();
+        }
+        let stats = &self.manager.stats;
+        stats.downstream_rq_active().dec();
+        if !self.complete {
+            if self.version == Version::HTTP_2 && !self.connection.gone.load(Relaxed) {
+                self.flags.set(ResponseFlag::DownstreamRemoteReset);
+                self.details = Some("http2.remote_reset".into());
+            } else {
+                self.flags.set(ResponseFlag::DownstreamConnectionTermination);
+                self.details = Some("downstream_remote_disconnect".into());
+            }
+            stats.downstream_rq_rx_reset().inc();
+            if let Some(upstream) = &self.upstream
+                && self.status == 0
+            {
+                upstream.cluster.stats.upstream_rq_cancelled().inc();
+            }
+        }
+        if self.status > 0 {
+            stats.downstream_rq_completed().inc();
+            match StatusCode::from_u16(self.status).map_or(5, |status| status.as_u16() / 100) {
+                1 => stats.downstream_rq_1xx().inc(),
+                2 => stats.downstream_rq_2xx().inc(),
+                3 => stats.downstream_rq_3xx().inc(),
+                4 => stats.downstream_rq_4xx().inc(),
+                _ => stats.downstream_rq_5xx().inc(),
+            }
+        }
+        let elapsed = self.start.elapsed();
+        stats.downstream_rq_time().record(elapsed.as_millis() as u64);
+        if let Some(upstream) = &self.upstream
+            && self.status > 0
+        {
+            let took = upstream.start.elapsed().as_millis() as u64;
+            upstream.cluster.stats.upstream_rq_time().record(took);
+            match self.origin {
+                Origin::Internal => upstream.cluster.stats.internal_upstream_rq_time().record(took),
+                Origin::External => upstream.cluster.stats.external_upstream_rq_time().record(took),
+            }
+        }
+        if self.logs() {
+            record::write(&self.manager.access_log, &self.record());
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! Forwarding: cluster, endpoint, connection, request, response. The router of Envoy's terms.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri};
+use http_body::Body;
+use hyper::body::Incoming;
+
+use super::{
+    body::{Broken, Progress, RequestBody, ResponseBody, UpstreamBody},
+    exchange::{Exchange, UpstreamRequest},
+    failure::{Failure, expire, fail, overflow},
+    head::{Head, Path},
+    headers::{self as names, mutate, strip_hop_by_hop, values},
+    limits::Limits,
+    local_reply::Refusal,
+    path,
+    request::{Matched, Unanswered, finish_headers, matched_length, reply},
+    route::{is_grpc, path_only},
+    upgrade,
+};
+use crate::{
+    error::ResponseFlag,
+    model::{
+        cluster::{Cluster, Endpoint},
+        route::{ClusterChoice, Forward, HostRewrite, WeightedCluster},
+    },
+    snapshot::Snapshot,
+    upstream::{
+        pick::{self, PickContext},
+        pool::{self, Lease, Protocol, Sender},
+    },
+    worker,
+};
+
+/// Sends a request to where its route says and returns the response, or the answer that stands for it.
+pub(super) async fn forward(
+    snapshot: &Snapshot,
+    mut exchange: Exchange,
+    mut head: Head,
+    mut extensions: http::Extensions,
+    body: Incoming,
+    matched: Matched<'_>,
+    action: &Forward,
+) -> Result<Response<ResponseBody>, Unanswered> {
+    let manager = exchange.manager.clone();
+    let switching = match head.upgrade.take() {
+        Some(kind) if upgrade::allowed(&kind, &manager.upgrades, &action.upgrades) => Some(kind),
+        Some(_) => {
+            manager.stats.downstream_rq_ws_on_non_ws_route().inc();
+            let refusal = Refusal::new(StatusCode::FORBIDDEN, "", "upgrade_failed");
+            return Ok(reply(exchange, &head, Some(matched), refusal));
+        }
+        None => None,
+    };
+    if head.method == Method::CONNECT {
+        return Ok(reply(exchange, &head, Some(matched), Refusal::new(StatusCode::FORBIDDEN, "", "upgrade_failed")));
+    }
+
+    let (cluster, weighted) = match choose_cluster(snapshot, &action.clusters, &head) {
+        Ok(chosen) => chosen,
+        Err(_) => {
+            manager.stats.no_cluster().inc();
+            let refusal = Refusal::new(action.cluster_not_found, "", "cluster_not_found").flag(ResponseFlag::NoCluster);
+            return Ok(reply(exchange, &head, Some(matched), refusal));
+        }
+    };
+    exchange.cluster = Some(cluster.clone());
+    manager.stats.rq_total().inc();
+
+    let timeout = request_timeout(&mut head, action);
+    let limits = Limits {
+        start: exchange.start,
+        response: timeout,
+        idle: action.idle_timeout.unwrap_or(manager.timeouts.stream_idle),
+        stream: action.max_stream_duration.unwrap_or(manager.timeouts.max_stream),
+        upstream_stream: cluster.max_stream,
+        request: manager.timeouts.request,
+    };
+    let connection = &exchange.connection;
+    let context = PickContext { original_destination: connection.local.filter(|_| connection.restored), tried: &[] };
+    let endpoint = match pick::choose(&cluster, &context) {
+        Ok(endpoint) => endpoint,
+        Err(_) => {
+            cluster.stats.count_code(exchange.origin, 503);
+            let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream", "no_healthy_upstream")
+                .flag(ResponseFlag::NoHealthyUpstream);
+            return Ok(reply(exchange, &head, Some(matched), refusal));
+        }
+    };
+
+    rewrite(&mut head, &exchange, matched, action, weighted, &endpoint);
+    if !manager.suppress_envoy_headers
+        && let Some(timeout) = timeout
+    {
+        head.headers.insert(names::ENVOY_ATTEMPT_TIMEOUT.clone(), HeaderValue::from(timeout.as_millis() as u64));
+    }
+    let needs_copy = exchange.logs() || matched.has_response_headers() || manager.always_set_request_id_in_response;
+    if needs_copy {
+        exchange.request = Some(Box::new(head.copy()));
+    }
+
+    let breaker = if action.high_priority { &cluster.high_limits } else { &cluster.limits };
+    if breaker.requests.load(Relaxed) >= breaker.max_requests {
+        cluster.stats.upstream_rq_pending_overflow().inc();
+        return Ok(overflow(exchange, &head, matched, &cluster));
+    }
+    exchange.attempts = 1;
+    let mut upstream = UpstreamRequest::new(&cluster, &endpoint, action.high_priority);
+
+    let downstream = if head.version == Version::HTTP_2 { Protocol::Http2 } else { Protocol::Http1 };
+    let body = if body.is_end_stream() {
+        RequestBody::Empty
+    } else {
+        let progress = Progress::new(exchange.start);
+        exchange.progress = Some(progress.clone());
+        exchange.unfinished = switching.is_some();
+        RequestBody::Streaming {
+            inner: body,
+            progress,
+            trailers: downstream == Protocol::Http2 || manager.http1.enable_trailers,
+        }
+    };
+    let client_upgrade = switching.is_some().then(|| extensions.remove::<hyper::upgrade::OnUpgrade>()).flatten();
+    exchange.grpc = is_grpc(&head.headers);
+    let request = match outbound(&mut head, body, switching.as_deref()) {
+        Some(request) => request,
+        None => {
+            exchange.upstream = Some(upstream);
+            return Ok(reply(
+                exchange,
+                &head,
+                Some(matched),
+                Refusal::new(StatusCode::BAD_REQUEST, "", "invalid_path"),
+            ));
+        }
+    };
+
+    let progress = exchange.progress.clone();
+    let attempt = attempt(&cluster, &endpoint, downstream, request, &head);
+    let (response, lease) = match limits.watch(attempt, progress.as_deref()).await {
+        Ok(Ok((response, lease))) => (response, lease),
+        Ok(Err(failure)) => {
+            upstream.succeeded(false);
+            exchange.upstream = Some(upstream);
+            return match exchange.progress.as_ref().and_then(|progress| progress.broken()) {
+                // Dropping the exchange records that the client left.
+                Some(Broken::Aborted) => Err(Unanswered("the client ended it")),
+                Some(Broken::Malformed) => {
+                    let refusal = Refusal::new(StatusCode::BAD_REQUEST, "Bad Request", "http1.codec_error")
+                        .flag(ResponseFlag::DownstreamProtocolError);
+                    Ok(reply(exchange, &head, Some(matched), refusal.closing()))
+                }
+                None => Ok(fail(exchange, &head, matched, &cluster, failure)),
+            };
+        }
+        Err(expired) => {
+            upstream.succeeded(false);
+            endpoint.stats.rq_timeout.fetch_add(1, Relaxed);
+            exchange.upstream = Some(upstream);
+            return Ok(expire(exchange, &head, matched, &cluster, expired));
+        }
+    };
+    upstream.local = lease.local;
+    upstream.version = if lease.protocol() == Protocol::Http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+    upstream.succeeded(!response.status().is_server_error());
+    exchange.response_start = Some(exchange.start.elapsed());
+    Ok(respond(exchange, upstream, response, lease, matched, &limits, weighted, client_upgrade))
+}
+
+fn choose_cluster<'a>(
+    snapshot: &Snapshot,
+    choice: &'a ClusterChoice,
+    head: &Head,
+) -> Result<(Arc<Cluster>, Option<&'a WeightedCluster>), ()> {
+    match choice {
+        ClusterChoice::One { id, .. } => Ok((snapshot.cluster(*id).ok_or(())?.clone(), None)),
+        ClusterChoice::Weighted { clusters, total } => {
+            let mut draw = (worker::random() % u64::from((*total).max(1))) as u32;
+            for weighted in clusters {
+                if draw < weighted.weight {
+                    return Ok((snapshot.cluster(weighted.id).ok_or(())?.clone(), Some(weighted)));
+                }
+                draw -= weighted.weight;
+            }
+            Err(())
+        }
+        ClusterChoice::Header { name, names } => {
+            let value = head.headers.get(name).and_then(|value| value.to_str().ok()).ok_or(())?;
+            Ok((snapshot.cluster(*names.get(value).ok_or(())?).ok_or(())?.clone(), None))
+        }
+    }
+}
+
+/// The route's timeout, or the caller's `x-envoy-upstream-rq-timeout-ms` (which outsiders cannot set: it was removed from their requests).
+fn request_timeout(head: &mut Head, action: &Forward) -> Option<Duration> {
+    // Requests from outside have lost them already.
+    if !head.headers.contains_key(&names::ENVOY_INTERNAL) {
+        return action.timeout;
+    }
+    let asked = head.headers.remove(&names::ENVOY_TIMEOUT);
+    for name in &names::ROUTER_ONLY {
+        head.headers.remove(name);
+    }
+    match asked.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()) {
+        Some(0) => None,
+        Some(ms) => Some(Duration::from_millis(ms)),
+        None => action.timeout,
+    }
+}
+
+/// The route's work on the request: header mutations first, because they may quote the original path and host, then path and host.
+fn rewrite(
+    head: &mut Head,
+    exchange: &Exchange,
+    matched: Matched<'_>,
+    action: &Forward,
+    weighted: Option<&WeightedCluster>,
+    endpoint: &Endpoint,
+) {
+    let levels = weighted.map(|weighted| &weighted.request_headers).into_iter().chain(matched.request_headers());
+    for level in levels {
+        if !level.is_empty() {
+            let values = {
+                let mut record = exchange.record();
+                record.request = Some(head.view());
+                values(level, &record)
+            };
+            mutate(&mut head.headers, level, values);
+        }
+    }
+    let host = match (weighted.and_then(|weighted| weighted.host_rewrite.as_ref()), &action.host_rewrite) {
+        (Some(host), _) => Some(host.clone()),
+        (None, None) => None,
+        (None, Some(HostRewrite::Literal(host))) => Some(host.clone()),
+        (None, Some(HostRewrite::Auto)) => {
+            endpoint.hostname.as_deref().and_then(|name| HeaderValue::from_str(name).ok())
+        }
+        (None, Some(HostRewrite::Header(name))) => head.headers.get(name).cloned(),
+        (None, Some(HostRewrite::PathRegex { pattern, substitution })) => {
+            HeaderValue::from_str(&pattern.replace_all(path_only(head.path.as_str()), &**substitution)).ok()
+        }
+    };
+    if let Some(host) = host {
+        if action.append_forwarded_host {
+            let old = head.authority().to_owned();
+            names::append(&mut head.headers, names::FORWARDED_HOST.clone(), &old, ",");
+        }
+        if !exchange.manager.suppress_envoy_headers {
+            head.headers.insert(names::ENVOY_ORIGINAL_HOST.clone(), std::mem::replace(&mut head.authority, host));
+        } else {
+            head.authority = host;
+        }
+    }
+    if let Some(rewrite) = &action.path_rewrite {
+        let old = head.path.as_str();
+        let new = path::rewrite(old, rewrite, matched_length(&matched.route.path, old));
+        if !exchange.manager.suppress_envoy_headers
+            && let Ok(old) = HeaderValue::from_str(old)
+        {
+            head.headers.insert(names::ENVOY_ORIGINAL_PATH.clone(), old);
+        }
+        head.path = Path::Changed(new);
+    }
+}
+
+/// The request as sent upstream, in origin form. `None` if the rewritten path is no path.
+fn outbound(head: &mut Head, body: RequestBody, switching: Option<&str>) -> Option<Request<RequestBody>> {
+    let path = match &head.path {
+        Path::Original(uri) => uri.path_and_query()?.clone(),
+        Path::Changed(path) => uri::PathAndQuery::from_maybe_shared(Bytes::from(path.clone())).ok()?,
+    };
+    let mut request = Request::new(body);
+    *request.method_mut() = head.method.clone();
+    *request.uri_mut() = Uri::from(path);
+    *request.headers_mut() = std::mem::take(&mut head.headers);
+    if let Some(kind) = switching {
+        request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        request.headers_mut().insert(header::UPGRADE, HeaderValue::from_str(kind).ok()?);
+    }
+    Some(request)
+}
+
+/// Makes the request fit the protocol of the connection it goes over.
+fn address(
+    request: &mut Request<RequestBody>,
+    protocol: Protocol,
+    authority: &HeaderValue,
+    scheme: &'static str,
+) -> Option<()> {
+    match protocol {
+        Protocol::Http1 => {
+            if request.headers().get(header::HOST) != Some(authority) {
+                request.headers_mut().insert(header::HOST, authority.clone());
+            }
+            *request.version_mut() = Version::HTTP_11;
+            if request.uri().scheme().is_some() {
+                *request.uri_mut() = Uri::from(request.uri().path_and_query()?.clone());
+            }
+        }
+        Protocol::Http2 => {
+            request.headers_mut().remove(header::HOST);
+            let mut parts = uri::Parts::default();
+            parts.scheme = Some(if scheme == "https" { uri::Scheme::HTTPS } else { uri::Scheme::HTTP });
+            parts.authority =
+                Some(uri::Authority::from_maybe_shared(Bytes::copy_from_slice(authority.as_bytes())).ok()?);
+            parts.path_and_query = request.uri().path_and_query().cloned();
+            *request.uri_mut() = Uri::from_parts(parts).ok()?;
+            *request.version_mut() = Version::HTTP_2;
+        }
+    }
+    Some(())
+}
+
+/// Gets a connection and sends the request. A pooled connection may have been closed by the other side a moment ago: as long as the request has not left
+/// us, it is sent over another one.
+async fn attempt(
+    cluster: &Arc<Cluster>,
+    endpoint: &Arc<Endpoint>,
+    downstream: Protocol,
+    mut request: Request<RequestBody>,
+    head: &Head,
+) -> Result<(Response<Incoming>, Lease), Failure> {
+    loop {
+        let mut lease = pool::acquire(cluster, endpoint, downstream).await.map_err(Failure::Acquire)?;
+        address(&mut request, lease.protocol(), &head.authority, head.scheme).ok_or(Failure::BadTarget)?;
+        let reused = lease.reused;
+        let sent = match lease.sender() {
+            Some(Sender::Http1(sender)) => sender.try_send_request(request).await,
+            Some(Sender::Http2(sender)) => sender.try_send_request(request).await,
+            None => return Err(Failure::BadTarget),
+        };
+        match sent {
+            Ok(response) => return Ok((response, lease)),
+            Err(mut error) => match error.take_message() {
+                Some(unsent) if reused => request = unsent,
+                _ => return Err(Failure::Send(error.into_error())),
+            },
+        }
+    }
+}
+
+#[allow(clippy::too_many_arguments, reason = "the end of `forward`, told apart only for its length")]
+fn respond(
+    mut exchange: Exchange,
+    upstream: UpstreamRequest,
+    response: Response<Incoming>,
+    lease: Lease,
+    matched: Matched<'_>,
+    limits: &Limits,
+    weighted: Option<&WeightedCluster>,
+    client: Option<hyper::upgrade::OnUpgrade>,
+) -> Response<ResponseBody> {
+    let (mut parts, incoming) = response.into_parts();
+    exchange.status = parts.status.as_u16();
+    exchange.details = Some("via_upstream".into());
+    upstream.cluster.stats.count_code(exchange.origin, exchange.status);
+    let switched = parts.status == StatusCode::SWITCHING_PROTOCOLS;
+    let switching = switched
+        .then(|| (parts.headers.get(header::UPGRADE).cloned(), parts.extensions.remove::<hyper::upgrade::OnUpgrade>()));
+    strip_hop_by_hop(&mut parts.headers);
+    if !exchange.manager.suppress_envoy_headers && exchange.has_whole_request() {
+        parts
+            .headers
+            .insert(names::ENVOY_UPSTREAM_TIME.clone(), HeaderValue::from(upstream.start.elapsed().as_millis() as u64));
+    }
+    exchange.upstream = Some(upstream);
+    if let Some(weighted) = weighted.filter(|weighted| !weighted.response_headers.is_empty()) {
+        let values = {
+            let mut record = exchange.record();
+            record.response = Some(&parts.headers);
+            values(&weighted.response_headers, &record)
+        };
+        mutate(&mut parts.headers, &weighted.response_headers, values);
+    }
+    finish_headers(&mut exchange, Some(matched), &mut parts.headers);
+
+    if let Some((kind, server)) = switching {
+        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        if let Some(kind) = kind {
+            parts.headers.insert(header::UPGRADE, kind);
+        }
+        parts.extensions = http::Extensions::new();
+        match (client, server) {
+            (Some(client), Some(server)) => upgrade::splice(client, server, exchange, limits.idle),
+            _ => exchange.complete(),
+        }
+        return Response::from_parts(parts, ResponseBody::EMPTY);
+    }
+    parts.extensions = http::Extensions::new();
+    if incoming.is_end_stream() {
+        exchange.complete();
+        lease.give_back();
+        return Response::from_parts(parts, ResponseBody::EMPTY);
+    }
+    let body = limits.body(exchange.progress.as_deref());
+    Response::from_parts(parts, ResponseBody::Upstream(UpstreamBody::new(incoming, lease, exchange, body)))
+}

@@ -1,0 +1,485 @@
+//! A request's head as it is worked on, and what is done with it before any filter sees it: checks, path, trust, hop-by-hop headers.
+//!
+//! Source: Envoy `ConnectionManagerUtility` as documented under "HTTP header manipulation" and "HTTP header sanitizing".
+
+use std::{
+    fmt::Write,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    sync::OnceLock,
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header, request::Parts};
+
+use super::{
+    exchange::RequestHead,
+    headers as names,
+    local_reply::Refusal,
+    path,
+    route::{path_only, without_port},
+};
+use crate::{
+    connection::Connection,
+    error::ResponseFlag,
+    model::{
+        http::{EscapedSlashes, ForwardClientCertMode, HttpConnectionManager, StripPort, Underscores},
+        rbac::RequestView,
+    },
+    record::hex,
+    stats::Origin,
+};
+
+/// A request's head, taken apart.
+#[derive(Debug)]
+pub struct Head {
+    /// `:method`
+    pub method: Method,
+    /// `:path`: path and query.
+    pub path: Path,
+    /// `:authority`; empty if there is none.
+    pub authority: HeaderValue,
+    /// `:scheme`: from the request (HTTP/2), else from `x-forwarded-proto`.
+    pub scheme: &'static str,
+    /// All other headers.
+    pub headers: HeaderMap,
+    /// The protocol it came by.
+    pub version: Version,
+    /// What it wants to switch to, lower case.
+    pub upgrade: Option<String>,
+    /// Who asks, as far as `x-forwarded-for` is trusted.
+    pub remote: Option<SocketAddr>,
+    /// Of HTTP/1.0: the client asked for the connection to be kept.
+    pub keep_alive: bool,
+    /// There is neither `:authority` nor `host`; an empty one is one.
+    no_authority: bool,
+}
+
+/// A path and query: as it came, or as it was changed.
+#[derive(Debug)]
+pub enum Path {
+    /// In the request's URI.
+    Original(Uri),
+    /// After normalisation or rewriting.
+    Changed(String),
+}
+
+impl Path {
+    /// Its text.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Path::Original(uri) => uri.path_and_query().map_or("", |path| path.as_str()),
+            Path::Changed(path) => path,
+        }
+    }
+}
+
+impl Head {
+    /// Takes a request apart. hyper has already parsed it; what it lets through and Envoy does not is refused by [`Head::check`].
+    pub fn new<B>(request: Request<B>) -> (Self, http::Extensions, B) {
+        let (parts, body) = request.into_parts();
+        let Parts { method, uri, version, mut headers, extensions, .. } = parts;
+        let authority = match uri.authority() {
+            Some(authority) => HeaderValue::from_str(authority.as_str()).unwrap_or(HeaderValue::from_static("")),
+            None => headers.get(header::HOST).cloned().unwrap_or(HeaderValue::from_static("")),
+        };
+        let no_authority = authority.is_empty() && !headers.contains_key(header::HOST);
+        if version == Version::HTTP_2 {
+            headers.remove(header::HOST);
+            names::join_cookies(&mut headers);
+        }
+        let scheme = match uri.scheme_str() {
+            Some("https") => "https",
+            _ => "http",
+        };
+        let head = Head {
+            method,
+            path: Path::Original(uri),
+            authority,
+            scheme,
+            headers,
+            version,
+            upgrade: None,
+            remote: None,
+            keep_alive: false,
+            no_authority,
+        };
+        (head, extensions, body)
+    }
+
+    /// For matchers.
+    pub fn view(&self) -> RequestView<'_> {
+        RequestView {
+            method: self.method.as_str(),
+            path: self.path.as_str(),
+            authority: self.authority(),
+            scheme: self.scheme,
+            headers: &self.headers,
+        }
+    }
+
+    /// For logs, after the request itself is gone.
+    pub fn copy(&self) -> RequestHead {
+        RequestHead {
+            method: self.method.as_str().to_owned(),
+            path: self.path.as_str().to_owned(),
+            authority: self.authority().to_owned(),
+            scheme: self.scheme,
+            headers: self.headers.clone(),
+        }
+    }
+
+    /// `:authority` as text; empty if it is not ASCII.
+    pub fn authority(&self) -> &str {
+        self.authority.to_str().unwrap_or("")
+    }
+
+    /// What Envoy's codec and connection manager refuse before any filter.
+    pub fn check(&mut self, manager: &HttpConnectionManager) -> Result<(), Refusal> {
+        if self.version < Version::HTTP_11 {
+            if !manager.http1.accept_http_10 {
+                return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "", "low_version").closing());
+            }
+            if self.no_authority
+                && let Some(host) = &manager.http1.default_host
+            {
+                self.authority = host.clone();
+                self.no_authority = false;
+            }
+        }
+        if self.no_authority || self.authority.to_str().is_err() {
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, "", "missing_host_header").closing());
+        }
+        // Two hosts (RFC 9112 section 3.2): this hop might route by the one and the next serve the other.
+        if self.headers.get_all(header::HOST).iter().nth(1).is_some() {
+            return Err(self.malformed());
+        }
+        if self.headers.len() > manager.max_header_count as usize {
+            manager.stats.downstream_rq_too_large().inc();
+            let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+            let body = if self.version < Version::HTTP_2 { "Request Header Fields Too Large" } else { "" };
+            return Err(Refusal::new(status, body, "request_headers_too_large").closing());
+        }
+        if self.method != Method::CONNECT && !self.path.as_str().starts_with('/') {
+            manager.stats.downstream_rq_non_relative_path().inc();
+            return Err(Refusal::new(StatusCode::NOT_FOUND, "", "absolute_path_rejected"));
+        }
+        if manager.underscores != Underscores::Allow {
+            let bad: Vec<HeaderName> =
+                self.headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+            match manager.underscores {
+                Underscores::Reject if !bad.is_empty() => {
+                    return Err(Refusal { details: "http1.unexpected_underscore".into(), ..self.malformed() });
+                }
+                _ => bad.iter().for_each(|name| {
+                    self.headers.remove(name);
+                }),
+            }
+        }
+        self.take_connection()?;
+        self.normalize(manager)
+    }
+
+    /// What Envoy's codec answers.
+    fn malformed(&self) -> Refusal {
+        let body = if self.version < Version::HTTP_2 { "Bad Request" } else { "" };
+        Refusal::new(StatusCode::BAD_REQUEST, body, "http1.codec_error")
+            .flag(ResponseFlag::DownstreamProtocolError)
+            .closing()
+    }
+
+    fn normalize(&mut self, manager: &HttpConnectionManager) -> Result<(), Refusal> {
+        if self.method == Method::CONNECT {
+            return Ok(());
+        }
+        let stats = &manager.stats;
+        if manager.escaped_slashes != EscapedSlashes::Keep
+            && let Some(unescaped) = path::unescape_slashes(self.path.as_str())
+        {
+            match manager.escaped_slashes {
+                EscapedSlashes::Keep => {}
+                EscapedSlashes::Reject => {
+                    stats.downstream_rq_failed_path_normalization().inc();
+                    return Err(Refusal::new(StatusCode::BAD_REQUEST, "", "path_normalization_failed"));
+                }
+                EscapedSlashes::UnescapeAndForward => self.path = Path::Changed(unescaped),
+                EscapedSlashes::UnescapeAndRedirect => {
+                    stats.downstream_rq_redirected_with_normalized_path().inc();
+                    let target = path::normalize(&unescaped).unwrap_or(unescaped);
+                    return Err(
+                        Refusal::new(StatusCode::TEMPORARY_REDIRECT, "", "path_normalization_failed").to(target)
+                    );
+                }
+            }
+        }
+        if manager.normalize_path {
+            match path::normalize(self.path.as_str()) {
+                Some(normal) if normal == self.path.as_str() => {}
+                Some(normal) => self.path = Path::Changed(normal),
+                None => {
+                    stats.downstream_rq_failed_path_normalization().inc();
+                    return Err(Refusal::new(StatusCode::BAD_REQUEST, "", "path_normalization_failed"));
+                }
+            }
+        }
+        if manager.merge_slashes && path_only(self.path.as_str()).contains("//") {
+            self.path = Path::Changed(path::merge_slashes(self.path.as_str()));
+        }
+        Ok(())
+    }
+
+    /// The connection manager's header work: hop-by-hop headers, who asks, whether from inside, request id, client certificate.
+    pub fn sanitize(&mut self, manager: &HttpConnectionManager, connection: &Connection) -> Origin {
+        self.strip_host(manager, connection);
+        for name in [&names::KEEP_ALIVE, &names::PROXY_CONNECTION, &header::TRANSFER_ENCODING, &names::ENVOY_INTERNAL] {
+            self.headers.remove(name);
+        }
+        // hyper has answered it.
+        if self
+            .headers
+            .get(header::EXPECT)
+            .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+        {
+            self.headers.remove(header::EXPECT);
+        }
+        if self.headers.get(header::TE).is_some_and(|te| !te.as_bytes().eq_ignore_ascii_case(b"trailers")) {
+            self.headers.remove(header::TE);
+        }
+        let scheme = if connection.tls.is_some() { "https" } else { "http" };
+        let single = self.trust(manager, connection, scheme);
+        let internal = single
+            && self.remote.is_none_or(|remote| is_internal(manager, Some(remote.ip())))
+            && self.remote_known(manager, connection);
+        if internal {
+            self.headers.insert(names::ENVOY_INTERNAL.clone(), HeaderValue::from_static("true"));
+        } else if self.headers.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
+            if manager.trust.use_remote_address {
+                for name in &names::EDGE_ONLY {
+                    self.headers.remove(name);
+                }
+            }
+            for name in &names::INTERNAL_ONLY {
+                self.headers.remove(name);
+            }
+        }
+        let edge = !internal && manager.trust.use_remote_address;
+        if edge
+            && let Some(remote) = self.remote
+            && let Ok(address) = HeaderValue::from_str(&remote.ip().to_canonical().to_string())
+        {
+            self.headers.insert(names::ENVOY_EXTERNAL_ADDRESS.clone(), address);
+        }
+        let keep_id = self.headers.contains_key(&names::REQUEST_ID) && (!edge || manager.preserve_external_request_id);
+        if manager.generate_request_id && !keep_id {
+            self.headers.insert(names::REQUEST_ID.clone(), names::new_request_id());
+        }
+        self.client_certificate(manager, connection);
+        if let Some(via) = &manager.via {
+            names::append(&mut self.headers, header::VIA, via.to_str().unwrap_or(""), ", ");
+        }
+        if self.version != Version::HTTP_2 {
+            self.scheme = match self.headers.get(&names::FORWARDED_PROTO).map(HeaderValue::as_bytes) {
+                Some(b"https") => "https",
+                Some(b"http") => "http",
+                _ => scheme,
+            };
+        }
+        if internal { Origin::Internal } else { Origin::External }
+    }
+
+    fn strip_host(&mut self, manager: &HttpConnectionManager, connection: &Connection) {
+        if manager.strip_port == StripPort::No && !manager.strip_trailing_dot {
+            return;
+        }
+        let authority = self.authority();
+        let mut host = authority;
+        let bare = without_port(authority);
+        let strip = match manager.strip_port {
+            StripPort::No => false,
+            StripPort::Any => true,
+            StripPort::Matching => {
+                let port = authority[bare.len()..].strip_prefix(':').and_then(|port| port.parse::<u16>().ok());
+                port.is_some() && port == connection.local.map(|local| local.port())
+            }
+        };
+        if strip {
+            host = bare;
+        }
+        let mut host = host.to_owned();
+        if manager.strip_trailing_dot {
+            let bare = without_port(&host).len();
+            if host[..bare].ends_with('.') {
+                host.remove(bare - 1);
+            }
+        }
+        if host != authority {
+            self.authority = HeaderValue::from_str(&host).unwrap_or(HeaderValue::from_static(""));
+        }
+    }
+
+    /// Acts on `connection`: what it names belongs to this hop. Envoy refuses to take away what others rely on.
+    fn take_connection(&mut self) -> Result<(), Refusal> {
+        let Some(connection) = self.headers.remove(header::CONNECTION) else {
+            self.headers.remove(header::UPGRADE);
+            return Ok(());
+        };
+        let upgrade = self.headers.remove(header::UPGRADE);
+        let mut wants_upgrade = false;
+        for token in connection.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            if token.eq_ignore_ascii_case(b"upgrade") {
+                wants_upgrade = true;
+            } else if token.eq_ignore_ascii_case(b"keep-alive") {
+                self.keep_alive = true;
+            } else if token.is_empty() || token.eq_ignore_ascii_case(b"close") || token.eq_ignore_ascii_case(b"te") {
+                // `te` is looked at by itself.
+            } else if let Ok(name) = HeaderName::from_bytes(token) {
+                if name == names::FORWARDED_FOR || name == names::FORWARDED_HOST || name == names::FORWARDED_PROTO {
+                    return Err(self.malformed());
+                }
+                self.headers.remove(name);
+            } else {
+                return Err(self.malformed());
+            }
+        }
+        if wants_upgrade
+            && let Some(upgrade) = upgrade.and_then(|value| value.to_str().ok().map(str::to_ascii_lowercase))
+        {
+            // HTTP/2 by upgrade (h2c) is not something Envoy's codec takes either: the request is served as it is.
+            self.upgrade = (upgrade != "h2c").then_some(upgrade);
+        }
+        Ok(())
+    }
+
+    /// Finds out who asks. Returns whether `x-forwarded-for` leaves no doubt about it.
+    fn trust(&mut self, manager: &HttpConnectionManager, connection: &Connection, scheme: &'static str) -> bool {
+        let trust = &manager.trust;
+        let forwarded = names::joined(&self.headers, &names::FORWARDED_FOR);
+        self.remote = connection.remote;
+        if trust.use_remote_address {
+            if trust.xff_trusted_hops > 0
+                && let Some(ip) = nth_from_right(&forwarded, trust.xff_trusted_hops as usize - 1)
+            {
+                self.remote = Some(SocketAddr::new(ip, 0));
+            }
+            if !trust.skip_xff_append
+                && let Some(remote) = connection.remote
+            {
+                let client = match remote.ip().to_canonical() {
+                    // The next hop could not tell it from its own loopback.
+                    IpAddr::V4(Ipv4Addr::LOCALHOST) | IpAddr::V6(Ipv6Addr::LOCALHOST) => own_address(),
+                    ip => ip,
+                };
+                names::append(&mut self.headers, names::FORWARDED_FOR.clone(), &client.to_string(), ",");
+            }
+            if trust.xff_trusted_hops == 0 || !self.headers.contains_key(&names::FORWARDED_PROTO) {
+                self.headers.insert(names::FORWARDED_PROTO.clone(), HeaderValue::from_static(scheme));
+            }
+            return forwarded.is_empty();
+        }
+        let single = !forwarded.is_empty() && !forwarded.contains(',');
+        if let Some(ip) = nth_from_right(&forwarded, trust.xff_trusted_hops as usize) {
+            self.remote = Some(SocketAddr::new(ip, 0));
+        }
+        if !self.headers.contains_key(&names::FORWARDED_PROTO) {
+            let value = if self.version == Version::HTTP_2 { self.scheme } else { scheme };
+            self.headers.insert(names::FORWARDED_PROTO.clone(), HeaderValue::from_static(value));
+        }
+        single
+    }
+
+    fn remote_known(&self, manager: &HttpConnectionManager, connection: &Connection) -> bool {
+        self.remote.is_some() || (connection.remote.is_none() && manager.trust.internal_unix)
+    }
+
+    fn client_certificate(&mut self, manager: &HttpConnectionManager, connection: &Connection) {
+        let what = manager.client_cert;
+        let peer = connection.tls.as_ref().filter(|tls| tls.fingerprint.is_some());
+        match what.mode {
+            ForwardClientCertMode::AlwaysForwardOnly => return,
+            ForwardClientCertMode::Sanitize => {
+                self.headers.remove(&names::CLIENT_CERT);
+                return;
+            }
+            _ if peer.is_none() => {
+                self.headers.remove(&names::CLIENT_CERT);
+                return;
+            }
+            ForwardClientCertMode::ForwardOnly => return,
+            ForwardClientCertMode::AppendForward | ForwardClientCertMode::SanitizeSet => {}
+        }
+        let Some(peer) = peer else { return };
+        let mut text = String::with_capacity(256);
+        if let Some(uri) = &peer.own_uri {
+            text.push_str("By=");
+            text.push_str(uri);
+        }
+        if let Some(fingerprint) = &peer.fingerprint {
+            if !text.is_empty() {
+                text.push(';');
+            }
+            text.push_str("Hash=");
+            text.push_str(&hex(fingerprint));
+        }
+        if what.cert
+            && let Some(leaf) = peer.chain.first()
+        {
+            let _ = write!(text, ";Cert=\"{}\"", path::percent_encoded_pem(leaf));
+        }
+        if what.chain {
+            text.push_str(";Chain=\"");
+            peer.chain.iter().for_each(|certificate| text.push_str(&path::percent_encoded_pem(certificate)));
+            text.push('"');
+        }
+        if let Some(names) = &peer.names {
+            if what.subject {
+                text.push_str(";Subject=\"");
+                text.push_str(&names.subject.replace('"', "\\\""));
+                text.push('"');
+            }
+            if what.uri {
+                for uri in &names.uris {
+                    text.push_str(";URI=");
+                    text.push_str(uri);
+                }
+                if names.uris.is_empty() {
+                    text.push_str(";URI=");
+                }
+            }
+            if what.dns {
+                for dns in &names.dns {
+                    text.push_str(";DNS=");
+                    text.push_str(dns);
+                }
+            }
+        }
+        if what.mode == ForwardClientCertMode::AppendForward {
+            names::append(&mut self.headers, names::CLIENT_CERT.clone(), &text, ",");
+        } else if let Ok(value) = HeaderValue::from_str(&text) {
+            self.headers.insert(names::CLIENT_CERT.clone(), value);
+        }
+    }
+}
+
+/// This host's address as others see it: the one that it would send from. Source: Envoy `LocalInfo::address`.
+fn own_address() -> IpAddr {
+    static ADDRESS: OnceLock<IpAddr> = OnceLock::new();
+    *ADDRESS.get_or_init(|| {
+        let find = || {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            // Nothing is sent: the kernel chooses a route and with it a source address.
+            socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+            socket.local_addr()
+        };
+        find().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip())
+    })
+}
+
+fn is_internal(manager: &HttpConnectionManager, ip: Option<IpAddr>) -> bool {
+    ip.is_some_and(|ip| manager.trust.internal.iter().any(|net| net.contains(&ip.to_canonical())))
+}
+
+fn nth_from_right(list: &str, n: usize) -> Option<IpAddr> {
+    if list.is_empty() {
+        return None;
+    }
+    let entry = list.rsplit(',').nth(n)?.trim();
+    entry.parse().ok().or_else(|| entry.parse::<SocketAddr>().ok().map(|address| address.ip()))
+}

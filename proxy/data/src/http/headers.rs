@@ -1,0 +1,157 @@
+//! Header names, and what routes do to headers.
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use crate::{
+    model::header::{AppendAction, HeaderAdd, HeaderMutations},
+    record::{self, Record},
+    worker,
+};
+
+macro_rules! names {
+    ($($name:ident = $text:literal;)*) => {
+        $(pub const $name: HeaderName = HeaderName::from_static($text);)*
+    };
+}
+
+names! {
+    CLIENT_CERT = "x-forwarded-client-cert";
+    ENVOY_ATTEMPT_TIMEOUT = "x-envoy-expected-rq-timeout-ms";
+    ENVOY_EXTERNAL_ADDRESS = "x-envoy-external-address";
+    ENVOY_INTERNAL = "x-envoy-internal";
+    ENVOY_ORIGINAL_HOST = "x-envoy-original-host";
+    ENVOY_ORIGINAL_PATH = "x-envoy-original-path";
+    ENVOY_OVERLOADED = "x-envoy-overloaded";
+    ENVOY_TIMEOUT = "x-envoy-upstream-rq-timeout-ms";
+    ENVOY_UPSTREAM_TIME = "x-envoy-upstream-service-time";
+    FORWARDED_FOR = "x-forwarded-for";
+    FORWARDED_HOST = "x-forwarded-host";
+    FORWARDED_PROTO = "x-forwarded-proto";
+    KEEP_ALIVE = "keep-alive";
+    PROXY_CONNECTION = "proxy-connection";
+    REQUEST_ID = "x-request-id";
+    GRPC_STATUS = "grpc-status";
+    GRPC_MESSAGE = "grpc-message";
+}
+
+/// Control headers that only requests from inside may carry.
+pub const INTERNAL_ONLY: [HeaderName; 14] = [
+    HeaderName::from_static("x-envoy-retriable-status-codes"),
+    HeaderName::from_static("x-envoy-retriable-header-names"),
+    HeaderName::from_static("x-envoy-retry-on"),
+    HeaderName::from_static("x-envoy-retry-grpc-on"),
+    HeaderName::from_static("x-envoy-max-retries"),
+    HeaderName::from_static("x-envoy-upstream-alt-stat-name"),
+    HeaderName::from_static("x-envoy-hedge-on-per-try-timeout"),
+    ENVOY_TIMEOUT,
+    HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms"),
+    HeaderName::from_static("x-envoy-upstream-rq-timeout-alt-response"),
+    ENVOY_ATTEMPT_TIMEOUT,
+    HeaderName::from_static("x-envoy-force-trace"),
+    HeaderName::from_static("x-envoy-ip-tags"),
+    HeaderName::from_static("x-envoy-original-url"),
+];
+
+/// Those of them that the router acts on or ignores, and never passes on.
+pub const ROUTER_ONLY: [HeaderName; 11] = [
+    HeaderName::from_static("x-envoy-retriable-status-codes"),
+    HeaderName::from_static("x-envoy-retriable-header-names"),
+    HeaderName::from_static("x-envoy-retry-on"),
+    HeaderName::from_static("x-envoy-retry-grpc-on"),
+    HeaderName::from_static("x-envoy-max-retries"),
+    HeaderName::from_static("x-envoy-upstream-alt-stat-name"),
+    HeaderName::from_static("x-envoy-hedge-on-per-try-timeout"),
+    ENVOY_TIMEOUT,
+    HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms"),
+    HeaderName::from_static("x-envoy-upstream-rq-timeout-alt-response"),
+    ENVOY_ATTEMPT_TIMEOUT,
+];
+
+/// Headers that are also dropped where the mesh meets the outside (`use_remote_address`).
+pub const EDGE_ONLY: [HeaderName; 5] = [
+    HeaderName::from_static("x-envoy-decorator-operation"),
+    HeaderName::from_static("x-envoy-downstream-service-cluster"),
+    HeaderName::from_static("x-envoy-downstream-service-node"),
+    ENVOY_ORIGINAL_PATH,
+    ENVOY_ORIGINAL_HOST,
+];
+
+/// A fresh `x-request-id`: a UUID of version 4.
+pub fn new_request_id() -> HeaderValue {
+    let bits = u128::from(worker::random()) << 64 | u128::from(worker::random());
+    let id = uuid::Builder::from_random_bytes(bits.to_be_bytes()).into_uuid();
+    let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+    HeaderValue::from_str(id.as_hyphenated().encode_lower(&mut text)).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// Removes what belongs to one hop from a response.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    for name in [&header::CONNECTION, &KEEP_ALIVE, &PROXY_CONNECTION, &header::TRANSFER_ENCODING, &header::UPGRADE] {
+        if headers.contains_key(name) {
+            headers.remove(name);
+        }
+    }
+}
+
+/// The values that one level's additions have now, in order. They are worked out before any of them is applied, because they may quote the headers that
+/// they will be added to.
+pub fn values(mutations: &HeaderMutations, record: &Record<'_>) -> Vec<Option<HeaderValue>> {
+    let value = |add: &HeaderAdd| {
+        let mut value = String::new();
+        record::render_header(&add.value, record, &mut value);
+        (add.keep_empty || !value.is_empty()).then(|| HeaderValue::from_str(&value).ok()).flatten()
+    };
+    mutations.add.iter().map(value).collect()
+}
+
+/// Carries out one level's mutations: additions, then removals.
+pub fn mutate(headers: &mut HeaderMap, mutations: &HeaderMutations, values: Vec<Option<HeaderValue>>) {
+    for (add, value) in mutations.add.iter().zip(values) {
+        let Some(value) = value else { continue };
+        let exists = headers.contains_key(&add.name);
+        match add.append {
+            AppendAction::AppendIfExistsOrAdd => {
+                headers.append(&add.name, value);
+            }
+            AppendAction::AddIfAbsent if exists => {}
+            AppendAction::OverwriteIfExists if !exists => {}
+            AppendAction::AddIfAbsent | AppendAction::OverwriteIfExistsOrAdd | AppendAction::OverwriteIfExists => {
+                headers.insert(&add.name, value);
+            }
+        }
+    }
+    for name in &mutations.remove {
+        headers.remove(name);
+    }
+}
+
+/// All values of a header joined by `,`; empty if there is none.
+pub fn joined(headers: &HeaderMap, name: &HeaderName) -> String {
+    let mut text = String::new();
+    for value in headers.get_all(name) {
+        if !text.is_empty() {
+            text.push(',');
+        }
+        text.push_str(value.to_str().unwrap_or(""));
+    }
+    text
+}
+
+/// Appends to the last value of a header, or adds it.
+pub fn append(headers: &mut HeaderMap, name: HeaderName, value: &str, separator: &str) {
+    let old = joined(headers, &name);
+    let new = if old.is_empty() { value.to_owned() } else { format!("{old}{separator}{value}") };
+    if let Ok(new) = HeaderValue::from_str(&new) {
+        headers.insert(name, new);
+    }
+}
+
+/// HTTP/2 clients may split cookies (RFC 9113 section 8.2.3); everybody else gets them in one piece.
+pub fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(header::COOKIE).iter().nth(1).is_some() {
+        let parts: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        if let Ok(joined) = HeaderValue::from_bytes(&parts.join(&b"; "[..])) {
+            headers.insert(header::COOKIE, joined);
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! How busy an HTTP connection is, and when that ends it.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::{
+    body::{BodyError, ResponseBody},
+    guard::Refused,
+};
+use crate::{connection::Connection, model::http::HttpConnectionManager};
+
+/// While draining, a connection that is idle for this long is closed. Longer than the pause between two requests of a busy client, so that it is told by
+/// `connection: close` instead of finding the connection gone.
+pub const DRAIN_IDLE: Duration = Duration::from_millis(500);
+/// Stands for "no limit" where a timer is needed all the same.
+const LONG: Duration = Duration::from_secs(86_400);
+
+/// What a connection's tasks tell one another. All of them run on one worker: nothing here is contended.
+#[derive(Debug)]
+pub struct Life {
+    active: AtomicU32,
+    idle_since: Mutex<Instant>,
+    requests: AtomicU32,
+    /// Bytes of a response may still be on their way through hyper.
+    answering: AtomicBool,
+    /// The connection has left HTTP.
+    raw: AtomicBool,
+    refused: Mutex<Option<Refused>>,
+    is_refused: AtomicBool,
+    head_since: Mutex<Option<Instant>>,
+    used_up: Notify,
+}
+
+impl Default for Life {
+    fn default() -> Self {
+        Life {
+            active: AtomicU32::new(0),
+            idle_since: Mutex::new(Instant::now()),
+            requests: AtomicU32::new(0),
+            answering: AtomicBool::new(false),
+            raw: AtomicBool::new(false),
+            refused: Mutex::default(),
+            is_refused: AtomicBool::new(false),
+            head_since: Mutex::default(),
+            used_up: Notify::new(),
+        }
+    }
+}
+
+/// Why a connection is ended from here.
+#[derive(Clone, Copy, Debug)]
+pub enum End {
+    /// No request for the idle timeout.
+    Idle,
+    /// `max_connection_duration`
+    Old,
+    /// `max_requests_per_connection`
+    Used,
+    /// It drains.
+    Drain,
+}
+
+impl End {
+    /// Counts it.
+    pub fn count(self, manager: &HttpConnectionManager) {
+        match self {
+            End::Idle => manager.stats.downstream_cx_idle_timeout().inc(),
+            End::Old => manager.stats.downstream_cx_max_duration_reached().inc(),
+            End::Used => manager.stats.downstream_cx_max_requests_reached().inc(),
+            End::Drain => manager.stats.downstream_cx_drain_close().inc(),
+        }
+    }
+}
+
+impl Life {
+    /// Requests so far.
+    pub fn requests(&self) -> u32 {
+        self.requests.load(Relaxed)
+    }
+
+    /// The last request that the connection may carry is being answered.
+    pub fn used_up(&self) {
+        self.used_up.notify_one();
+    }
+
+    /// Waits for [`Life::used_up`].
+    pub async fn is_used_up(&self) {
+        self.used_up.notified().await;
+    }
+
+    /// The request that is coming in is refused; the first reason counts.
+    pub fn refuse(&self, why: Refused) {
+        self.refused.lock().get_or_insert(why);
+        self.is_refused.store(true, Relaxed);
+    }
+
+    /// Why the connection's last request was refused before it was one.
+    pub fn refused(&self) -> Option<Refused> {
+        self.is_refused.load(Relaxed).then(|| *self.refused.lock()).flatten()
+    }
+
+    /// Whether the connection has left HTTP.
+    pub fn is_raw(&self) -> bool {
+        self.raw.load(Relaxed)
+    }
+
+    /// Whether what hyper writes now may belong to a response of ours. If not, it is hyper's own answer to a head that it cannot parse.
+    pub fn is_answering(&self) -> bool {
+        self.answering.load(Relaxed)
+    }
+
+    /// hyper has written all it had.
+    pub fn flushed(&self) {
+        if self.active.load(Relaxed) == 0 {
+            self.answering.store(false, Relaxed);
+        }
+    }
+
+    /// Whether a head has begun and not ended.
+    pub fn head_is_under_way(&self, begun: bool) {
+        let mut since = self.head_since.lock();
+        *since = if begun { Some(since.unwrap_or_else(Instant::now)) } else { None };
+    }
+
+    /// Resolves when a head has been under way for longer than `limit`.
+    pub async fn late(&self, limit: Option<Duration>) {
+        let Some(limit) = limit else { return std::future::pending().await };
+        let mut timer = None;
+        poll_fn(|cx| {
+            let since = *self.head_since.lock();
+            let Some(since) = since.filter(|_| !self.is_refused.load(Relaxed)) else {
+                timer = None;
+                return Poll::Pending;
+            };
+            let (armed_for, timer) =
+                timer.get_or_insert_with(|| (since, Box::pin(tokio::time::sleep_until((since + limit).into()))));
+            if *armed_for != since {
+                *armed_for = since;
+                timer.as_mut().reset((since + limit).into());
+            }
+            timer.as_mut().poll(cx)
+        })
+        .await;
+    }
+
+    /// Resolves when the connection has been idle, or has lived, for too long. Re-arms itself by looking at what happened meanwhile, so that a request
+    /// costs no timer.
+    pub async fn end(&self, connection: &Connection, manager: &HttpConnectionManager) -> End {
+        let oldest = manager.timeouts.max_connection.map(|limit| connection.start + limit);
+        loop {
+            let now = Instant::now();
+            let draining = connection.drain.is_draining();
+            if draining && self.active.load(Relaxed) == 0 && now.duration_since(*self.idle_since.lock()) >= DRAIN_IDLE {
+                return End::Drain;
+            }
+            let idle = manager.timeouts.idle.map(|limit| match self.active.load(Relaxed) {
+                0 => *self.idle_since.lock() + limit,
+                _ => now + limit,
+            });
+            let next = match (idle, oldest) {
+                (_, Some(oldest)) if oldest <= now => return End::Old,
+                (Some(idle), _) if idle <= now && self.active.load(Relaxed) == 0 => return End::Idle,
+                (Some(idle), Some(oldest)) => idle.min(oldest),
+                (Some(one), None) | (None, Some(one)) => one,
+                (None, None) => now + LONG,
+            };
+            let next = if draining { next.min(now + DRAIN_IDLE) } else { next };
+            tokio::select! {
+                () = tokio::time::sleep_until(next.into()) => {}
+                () = connection.drain.draining(), if !draining => {}
+            }
+        }
+    }
+}
+
+/// A request under way, until the last of its response is in hyper's hands.
+#[derive(Debug)]
+pub struct Active(Arc<Life>);
+
+impl Active {
+    /// Counts it.
+    pub fn new(life: Arc<Life>) -> Self {
+        life.active.fetch_add(1, Relaxed);
+        life.requests.fetch_add(1, Relaxed);
+        life.answering.store(true, Relaxed);
+        Active(life)
+    }
+
+    /// What follows the response is not HTTP.
+    pub fn leaves_http(&self) {
+        self.0.raw.store(true, Relaxed);
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        if self.0.active.fetch_sub(1, Relaxed) == 1 {
+            *self.0.idle_since.lock() = Instant::now();
+        }
+    }
+}
+
+/// A response's body that keeps its request active.
+#[derive(Debug)]
+pub struct Answered {
+    body: ResponseBody,
+    _active: Active,
+}
+
+impl Answered {
+    /// Joins them.
+    pub fn new(body: ResponseBody, active: Active) -> Self {
+        Answered { body, _active: active }
+    }
+}
+
+impl Body for Answered {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

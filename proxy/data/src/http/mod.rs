@@ -1,0 +1,18 @@
+//! HTTP: from a connection's bytes to requests, and from requests to upstreams.
+
+pub mod body;
+pub mod connection;
+pub mod exchange;
+mod failure;
+mod forward;
+mod guard;
+mod head;
+mod headers;
+mod life;
+mod limits;
+mod local_reply;
+mod path;
+pub mod request;
+pub mod route;
+mod upgrade;
+mod wire;

@@ -1,0 +1,235 @@
+//! The bytes of a downstream HTTP connection: counted, and for HTTP/1 guarded on their way to hyper.
+//!
+//! hyper ends a head that it cannot parse with an answer of its own. Here that answer is replaced by Envoy's, and a head that only the [`Guard`] refuses is
+//! cut off with a byte that no head may hold, so that hyper refuses it too: there is one way out for both.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Sleep,
+};
+
+use super::{
+    guard::{Guard, Refused},
+    life::Life,
+};
+use crate::{
+    io::DownstreamIo,
+    model::http::{HttpConnectionManager, ServerHeader},
+    stats::HttpStats,
+    worker,
+};
+
+/// How long a peer that may still be sending is read after the last answer: a close with unread bytes becomes a reset, which may overtake the answer.
+/// Source: Envoy `delayed_close_timeout`, default 1 s.
+const LINGER: Duration = Duration::from_secs(1);
+/// Ends a head: it is allowed neither in a request line nor in a header.
+const POISON: &[u8] = b"\0";
+
+/// A downstream connection whose first bytes were read to find its protocol, and whose bytes are counted.
+#[derive(Debug)]
+pub struct Wire {
+    io: DownstreamIo,
+    seen: Vec<u8>,
+    at: usize,
+    stats: HttpStats,
+    http1: Option<Box<Http1>>,
+}
+
+#[derive(Debug)]
+struct Http1 {
+    guard: Guard,
+    life: Arc<Life>,
+    manager: Arc<HttpConnectionManager>,
+    /// The answer to a refused head, and how much of it is written.
+    answer: Option<(Vec<u8>, usize)>,
+    linger: Option<Pin<Box<Sleep>>>,
+    shut: bool,
+}
+
+impl Wire {
+    /// `seen` was read already.
+    pub fn new(io: DownstreamIo, seen: Vec<u8>, stats: HttpStats) -> Self {
+        Wire { io, seen, at: 0, stats, http1: None }
+    }
+
+    /// Turns the guard on.
+    pub fn speak_http1(&mut self, manager: &Arc<HttpConnectionManager>, life: &Arc<Life>) {
+        let guard = Guard::new(manager.max_request_headers, manager.http1.accept_http_10);
+        self.http1 = Some(Box::new(Http1 {
+            guard,
+            life: life.clone(),
+            manager: manager.clone(),
+            answer: None,
+            linger: None,
+            shut: false,
+        }));
+    }
+
+    /// The HTTP/1 state if hyper is writing an answer of its own.
+    fn refusing(&mut self) -> Option<&mut Http1> {
+        self.http1.as_deref_mut().filter(|http1| !http1.life.is_answering() && !http1.life.is_raw())
+    }
+
+    fn count_written(&self, n: usize) {
+        self.stats.downstream_cx_tx_bytes_total().add(n as u64);
+    }
+
+    /// Writes our answer in the place of hyper's, which begins with `hypers` and is `length` long.
+    fn poll_answer(&mut self, cx: &mut Context<'_>, hypers: &[u8], length: usize) -> Poll<io::Result<usize>> {
+        loop {
+            let Some(http1) = self.http1.as_deref_mut() else { return Poll::Ready(Ok(length)) };
+            let (answer, written) = http1.answer.get_or_insert_with(|| {
+                http1.life.refuse(match hypers.get(9..12) {
+                    Some(b"431" | b"414") => Refused::TooLarge,
+                    _ => Refused::Malformed,
+                });
+                (answer(http1.life.refused().unwrap_or(Refused::Malformed), &http1.manager), 0)
+            });
+            let rest = answer.get(*written..).unwrap_or_default();
+            if rest.is_empty() {
+                return Poll::Ready(Ok(length));
+            }
+            let n = ready!(Pin::new(&mut self.io).poll_write(cx, rest))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            *written += n;
+            self.count_written(n);
+        }
+    }
+}
+
+/// Envoy's local reply to a head that is none.
+fn answer(refused: Refused, manager: &HttpConnectionManager) -> Vec<u8> {
+    let (status, body) = (refused.status(), refused.body());
+    let mut text =
+        format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default()).into_bytes();
+    let mut field = |name: &str, value: &[u8]| {
+        text.extend_from_slice(name.as_bytes());
+        text.extend_from_slice(b": ");
+        text.extend_from_slice(value);
+        text.extend_from_slice(b"\r\n");
+    };
+    field("content-length", body.len().to_string().as_bytes());
+    if !body.is_empty() {
+        field("content-type", b"text/plain");
+    }
+    field("date", worker::date().as_bytes());
+    match manager.server_header {
+        ServerHeader::Overwrite | ServerHeader::AppendIfAbsent => field("server", manager.server_name.as_bytes()),
+        ServerHeader::PassThrough => {}
+    }
+    field("connection", b"close");
+    text.extend_from_slice(b"\r\n");
+    text.extend_from_slice(body.as_bytes());
+    text
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Some(http1) = &this.http1
+            && http1.life.refused().is_some()
+        {
+            buf.put_slice(POISON.get(..buf.remaining()).unwrap_or(POISON));
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        if let Some(rest) = this.seen.get(this.at..).filter(|rest| !rest.is_empty()) {
+            let n = rest.len().min(buf.remaining());
+            buf.put_slice(&rest[..n]);
+            this.at += n;
+        } else {
+            ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        }
+        let new = buf.filled().get(before..).unwrap_or_default();
+        this.stats.downstream_cx_rx_bytes_total().add(new.len() as u64);
+        let Some(http1) = this.http1.as_deref_mut().filter(|http1| !http1.life.is_raw()) else {
+            return Poll::Ready(Ok(()));
+        };
+        let inspected = http1.guard.inspect(new);
+        if http1.manager.timeouts.request_headers.is_some() {
+            http1.life.head_is_under_way(http1.guard.in_head());
+        }
+        if let Err((sound, why)) = inspected {
+            http1.life.refuse(why);
+            // At least one byte was not sound, so there is room for this one.
+            buf.set_filled(before + sound);
+            buf.put_slice(POISON);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.refusing().is_some() {
+            return this.poll_answer(cx, buf, buf.len());
+        }
+        let n = ready!(Pin::new(&mut this.io).poll_write(cx, buf))?;
+        this.count_written(n);
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.refusing().is_some() {
+            let first = bufs.first().map_or(&[][..], |first| &**first);
+            return this.poll_answer(cx, first, bufs.iter().map(|buf| buf.len()).sum());
+        }
+        let n = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?;
+        this.count_written(n);
+        Poll::Ready(Ok(n))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Some(http1) = &this.http1 {
+            http1.life.flushed();
+        }
+        Pin::new(&mut this.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let Some(http1) = this.http1.as_deref_mut().filter(|http1| !http1.life.is_raw()) else {
+            return Pin::new(&mut this.io).poll_shutdown(cx);
+        };
+        if !http1.shut {
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+            http1.shut = true;
+        }
+        if http1.life.refused().is_none() && http1.guard.is_between_requests() {
+            return Poll::Ready(Ok(()));
+        }
+        let linger = http1.linger.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
+        if linger.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut waste = [0; 4096];
+        loop {
+            let mut buf = ReadBuf::new(&mut waste);
+            match ready!(Pin::new(&mut this.io).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => {}
+                _ => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}

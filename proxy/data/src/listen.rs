@@ -1,0 +1,308 @@
+//! Binding and accepting.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use socket2::{Domain, Protocol, SockAddr, Type};
+use tokio::net::{TcpListener, UnixListener};
+
+use crate::{
+    connection,
+    io::Socket,
+    model::{
+        ListenerId,
+        listener::{BindAddress, Listener},
+    },
+    stats::ServerStats,
+    upstream::connect::errno_text,
+    worker,
+};
+
+/// Envoy's default is the kernel's `somaxconn`; the kernel cuts this down to it.
+const DEFAULT_BACKLOG: i32 = i32::MAX;
+
+/// The bound sockets of a listener, ready for [`crate::worker::Workers::listen`].
+#[derive(Debug)]
+pub struct BoundListener {
+    /// Whose they are.
+    pub id: ListenerId,
+    /// Actual addresses, port 0 resolved, in the order of [`Listener::addresses`]. `None` for Unix sockets.
+    pub addresses: Vec<Option<SocketAddr>>,
+    /// By worker.
+    pub(crate) per_worker: Vec<Vec<Bound>>,
+}
+
+/// One socket that listens.
+#[derive(Debug)]
+pub(crate) enum Bound {
+    Tcp(std::net::TcpListener),
+    Unix(std::os::unix::net::UnixListener),
+}
+
+/// An address that cannot be bound.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot bind '{address}': {}", errno_text(source))]
+pub struct BindError {
+    /// Which.
+    pub address: String,
+    /// What the kernel says.
+    pub source: io::Error,
+}
+
+/// Binds all addresses of a listener and listens on them, for so many workers. A virtual listener (`bind_to_port: false`) gives no sockets.
+pub fn bind(listener: &Listener, workers: usize) -> Result<BoundListener, BindError> {
+    let workers = workers.max(1);
+    let mut bound = BoundListener {
+        id: listener.id,
+        addresses: Vec::new(),
+        per_worker: (0..workers).map(|_| Vec::new()).collect(),
+    };
+    if !listener.bind_to_port {
+        return Ok(bound);
+    }
+    for address in &listener.addresses {
+        match address {
+            BindAddress::Ip { address, ipv4_compat } => {
+                let fail = |source| BindError { address: address.to_string(), source };
+                let first = bind_tcp(listener, *address, *ipv4_compat).map_err(fail)?;
+                let actual = first.local_addr().map_err(fail)?;
+                bound.addresses.push(Some(actual));
+                let mut sockets = vec![first];
+                while sockets.len() < workers {
+                    let next = if listener.reuse_port {
+                        bind_tcp(listener, actual, *ipv4_compat)
+                    } else {
+                        sockets[0].try_clone()
+                    };
+                    sockets.push(next.map_err(fail)?);
+                }
+                for (worker, socket) in bound.per_worker.iter_mut().zip(sockets) {
+                    worker.push(Bound::Tcp(socket));
+                }
+            }
+            BindAddress::Unix { path, mode } => {
+                let fail = |source| BindError { address: path.display().to_string(), source };
+                let first = bind_unix(listener, path, *mode).map_err(fail)?;
+                bound.addresses.push(None);
+                for worker in &mut bound.per_worker {
+                    worker.push(Bound::Unix(first.try_clone().map_err(fail)?));
+                }
+            }
+        }
+    }
+    Ok(bound)
+}
+
+fn bind_tcp(listener: &Listener, address: SocketAddr, ipv4_compat: bool) -> io::Result<std::net::TcpListener> {
+    let domain = Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if listener.reuse_port {
+        socket.set_reuse_port(true)?;
+    }
+    if domain == Domain::IPV6 {
+        socket.set_only_v6(!ipv4_compat)?;
+        if listener.freebind {
+            socket.set_freebind_v6(true)?;
+        }
+    } else if listener.freebind {
+        socket.set_freebind_v4(true)?;
+    }
+    if listener.transparent {
+        if domain == Domain::IPV6 { set_transparent_v6(&socket)? } else { socket.set_ip_transparent_v4(true)? }
+    }
+    socket.bind(&address.into())?;
+    socket.listen(backlog(listener))?;
+    Ok(socket.into())
+}
+
+/// `IPV6_TRANSPARENT` is the same switch as `IP_TRANSPARENT` inside the kernel, which lets it be set through either level on a v6 socket.
+fn set_transparent_v6(socket: &socket2::Socket) -> io::Result<()> {
+    socket.set_ip_transparent_v4(true)
+}
+
+fn bind_unix(listener: &Listener, path: &Path, mode: Option<u32>) -> io::Result<std::os::unix::net::UnixListener> {
+    let text = path.as_os_str().as_encoded_bytes();
+    let address = match text.strip_prefix(b"@") {
+        // An abstract address begins with a NUL byte and leaves nothing in the file system.
+        Some(name) => SockAddr::unix(format!("\0{}", String::from_utf8_lossy(name)))?,
+        None => {
+            remove_stale(path)?;
+            SockAddr::unix(path)?
+        }
+    };
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    socket.bind(&address)?;
+    if let (Some(mode), false) = (mode, text.starts_with(b"@")) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    }
+    socket.listen(backlog(listener))?;
+    Ok(socket.into())
+}
+
+/// Removes what a process that died left behind: a socket file that nobody answers on. Anything else stays, and the bind fails.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => match std::os::unix::net::UnixStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+            _ => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
+
+fn backlog(listener: &Listener) -> i32 {
+    listener.backlog.map_or(DEFAULT_BACKLOG, |backlog| i32::try_from(backlog).unwrap_or(i32::MAX))
+}
+
+/// What to do after `accept(2)` failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AcceptFailure {
+    /// The one connection is lost; the next may be fine.
+    Connection,
+    /// The process or the host is out of something: wait before the next try, or this loop would spin.
+    Exhausted,
+    /// The socket is not usable.
+    Fatal,
+}
+
+/// Source: accept(2), "Error handling": network errors of the new socket are passed on and should be treated like `EAGAIN`.
+fn sort_failure(errno: Option<i32>) -> AcceptFailure {
+    const ENOMEM: i32 = 12;
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    const ENOBUFS: i32 = 105;
+    const EBADF: i32 = 9;
+    const EFAULT: i32 = 14;
+    const EINVAL: i32 = 22;
+    const ENOTSOCK: i32 = 88;
+    const EOPNOTSUPP: i32 = 95;
+    match errno {
+        Some(ENOMEM | ENFILE | EMFILE | ENOBUFS) => AcceptFailure::Exhausted,
+        Some(EBADF | EFAULT | EINVAL | ENOTSOCK | EOPNOTSUPP) => AcceptFailure::Fatal,
+        _ => AcceptFailure::Connection,
+    }
+}
+
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// A shortage is logged once per this time.
+const LOG_PERIOD: Duration = Duration::from_secs(10);
+
+/// How long to wait for what is short, and whether to say so.
+#[derive(Debug, Default)]
+struct BackOff {
+    pause: Option<Duration>,
+    logged: Option<Instant>,
+}
+
+impl BackOff {
+    /// The next pause, twice the one before.
+    fn failed(&mut self, now: Instant) -> (Duration, bool) {
+        let pause = self.pause.map_or(FIRST_PAUSE, |pause| (pause * 2).min(LONGEST_PAUSE));
+        self.pause = Some(pause);
+        let log = self.logged.is_none_or(|last| now.duration_since(last) >= LOG_PERIOD);
+        if log {
+            self.logged = Some(now);
+        }
+        (pause, log)
+    }
+
+    fn succeeded(&mut self) {
+        self.pause = None;
+    }
+}
+
+/// Accepts from one socket, on one worker.
+#[derive(Debug)]
+pub(crate) struct Acceptor {
+    id: ListenerId,
+    socket: Accepting,
+    server: ServerStats,
+}
+
+#[derive(Debug)]
+enum Accepting {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Acceptor {
+    /// To be called in the worker's runtime.
+    pub(crate) fn new(id: ListenerId, bound: Bound, server: ServerStats) -> io::Result<Self> {
+        let socket = match bound {
+            Bound::Tcp(tcp) => Accepting::Tcp(TcpListener::from_std(tcp)?),
+            Bound::Unix(unix) => {
+                unix.set_nonblocking(true)?;
+                Accepting::Unix(UnixListener::from_std(unix)?)
+            }
+        };
+        Ok(Acceptor { id, socket, server })
+    }
+
+    /// Accepts until the task is aborted. Takes all that waits before it goes back to the event loop, as far as the runtime's budget per turn allows.
+    pub(crate) async fn run(self) {
+        let mut back_off = BackOff::default();
+        loop {
+            match self.accept().await {
+                Ok(socket) => {
+                    back_off.succeeded();
+                    let server = self.server.clone();
+                    tokio::spawn(connection::serve(socket, self.id, PanicCount(server)));
+                }
+                Err(error) => match sort_failure(error.raw_os_error()) {
+                    AcceptFailure::Connection => {
+                        tracing::debug!(listener = self.id.0, %error, "connection lost before it was accepted")
+                    }
+                    AcceptFailure::Exhausted => {
+                        let (pause, log) = back_off.failed(Instant::now());
+                        if let Some(listener) = worker::snapshot().listener(self.id) {
+                            listener.stats.downstream_cx_overload_reject().inc();
+                            if log {
+                                tracing::error!(listener = %listener.name, %error, "cannot accept; raise the limit of open files or lower the load");
+                            }
+                        }
+                        tokio::time::sleep(pause).await;
+                    }
+                    AcceptFailure::Fatal => {
+                        tracing::error!(listener = self.id.0, %error, "listening socket failed; no more connections are accepted on it");
+                        return;
+                    }
+                },
+            }
+        }
+    }
+
+    async fn accept(&self) -> io::Result<Socket> {
+        match &self.socket {
+            Accepting::Tcp(tcp) => {
+                let (stream, _) = tcp.accept().await?;
+                // A peer that is gone already must not count against the listener.
+                let _ = stream.set_nodelay(true);
+                Ok(Socket::Tcp(stream))
+            }
+            Accepting::Unix(unix) => Ok(Socket::Unix(unix.accept().await?.0)),
+        }
+    }
+}
+
+/// Counts `server.worker_panic` if its task panics; the runtime ends that task alone.
+#[derive(Debug)]
+pub(crate) struct PanicCount(pub(crate) ServerStats);
+
+impl Drop for PanicCount {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.worker_panic().inc();
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "listen_tests.rs"]
+mod tests;

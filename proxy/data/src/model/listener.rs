@@ -1,0 +1,158 @@
+//! Listeners and filter chains.
+//!
+//! Source: Envoy `config.listener.v3.Listener` and `FilterChain`.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+
+use super::{
+    ChainId, ListenerId, access_log::AccessLog, chain_match::ChainTable, http::HttpConnectionManager, rbac::Rbac,
+    route::ClusterChoice, tls::ServerTls,
+};
+use crate::{
+    denial::Denials,
+    stats::{ListenerStats, TcpStats},
+};
+
+/// One listener, bound or virtual.
+#[derive(Debug)]
+pub struct Listener {
+    /// Position in the snapshot.
+    pub id: ListenerId,
+    /// Resource name.
+    pub name: Arc<str>,
+    /// Addresses to bind; the first is the primary one, the rest are `additional_addresses`. Port 0 asks the kernel for a port.
+    pub addresses: Vec<BindAddress>,
+    /// `false`: a virtual listener, reached only by original destination from another one.
+    pub bind_to_port: bool,
+    /// `true`: one `SO_REUSEPORT` socket per worker; `false`: all workers accept from one socket.
+    pub reuse_port: bool,
+    /// Listen backlog; Envoy's default is the kernel's `somaxconn`.
+    pub backlog: Option<u32>,
+    /// Bind to addresses that the host does not have (`IP_FREEBIND`).
+    pub freebind: bool,
+    /// `IP_TRANSPARENT`.
+    pub transparent: bool,
+    /// For statistics, tracing and `/drain_listeners?inboundonly`.
+    pub direction: TrafficDirection,
+    /// Restore the original destination and hand the connection to the listener that owns it.
+    pub use_original_dst: bool,
+    /// What to look at before a chain is chosen.
+    pub inspect: Inspect,
+    /// Bound on the time that `inspect` may take; Envoy's default 15 s. `None` waits without limit.
+    pub inspect_timeout: Option<Duration>,
+    /// On expiry of `inspect_timeout`: go on with what is known instead of closing.
+    pub continue_on_inspect_timeout: bool,
+    /// Chains and how one is chosen.
+    pub chains: ChainTable,
+    /// Soft limit on bytes buffered per connection; Envoy's default 1 MiB.
+    pub buffer_limit: u32,
+    /// Logs of connections, written when one ends.
+    pub access_log: Vec<AccessLog>,
+    /// `listener.<address or stat_prefix>.*`
+    pub stats: ListenerStats,
+}
+
+/// Where a listener binds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum BindAddress {
+    /// TCP.
+    Ip {
+        /// Address and port.
+        address: SocketAddr,
+        /// For `[::]`: also accept IPv4 (`ipv4_compat`). Envoy's default is off.
+        ipv4_compat: bool,
+    },
+    /// Unix stream socket; a path that starts with `@` is abstract. A stale file is removed first.
+    Unix {
+        /// File name.
+        path: PathBuf,
+        /// File mode, where the configuration sets one.
+        mode: Option<u32>,
+    },
+}
+
+/// Envoy `core.v3.TrafficDirection`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrafficDirection {
+    /// Not said.
+    Unspecified,
+    /// Towards the local workload.
+    Inbound,
+    /// From the local workload.
+    Outbound,
+}
+
+/// Listener filters, as what they find out.
+#[derive(Clone, Debug, Default)]
+pub struct Inspect {
+    /// `original_dst`: restore the destination without handing over.
+    pub original_dst: bool,
+    /// `tls_inspector`: transport protocol, SNI, ALPN from the ClientHello.
+    pub tls: bool,
+    /// `http_inspector`: application protocol from the first bytes of plain text.
+    pub http: bool,
+}
+
+/// What happens to a connection once its chain is chosen.
+#[derive(Debug)]
+pub struct FilterChain {
+    /// Position in the listener; survives updates of the chain's content.
+    pub id: ChainId,
+    /// Name as configured, may be empty.
+    pub name: Arc<str>,
+    /// TLS to terminate; `None` is plain text (or TLS passed through).
+    pub tls: Option<Arc<ServerTls>>,
+    /// Bound on the TLS handshake. Envoy's default: none.
+    pub handshake_timeout: Option<Duration>,
+    /// Filters before the last, in configured order.
+    pub filters: Vec<NetworkFilter>,
+    /// The last filter, which serves the connection.
+    pub terminal: Terminal,
+    /// Hash of all that the peer had to prove (TLS context without the secret's bytes). A live connection whose chain has another value now drains.
+    pub demands: u64,
+    /// Explains refusals of the chain's permission checks, where the control plane says what stands behind them.
+    pub denials: Option<Denials>,
+}
+
+/// A network filter that decides about, but does not serve, a connection.
+#[derive(Debug)]
+pub enum NetworkFilter {
+    /// Envoy `filters.network.rbac.v3.RBAC`: decided on the first bytes, and again on every change of the rules.
+    Rbac(Arc<Rbac>),
+}
+
+/// The filter that serves the connection.
+#[derive(Debug)]
+pub enum Terminal {
+    /// Envoy `http_connection_manager`.
+    Http(Arc<HttpConnectionManager>),
+    /// Envoy `tcp_proxy`.
+    Tcp(Arc<TcpProxy>),
+    /// Envoy network `direct_response`: send these bytes and close.
+    DirectResponse(Bytes),
+    /// Envoy `echo`.
+    Echo,
+    /// A chain without filters: the connection is closed at once.
+    Close,
+}
+
+/// Envoy `filters.network.tcp_proxy.v3.TcpProxy`.
+#[derive(Debug)]
+pub struct TcpProxy {
+    /// `tcp.<stat_prefix>.*`
+    pub stats: TcpStats,
+    /// Destination, chosen once per connection.
+    pub clusters: ClusterChoice,
+    /// No bytes in either direction for this long closes the connection; Envoy's default 1 h.
+    pub idle_timeout: Option<Duration>,
+    /// Bound on the life of the connection. Envoy's default: none.
+    pub max_duration: Option<Duration>,
+    /// Tries to connect, at least 1.
+    pub max_connect_attempts: u32,
+    /// Written when the connection ends.
+    pub access_log: Vec<AccessLog>,
+    /// Also write a log line once the upstream is connected.
+    pub log_on_connected: bool,
+}

@@ -1,0 +1,404 @@
+//! The groups of statistics and Envoy's names in them.
+//!
+//! Source: Envoy documentation, "Statistics" of listeners, HTTP connection manager, TCP proxy, RBAC, TLS, cluster manager, server.
+
+use std::sync::Arc;
+
+use super::{Counter, Def, Gauge, Group, Histogram, Kind, Level, Origin, Registry, Scope, offset};
+
+macro_rules! handle {
+    (counter) => { Counter<'_> };
+    (gauge) => { Gauge<'_> };
+    (level) => { Level<'_> };
+    (histogram) => { Histogram<'_> };
+}
+
+macro_rules! kind {
+    (counter) => {
+        Kind::Counter
+    };
+    (gauge) => {
+        Kind::Gauge
+    };
+    (level) => {
+        Kind::Level
+    };
+    (histogram) => {
+        Kind::Histogram
+    };
+}
+
+macro_rules! make {
+    (counter, $group:expr, $at:expr) => {
+        Counter($group, $at)
+    };
+    (gauge, $group:expr, $at:expr) => {
+        Gauge($group, $at)
+    };
+    (level, $group:expr, $at:expr) => {
+        Level($group, $at)
+    };
+    (histogram, $group:expr, $at:expr) => {
+        Histogram($group, $at)
+    };
+}
+
+macro_rules! stat_group {
+    ($(#[$doc:meta])* $name:ident { $($kind:ident $stat:ident = $text:literal),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug)]
+        pub struct $name(Arc<Group>);
+
+        impl $name {
+            /// Names and kinds, in the order of the cells.
+            pub const DEFS: &'static [Def] = &[$(Def { name: $text, kind: kind!($kind) }),*];
+
+            /// The cells of this scope in `registry`.
+            pub fn new(registry: &Registry, scope: Scope) -> Self {
+                Self(registry.group(scope, Self::DEFS))
+            }
+
+            /// The group behind the handles.
+            pub fn group(&self) -> &Arc<Group> {
+                &self.0
+            }
+
+            stat_group!(@accessors ($name::DEFS) 0; $($kind $stat = $text,)*);
+        }
+    };
+    (@accessors ($defs:expr) $index:expr; $kind:ident $stat:ident = $text:literal, $($rest:tt)*) => {
+        #[doc = concat!("`", $text, "`")]
+        pub fn $stat(&self) -> handle!($kind) {
+            const AT: usize = offset($defs, $index);
+            make!($kind, &self.0, AT)
+        }
+        stat_group!(@accessors ($defs) $index + 1; $($rest)*);
+    };
+    (@accessors ($defs:expr) $index:expr;) => {};
+}
+
+stat_group!(
+    /// `listener.<address or stat_prefix>.`
+    ListenerStats {
+        counter downstream_cx_total = "downstream_cx_total",
+        gauge downstream_cx_active = "downstream_cx_active",
+        counter downstream_cx_destroy = "downstream_cx_destroy",
+        histogram downstream_cx_length_ms = "downstream_cx_length_ms",
+        counter downstream_cx_overflow = "downstream_cx_overflow",
+        counter downstream_cx_overload_reject = "downstream_cx_overload_reject",
+        counter downstream_cx_transport_socket_connect_timeout = "downstream_cx_transport_socket_connect_timeout",
+        counter downstream_global_cx_overflow = "downstream_global_cx_overflow",
+        gauge downstream_pre_cx_active = "downstream_pre_cx_active",
+        counter downstream_pre_cx_timeout = "downstream_pre_cx_timeout",
+        counter downstream_listener_filter_error = "downstream_listener_filter_error",
+        counter downstream_listener_filter_remote_close = "downstream_listener_filter_remote_close",
+        counter no_filter_chain_match = "no_filter_chain_match",
+    }
+);
+
+stat_group!(
+    /// `listener.<..>.ssl.` and `cluster.<..>.ssl.`
+    SslStats {
+        counter handshake = "handshake",
+        counter connection_error = "connection_error",
+        counter session_reused = "session_reused",
+        counter no_certificate = "no_certificate",
+        counter fail_verify_no_cert = "fail_verify_no_cert",
+        counter fail_verify_error = "fail_verify_error",
+        counter fail_verify_san = "fail_verify_san",
+        counter fail_verify_cert_hash = "fail_verify_cert_hash",
+        counter context_not_ready = "context_not_ready",
+        counter context_update_by_sds = "context_update_by_sds",
+        level expiration_unix_time_seconds = "certificate_expiration_unix_time_seconds",
+    }
+);
+
+stat_group!(
+    /// `http.<stat_prefix>.`
+    HttpStats {
+        counter downstream_cx_total = "downstream_cx_total",
+        gauge downstream_cx_active = "downstream_cx_active",
+        counter downstream_cx_http1_total = "downstream_cx_http1_total",
+        gauge downstream_cx_http1_active = "downstream_cx_http1_active",
+        counter downstream_cx_http2_total = "downstream_cx_http2_total",
+        gauge downstream_cx_http2_active = "downstream_cx_http2_active",
+        counter downstream_cx_ssl_total = "downstream_cx_ssl_total",
+        gauge downstream_cx_ssl_active = "downstream_cx_ssl_active",
+        counter downstream_cx_upgrades_total = "downstream_cx_upgrades_total",
+        gauge downstream_cx_upgrades_active = "downstream_cx_upgrades_active",
+        counter downstream_cx_destroy = "downstream_cx_destroy",
+        counter downstream_cx_destroy_remote = "downstream_cx_destroy_remote",
+        counter downstream_cx_destroy_local = "downstream_cx_destroy_local",
+        counter downstream_cx_destroy_active_rq = "downstream_cx_destroy_active_rq",
+        counter downstream_cx_destroy_local_active_rq = "downstream_cx_destroy_local_active_rq",
+        counter downstream_cx_destroy_remote_active_rq = "downstream_cx_destroy_remote_active_rq",
+        counter downstream_cx_protocol_error = "downstream_cx_protocol_error",
+        counter downstream_cx_idle_timeout = "downstream_cx_idle_timeout",
+        counter downstream_cx_max_duration_reached = "downstream_cx_max_duration_reached",
+        counter downstream_cx_max_requests_reached = "downstream_cx_max_requests_reached",
+        counter downstream_cx_drain_close = "downstream_cx_drain_close",
+        counter downstream_cx_delayed_close_timeout = "downstream_cx_delayed_close_timeout",
+        histogram downstream_cx_length_ms = "downstream_cx_length_ms",
+        counter downstream_cx_rx_bytes_total = "downstream_cx_rx_bytes_total",
+        gauge downstream_cx_rx_bytes_buffered = "downstream_cx_rx_bytes_buffered",
+        counter downstream_cx_tx_bytes_total = "downstream_cx_tx_bytes_total",
+        gauge downstream_cx_tx_bytes_buffered = "downstream_cx_tx_bytes_buffered",
+        counter downstream_rq_total = "downstream_rq_total",
+        gauge downstream_rq_active = "downstream_rq_active",
+        counter downstream_rq_http1_total = "downstream_rq_http1_total",
+        counter downstream_rq_http2_total = "downstream_rq_http2_total",
+        counter downstream_rq_completed = "downstream_rq_completed",
+        counter downstream_rq_1xx = "downstream_rq_1xx",
+        counter downstream_rq_2xx = "downstream_rq_2xx",
+        counter downstream_rq_3xx = "downstream_rq_3xx",
+        counter downstream_rq_4xx = "downstream_rq_4xx",
+        counter downstream_rq_5xx = "downstream_rq_5xx",
+        histogram downstream_rq_time = "downstream_rq_time",
+        counter downstream_rq_idle_timeout = "downstream_rq_idle_timeout",
+        counter downstream_rq_timeout = "downstream_rq_timeout",
+        counter downstream_rq_header_timeout = "downstream_rq_header_timeout",
+        counter downstream_rq_max_duration_reached = "downstream_rq_max_duration_reached",
+        counter downstream_rq_too_large = "downstream_rq_too_large",
+        counter downstream_rq_non_relative_path = "downstream_rq_non_relative_path",
+        counter downstream_rq_failed_path_normalization = "downstream_rq_failed_path_normalization",
+        counter downstream_rq_redirected_with_normalized_path = "downstream_rq_redirected_with_normalized_path",
+        counter downstream_rq_rejected_via_ip_detection = "downstream_rq_rejected_via_ip_detection",
+        counter downstream_rq_response_before_rq_complete = "downstream_rq_response_before_rq_complete",
+        counter downstream_rq_rx_reset = "downstream_rq_rx_reset",
+        counter downstream_rq_tx_reset = "downstream_rq_tx_reset",
+        counter downstream_rq_ws_on_non_ws_route = "downstream_rq_ws_on_non_ws_route",
+        counter downstream_flow_control_paused_reading_total = "downstream_flow_control_paused_reading_total",
+        counter downstream_flow_control_resumed_reading_total = "downstream_flow_control_resumed_reading_total",
+        counter no_route = "no_route",
+        counter no_cluster = "no_cluster",
+        counter rq_direct_response = "rq_direct_response",
+        counter rq_redirect = "rq_redirect",
+        counter rq_reset_after_downstream_response_started = "rq_reset_after_downstream_response_started",
+        counter rq_retry_skipped_request_not_complete = "rq_retry_skipped_request_not_complete",
+        counter rq_total = "rq_total",
+    }
+);
+
+stat_group!(
+    /// `tcp.<stat_prefix>.`
+    TcpStats {
+        counter downstream_cx_total = "downstream_cx_total",
+        counter downstream_cx_no_route = "downstream_cx_no_route",
+        counter downstream_cx_tx_bytes_total = "downstream_cx_tx_bytes_total",
+        gauge downstream_cx_tx_bytes_buffered = "downstream_cx_tx_bytes_buffered",
+        counter downstream_cx_rx_bytes_total = "downstream_cx_rx_bytes_total",
+        gauge downstream_cx_rx_bytes_buffered = "downstream_cx_rx_bytes_buffered",
+        counter downstream_flow_control_paused_reading_total = "downstream_flow_control_paused_reading_total",
+        counter downstream_flow_control_resumed_reading_total = "downstream_flow_control_resumed_reading_total",
+        counter early_data_received_count_total = "early_data_received_count_total",
+        counter idle_timeout = "idle_timeout",
+        counter max_downstream_connection_duration = "max_downstream_connection_duration",
+        counter upstream_flush_total = "upstream_flush_total",
+        gauge upstream_flush_active = "upstream_flush_active",
+    }
+);
+
+stat_group!(
+    /// `<stat_prefix>rbac.`
+    RbacStats {
+        counter allowed = "allowed",
+        counter denied = "denied",
+        counter shadow_allowed = "shadow_allowed",
+        counter shadow_denied = "shadow_denied",
+        counter logged = "logged",
+        counter not_logged = "not_logged",
+    }
+);
+
+stat_group!(
+    /// `cluster.<name or alt_stat_name>.`
+    ClusterStats {
+        counter upstream_cx_total = "upstream_cx_total",
+        gauge upstream_cx_active = "upstream_cx_active",
+        counter upstream_cx_http1_total = "upstream_cx_http1_total",
+        counter upstream_cx_http2_total = "upstream_cx_http2_total",
+        counter upstream_cx_connect_fail = "upstream_cx_connect_fail",
+        counter upstream_cx_connect_timeout = "upstream_cx_connect_timeout",
+        counter upstream_cx_connect_attempts_exceeded = "upstream_cx_connect_attempts_exceeded",
+        counter upstream_cx_idle_timeout = "upstream_cx_idle_timeout",
+        counter upstream_cx_max_duration_reached = "upstream_cx_max_duration_reached",
+        counter upstream_cx_overflow = "upstream_cx_overflow",
+        counter upstream_cx_pool_overflow = "upstream_cx_pool_overflow",
+        counter upstream_cx_protocol_error = "upstream_cx_protocol_error",
+        counter upstream_cx_max_requests = "upstream_cx_max_requests",
+        counter upstream_cx_none_healthy = "upstream_cx_none_healthy",
+        counter upstream_cx_close_notify = "upstream_cx_close_notify",
+        counter upstream_cx_destroy = "upstream_cx_destroy",
+        counter upstream_cx_destroy_local = "upstream_cx_destroy_local",
+        counter upstream_cx_destroy_remote = "upstream_cx_destroy_remote",
+        counter upstream_cx_destroy_with_active_rq = "upstream_cx_destroy_with_active_rq",
+        counter upstream_cx_destroy_local_with_active_rq = "upstream_cx_destroy_local_with_active_rq",
+        counter upstream_cx_destroy_remote_with_active_rq = "upstream_cx_destroy_remote_with_active_rq",
+        histogram upstream_cx_connect_ms = "upstream_cx_connect_ms",
+        histogram upstream_cx_length_ms = "upstream_cx_length_ms",
+        counter upstream_cx_rx_bytes_total = "upstream_cx_rx_bytes_total",
+        gauge upstream_cx_rx_bytes_buffered = "upstream_cx_rx_bytes_buffered",
+        counter upstream_cx_tx_bytes_total = "upstream_cx_tx_bytes_total",
+        gauge upstream_cx_tx_bytes_buffered = "upstream_cx_tx_bytes_buffered",
+        counter upstream_rq_total = "upstream_rq_total",
+        gauge upstream_rq_active = "upstream_rq_active",
+        counter upstream_rq_pending_total = "upstream_rq_pending_total",
+        gauge upstream_rq_pending_active = "upstream_rq_pending_active",
+        counter upstream_rq_pending_overflow = "upstream_rq_pending_overflow",
+        counter upstream_rq_pending_failure_eject = "upstream_rq_pending_failure_eject",
+        counter upstream_rq_cancelled = "upstream_rq_cancelled",
+        counter upstream_rq_maintenance_mode = "upstream_rq_maintenance_mode",
+        counter upstream_rq_timeout = "upstream_rq_timeout",
+        counter upstream_rq_max_duration_reached = "upstream_rq_max_duration_reached",
+        counter upstream_rq_per_try_timeout = "upstream_rq_per_try_timeout",
+        counter upstream_rq_rx_reset = "upstream_rq_rx_reset",
+        counter upstream_rq_tx_reset = "upstream_rq_tx_reset",
+        counter upstream_rq_retry = "upstream_rq_retry",
+        counter upstream_rq_retry_success = "upstream_rq_retry_success",
+        counter upstream_rq_retry_overflow = "upstream_rq_retry_overflow",
+        counter upstream_rq_retry_limit_exceeded = "upstream_rq_retry_limit_exceeded",
+        histogram upstream_rq_time = "upstream_rq_time",
+        histogram internal_upstream_rq_time = "internal.upstream_rq_time",
+        histogram external_upstream_rq_time = "external.upstream_rq_time",
+        counter upstream_flow_control_paused_reading_total = "upstream_flow_control_paused_reading_total",
+        counter upstream_flow_control_resumed_reading_total = "upstream_flow_control_resumed_reading_total",
+        counter upstream_flow_control_backed_up_total = "upstream_flow_control_backed_up_total",
+        counter upstream_flow_control_drained_total = "upstream_flow_control_drained_total",
+        counter upstream_internal_redirect_failed_total = "upstream_internal_redirect_failed_total",
+        counter upstream_internal_redirect_succeeded_total = "upstream_internal_redirect_succeeded_total",
+        counter bind_errors = "bind_errors",
+        counter assignment_stale = "assignment_stale",
+        counter assignment_timeout_received = "assignment_timeout_received",
+        counter lb_healthy_panic = "lb_healthy_panic",
+        counter membership_change = "membership_change",
+        level membership_total = "membership_total",
+        level membership_healthy = "membership_healthy",
+        level membership_degraded = "membership_degraded",
+        level membership_excluded = "membership_excluded",
+        level max_host_weight = "max_host_weight",
+        level version = "version",
+        counter update_attempt = "update_attempt",
+        counter update_success = "update_success",
+        counter update_failure = "update_failure",
+        counter update_empty = "update_empty",
+        counter update_no_rebuild = "update_no_rebuild",
+        counter update_rejected = "update_rejected",
+        counter init_fetch_timeout = "init_fetch_timeout",
+        level default_cx_open = "circuit_breakers.default.cx_open",
+        level default_cx_pool_open = "circuit_breakers.default.cx_pool_open",
+        level default_rq_open = "circuit_breakers.default.rq_open",
+        level default_rq_pending_open = "circuit_breakers.default.rq_pending_open",
+        level default_rq_retry_open = "circuit_breakers.default.rq_retry_open",
+        level default_remaining_cx = "circuit_breakers.default.remaining_cx",
+        level default_remaining_rq = "circuit_breakers.default.remaining_rq",
+        level default_remaining_pending = "circuit_breakers.default.remaining_pending",
+        level default_remaining_retries = "circuit_breakers.default.remaining_retries",
+        level high_cx_open = "circuit_breakers.high.cx_open",
+        level high_rq_open = "circuit_breakers.high.rq_open",
+        level high_rq_pending_open = "circuit_breakers.high.rq_pending_open",
+        level high_rq_retry_open = "circuit_breakers.high.rq_retry_open",
+    }
+);
+
+impl ClusterStats {
+    /// Counts a response: `upstream_rq_<code>`, its class, `upstream_rq_completed`, and the `internal.`/`external.` copies, all derived on read.
+    pub fn count_code(&self, origin: Origin, code: u16) {
+        self.0.count_code(origin, code);
+    }
+}
+
+stat_group!(
+    /// `listener_manager.`
+    ListenerManagerStats {
+        counter listener_added = "listener_added",
+        counter listener_modified = "listener_modified",
+        counter listener_removed = "listener_removed",
+        counter listener_stopped = "listener_stopped",
+        counter listener_create_success = "listener_create_success",
+        counter listener_create_failure = "listener_create_failure",
+        counter listener_in_place_updated = "listener_in_place_updated",
+        level total_listeners_warming = "total_listeners_warming",
+        level total_listeners_active = "total_listeners_active",
+        level total_listeners_draining = "total_listeners_draining",
+        level total_filter_chains_draining = "total_filter_chains_draining",
+        level workers_started = "workers_started",
+    }
+);
+
+stat_group!(
+    /// `cluster_manager.`
+    ClusterManagerStats {
+        counter cluster_added = "cluster_added",
+        counter cluster_modified = "cluster_modified",
+        counter cluster_removed = "cluster_removed",
+        counter cluster_updated = "cluster_updated",
+        counter cluster_updated_via_merge = "cluster_updated_via_merge",
+        counter update_merge_cancelled = "update_merge_cancelled",
+        counter update_out_of_merge_window = "update_out_of_merge_window",
+        level active_clusters = "active_clusters",
+        level warming_clusters = "warming_clusters",
+    }
+);
+
+stat_group!(
+    /// `listener_manager.lds.`, `cluster_manager.cds.`, `http.<prefix>.rds.<name>.`, `sds.<name>.`: one subscription.
+    SubscriptionStats {
+        counter update_attempt = "update_attempt",
+        counter update_success = "update_success",
+        counter update_failure = "update_failure",
+        counter update_rejected = "update_rejected",
+        counter init_fetch_timeout = "init_fetch_timeout",
+        level update_time = "update_time",
+        level version = "version",
+        histogram update_duration = "update_duration",
+    }
+);
+
+stat_group!(
+    /// `control_plane.`
+    ControlPlaneStats {
+        level connected_state = "connected_state",
+        level pending_requests = "pending_requests",
+        counter rate_limit_enforced = "rate_limit_enforced",
+    }
+);
+
+stat_group!(
+    /// `server.`
+    ServerStats {
+        level live = "live",
+        level state = "state",
+        level uptime = "uptime",
+        level concurrency = "concurrency",
+        level memory_allocated = "memory_allocated",
+        level memory_heap_size = "memory_heap_size",
+        level memory_physical_size = "memory_physical_size",
+        level parent_connections = "parent_connections",
+        level total_connections = "total_connections",
+        level version = "version",
+        level days_until_first_cert_expiring = "days_until_first_cert_expiring",
+        level seconds_until_first_ocsp_response_expiring = "seconds_until_first_ocsp_response_expiring",
+        level hot_restart_epoch = "hot_restart_epoch",
+        level hot_restart_generation = "hot_restart_generation",
+        counter static_unknown_fields = "static_unknown_fields",
+        counter dynamic_unknown_fields = "dynamic_unknown_fields",
+        counter wip_protos = "wip_protos",
+        counter envoy_bug_failures = "envoy_bug_failures",
+        counter debug_assertion_failures = "debug_assertion_failures",
+        counter worker_panic = "worker_panic",
+        counter log_lines_dropped = "log_lines_dropped",
+        histogram initialization_time_ms = "initialization_time_ms",
+    }
+);
+
+stat_group!(
+    /// `filesystem.`
+    FilesystemStats {
+        counter write_buffered = "write_buffered",
+        counter write_completed = "write_completed",
+        counter write_failed = "write_failed",
+        counter flushed_by_timer = "flushed_by_timer",
+        counter reopen_failed = "reopen_failed",
+        gauge write_total_buffered = "write_total_buffered",
+    }
+);

@@ -1,0 +1,410 @@
+//! Statistics under Envoy's names, counted in per-worker cells and summed on read.
+//!
+//! A [`Group`] holds all cells of one scope (`cluster.<name>.`, `http.<prefix>.` …): one run of cells per worker, so that counting is a plain load and
+//! store on memory no other worker writes. Slot 0 is shared by all other threads and uses atomic additions. Handles are fetched at compile time, and
+//! asking [`Registry`] for a scope that is alive returns the same cells: counters survive configuration changes.
+
+mod groups;
+
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use foldhash::{HashMap, HashMapExt};
+use parking_lot::Mutex;
+
+pub use groups::*;
+
+thread_local! {
+    static SLOT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Makes this thread count in the cells of worker `index` (from 0). Called once, by the worker itself.
+pub fn enter_worker(index: usize) {
+    SLOT.set(index + 1);
+}
+
+/// Upper bounds of Envoy's default histogram buckets; one more bucket holds the rest.
+pub const BUCKETS: [f64; 19] = [
+    0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0, 30000.0, 60000.0, 300000.0,
+    600000.0, 1800000.0, 3600000.0,
+];
+
+/// Cells of a histogram: the buckets, the one above them, and the sum of the values.
+const HISTOGRAM_CELLS: usize = BUCKETS.len() + 2;
+
+/// What a statistic is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Is set as a whole.
+    Level,
+    /// Distribution of values.
+    Histogram,
+}
+
+impl Kind {
+    const fn cells(self) -> usize {
+        match self {
+            Kind::Counter => 1,
+            // Ups and downs are counted apart: a gauge may rise on one worker and fall on another, and one that ever moved stays "used" at zero.
+            Kind::Gauge => 2,
+            // Value, and whether it was ever set.
+            Kind::Level => 2,
+            Kind::Histogram => HISTOGRAM_CELLS,
+        }
+    }
+}
+
+/// Name and kind of a statistic within its group.
+#[derive(Clone, Copy, Debug)]
+pub struct Def {
+    /// Follows the scope's prefix.
+    pub name: &'static str,
+    /// What it is.
+    pub kind: Kind,
+}
+
+const fn offset(defs: &[Def], index: usize) -> usize {
+    let mut at = 0;
+    let mut i = 0;
+    while i < index {
+        at += defs[i].kind.cells();
+        i += 1;
+    }
+    at
+}
+
+/// A scope's place in the tree of names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// Full prefix with its trailing dot: `cluster.backend.`; empty for none.
+    pub prefix: String,
+    /// The prefix with the tags' values cut out, as Envoy's tag extraction leaves it: `cluster.`
+    pub stem: String,
+    /// Tag names (`envoy.cluster_name`) and values.
+    pub tags: Vec<(&'static str, String)>,
+}
+
+/// All statistics of one scope.
+#[derive(Debug)]
+pub struct Group {
+    /// Where it stands.
+    pub scope: Scope,
+    /// What it holds.
+    pub defs: &'static [Def],
+    width: usize,
+    slots: usize,
+    cells: Box<[AtomicU64]>,
+    /// Zero points after `/reset_counters`, by cell.
+    zero: Mutex<Option<Box<[u64]>>>,
+    codes: [OnceLock<Codes>; 2],
+}
+
+/// Responses by code: `upstream_rq_200`, their classes and their total.
+#[derive(Debug)]
+struct Codes {
+    cells: Box<[AtomicU64]>,
+    /// Codes that are not in [`COMMON_CODES`].
+    rare: Mutex<BTreeMap<u16, u64>>,
+}
+
+/// Status codes that have cells of their own.
+const COMMON_CODES: [u16; 34] = [
+    100, 101, 200, 201, 202, 204, 206, 301, 302, 303, 304, 307, 308, 400, 401, 403, 404, 405, 408, 409, 410, 412, 413,
+    415, 422, 426, 429, 431, 499, 500, 501, 502, 503, 504,
+];
+
+impl Group {
+    fn new(scope: Scope, defs: &'static [Def], slots: usize) -> Self {
+        let width = offset(defs, defs.len());
+        Group {
+            scope,
+            defs,
+            width,
+            slots,
+            cells: (0..width * slots).map(|_| AtomicU64::new(0)).collect(),
+            zero: Mutex::new(None),
+            codes: [OnceLock::new(), OnceLock::new()],
+        }
+    }
+
+    fn add(&self, at: usize, n: u64) {
+        add(&self.cells, self.width, self.slots, at, n);
+    }
+
+    fn sum(&self, at: usize) -> u64 {
+        (0..self.slots).map(|slot| self.cells[slot * self.width + at].load(Relaxed)).fold(0, u64::wrapping_add)
+    }
+
+    /// Reads the statistic at position `index` of `defs`.
+    pub fn read(&self, index: usize) -> Reading {
+        let Some(def) = self.defs.get(index) else { return Reading::default() };
+        let at = offset(self.defs, index);
+        let zero = self.zero.lock();
+        let base = |cell: usize| zero.as_ref().and_then(|zero| zero.get(cell)).copied().unwrap_or(0);
+        match def.kind {
+            Kind::Counter => {
+                let raw = self.sum(at);
+                Reading { value: Value::Number(raw.wrapping_sub(base(at))), used: raw > 0 }
+            }
+            Kind::Gauge => {
+                let (up, down) = (self.sum(at), self.sum(at + 1));
+                Reading { value: Value::Number(up.saturating_sub(down)), used: up > 0 }
+            }
+            Kind::Level => Reading {
+                value: Value::Number(self.cells[at].load(Relaxed)),
+                used: self.cells[at + 1].load(Relaxed) > 0,
+            },
+            Kind::Histogram => {
+                let mut buckets = [0; BUCKETS.len() + 1];
+                for (i, bucket) in buckets.iter_mut().enumerate() {
+                    *bucket = self.sum(at + i);
+                }
+                let used = buckets.iter().any(|count| *count > 0);
+                Reading { value: Value::Histogram { buckets, sum: self.sum(at + BUCKETS.len() + 1) }, used }
+            }
+        }
+    }
+
+    /// Sets all counters back to zero, as `/reset_counters` does. Gauges and histograms stay.
+    pub fn reset_counters(&self) {
+        let mut zero = vec![0; self.width].into_boxed_slice();
+        for (index, def) in self.defs.iter().enumerate() {
+            if def.kind == Kind::Counter {
+                let at = offset(self.defs, index);
+                zero[at] = self.sum(at);
+            }
+        }
+        *self.zero.lock() = Some(zero);
+        for codes in self.codes.iter().filter_map(OnceLock::get) {
+            for cell in &codes.cells {
+                cell.store(0, Relaxed);
+            }
+            codes.rare.lock().clear();
+        }
+    }
+
+    fn count_code(&self, origin: Origin, code: u16) {
+        let codes = self.codes[origin as usize].get_or_init(|| Codes {
+            cells: (0..COMMON_CODES.len() * self.slots).map(|_| AtomicU64::new(0)).collect(),
+            rare: Mutex::default(),
+        });
+        match COMMON_CODES.binary_search(&code) {
+            Ok(at) => add(&codes.cells, COMMON_CODES.len(), self.slots, at, 1),
+            Err(_) => *codes.rare.lock().entry(code).or_default() += 1,
+        }
+    }
+
+    /// Responses by status code and origin of the request, for those codes that occurred.
+    pub fn codes(&self, origin: Origin) -> Vec<(u16, u64)> {
+        let Some(codes) = self.codes[origin as usize].get() else { return Vec::new() };
+        let mut counts: BTreeMap<u16, u64> = codes.rare.lock().clone();
+        for (at, code) in COMMON_CODES.iter().enumerate() {
+            let count =
+                (0..self.slots).map(|slot| codes.cells[slot * COMMON_CODES.len() + at].load(Relaxed)).sum::<u64>();
+            if count > 0 {
+                counts.insert(*code, count);
+            }
+        }
+        counts.into_iter().collect()
+    }
+}
+
+fn add(cells: &[AtomicU64], width: usize, slots: usize, at: usize, n: u64) {
+    let slot = SLOT.get();
+    if slot == 0 || slot >= slots {
+        if let Some(cell) = cells.get(at) {
+            cell.fetch_add(n, Relaxed);
+        }
+    } else if let Some(cell) = cells.get(slot * width + at) {
+        // Only this thread writes here, so no atomic addition is needed.
+        cell.store(cell.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+}
+
+/// Whether a request came from inside, by the connection manager's `internal_address_config`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// `internal.`
+    Internal = 0,
+    /// `external.`
+    External = 1,
+}
+
+/// A statistic's value at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Reading {
+    /// The value.
+    pub value: Value,
+    /// It was ever written: what Envoy's `usedonly` asks.
+    pub used: bool,
+}
+
+/// A value.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// Counter, gauge or level.
+    Number(u64),
+    /// Not cumulative; the last bucket is what lies above all bounds.
+    Histogram {
+        /// Counts by bucket of [`BUCKETS`].
+        buckets: [u64; BUCKETS.len() + 1],
+        /// Sum of all values.
+        sum: u64,
+    },
+}
+
+impl Default for Value {
+    fn default() -> Self {
+        Value::Number(0)
+    }
+}
+
+/// A counter's handle.
+#[derive(Clone, Copy, Debug)]
+pub struct Counter<'a>(&'a Group, usize);
+
+impl Counter<'_> {
+    /// Adds one.
+    pub fn inc(self) {
+        self.0.add(self.1, 1);
+    }
+
+    /// Adds `n`.
+    pub fn add(self, n: u64) {
+        self.0.add(self.1, n);
+    }
+
+    /// Sum over all workers, before any reset.
+    pub fn total(self) -> u64 {
+        self.0.sum(self.1)
+    }
+}
+
+/// A gauge's handle.
+#[derive(Clone, Copy, Debug)]
+pub struct Gauge<'a>(&'a Group, usize);
+
+impl Gauge<'_> {
+    /// Adds one.
+    pub fn inc(self) {
+        self.0.add(self.1, 1);
+    }
+
+    /// Takes one away.
+    pub fn dec(self) {
+        self.0.add(self.1 + 1, 1);
+    }
+
+    /// Adds `n`.
+    pub fn add(self, n: u64) {
+        self.0.add(self.1, n);
+    }
+
+    /// Takes `n` away.
+    pub fn sub(self, n: u64) {
+        self.0.add(self.1 + 1, n);
+    }
+
+    /// Its value now.
+    pub fn value(self) -> u64 {
+        self.0.sum(self.1).saturating_sub(self.0.sum(self.1 + 1))
+    }
+}
+
+/// A level's handle: one value for the whole process, set by whoever knows it.
+#[derive(Clone, Copy, Debug)]
+pub struct Level<'a>(&'a Group, usize);
+
+impl Level<'_> {
+    /// Sets it.
+    pub fn set(self, value: u64) {
+        self.0.cells[self.1].store(value, Relaxed);
+        self.0.cells[self.1 + 1].store(1, Relaxed);
+    }
+
+    /// Its value now.
+    pub fn value(self) -> u64 {
+        self.0.cells[self.1].load(Relaxed)
+    }
+}
+
+/// A histogram's handle.
+#[derive(Clone, Copy, Debug)]
+pub struct Histogram<'a>(&'a Group, usize);
+
+impl Histogram<'_> {
+    /// Records one value, in the histogram's unit (milliseconds for all times).
+    pub fn record(self, value: u64) {
+        let bucket = BUCKETS.partition_point(|bound| *bound < value as f64);
+        self.0.add(self.1 + bucket, 1);
+        self.0.add(self.1 + BUCKETS.len() + 1, value);
+    }
+}
+
+/// Counters and gauges of one endpoint. Shared by all workers: least-request balancing and `/clusters` read them.
+#[derive(Debug, Default)]
+pub struct EndpointStats {
+    /// Connections now.
+    pub cx_active: AtomicU64,
+    /// Connections ever.
+    pub cx_total: AtomicU64,
+    /// Failed connects.
+    pub cx_connect_fail: AtomicU64,
+    /// Requests (for TCP: connections) now.
+    pub rq_active: AtomicU64,
+    /// Requests ever.
+    pub rq_total: AtomicU64,
+    /// Answers other than 5xx.
+    pub rq_success: AtomicU64,
+    /// 5xx answers and resets.
+    pub rq_error: AtomicU64,
+    /// Timeouts.
+    pub rq_timeout: AtomicU64,
+}
+
+/// All groups that are alive.
+#[derive(Debug)]
+pub struct Registry {
+    slots: usize,
+    groups: Mutex<HashMap<String, Weak<Group>>>,
+}
+
+impl Registry {
+    /// For `workers` worker threads; any other thread counts in a shared slot.
+    pub fn new(workers: usize) -> Arc<Self> {
+        Arc::new(Registry { slots: workers + 1, groups: Mutex::new(HashMap::new()) })
+    }
+
+    /// The group of this scope and kind; made if it is not alive.
+    fn group(&self, scope: Scope, defs: &'static [Def]) -> Arc<Group> {
+        // One prefix may carry groups of several kinds (a listener's own and its TLS): the first name tells them apart.
+        let key = format!("{}\0{}", scope.prefix, defs.first().map_or("", |def| def.name));
+        let mut groups = self.groups.lock();
+        if let Some(group) = groups.get(&key).and_then(Weak::upgrade) {
+            return group;
+        }
+        if groups.len() > 64 && groups.len() == groups.capacity() {
+            groups.retain(|_, group| group.strong_count() > 0);
+        }
+        let group = Arc::new(Group::new(scope, defs, self.slots));
+        groups.insert(key, Arc::downgrade(&group));
+        group
+    }
+
+    /// All living groups, by prefix.
+    pub fn groups(&self) -> Vec<Arc<Group>> {
+        let mut groups: Vec<_> = self.groups.lock().values().filter_map(Weak::upgrade).collect();
+        groups.sort_by(|a, b| a.scope.prefix.cmp(&b.scope.prefix));
+        groups
+    }
+}

@@ -1,0 +1,115 @@
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+use super::*;
+
+fn unlimited() -> Limits {
+    Limits { idle: None, until: None }
+}
+
+#[tokio::test]
+async fn bytes_go_both_ways_and_half_closes_are_passed_on() {
+    let (mut client, mut down) = duplex(64);
+    let (mut up, mut server) = duplex(64);
+    let copying = tokio::spawn(async move {
+        let mut copied = Copied::default();
+        let end = copy(&mut down, &mut up, unlimited(), None, &mut copied).await;
+        (end, copied)
+    });
+    // More than the pipe holds, so that the rest has to wait.
+    let question = vec![7; 100_000];
+    let sent = question.clone();
+    let (_, heard) = tokio::join!(
+        async {
+            client.write_all(&sent).await.unwrap();
+            client.shutdown().await.unwrap();
+        },
+        async {
+            let mut heard = Vec::new();
+            server.read_to_end(&mut heard).await.unwrap();
+            heard
+        }
+    );
+    assert_eq!(heard, question);
+    // The other direction still works after the half-close.
+    server.write_all(b"answer").await.unwrap();
+    drop(server);
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(answer, b"answer");
+    let (end, copied) = copying.await.unwrap();
+    assert!(matches!(end, End::Finished(Side::Downstream)), "{end:?}");
+    assert_eq!(copied, Copied { to_upstream: 100_000, to_downstream: 6 });
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_counts_from_the_last_byte_in_either_direction() {
+    let (mut client, mut down) = duplex(64);
+    let (mut up, mut server) = duplex(64);
+    let limits = Limits { idle: Some(Duration::from_secs(10)), until: None };
+    let begin = Instant::now();
+    let copying = tokio::spawn(async move { copy(&mut down, &mut up, limits, None, &mut Copied::default()).await });
+    let mut byte = [0];
+    for turn in 0..3 {
+        tokio::time::sleep(Duration::from_secs(9)).await;
+        if turn % 2 == 0 {
+            client.write_all(b"x").await.unwrap();
+            server.read_exact(&mut byte).await.unwrap();
+        } else {
+            server.write_all(b"x").await.unwrap();
+            client.read_exact(&mut byte).await.unwrap();
+        }
+    }
+    assert!(matches!(copying.await.unwrap(), End::Idle));
+    assert_eq!(begin.elapsed().as_secs(), 27 + 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_lives_no_longer_than_it_may() {
+    let (_client, mut down) = duplex(64);
+    let (mut up, _server) = duplex(64);
+    let limits = Limits { idle: Some(Duration::from_secs(100)), until: Some(Instant::now() + Duration::from_secs(5)) };
+    let begin = Instant::now();
+    assert!(matches!(copy(&mut down, &mut up, limits, None, &mut Copied::default()).await, End::MaxDuration));
+    assert_eq!(begin.elapsed().as_secs(), 5);
+}
+
+#[tokio::test]
+async fn a_watch_ends_it() {
+    let (_client, mut down) = duplex(64);
+    let (mut up, _server) = duplex(64);
+    let watch = std::sync::Arc::new(Watch::new(0));
+    let copying = tokio::spawn({
+        let watch = watch.clone();
+        async move { copy(&mut down, &mut up, unlimited(), Some(&watch), &mut Copied::default()).await }
+    });
+    tokio::task::yield_now().await;
+    watch.set(Phase::Draining);
+    tokio::task::yield_now().await;
+    assert!(!copying.is_finished(), "a raw connection goes on while it drains");
+    watch.set(Phase::Closing);
+    assert!(matches!(copying.await.unwrap(), End::Closing));
+}
+
+#[tokio::test]
+async fn a_slow_receiver_holds_one_buffer_at_most() {
+    let (mut client, mut down) = duplex(1 << 20);
+    let (mut up, _server) = duplex(16);
+    client.write_all(&vec![1; 1 << 20]).await.unwrap();
+    let mut half = Half::default();
+    let mut taken = 0;
+    let polled = poll_fn(|cx| Poll::Ready(half.poll(cx, &mut down, &mut up, &mut |n| taken += n).is_pending())).await;
+    assert!(polled);
+    assert_eq!(taken, 16);
+    assert_eq!(half.rest.len(), SCRATCH - 16);
+}
+
+#[tokio::test]
+async fn the_future_stays_small() {
+    let (mut client, mut server) = crate::testing::pair().await;
+    let mut meter = Copied::default();
+    let future = copy(&mut client, &mut server, unlimited(), None, &mut meter);
+    let size = std::mem::size_of_val(&future);
+    assert!(size <= 700, "{size} bytes");
+}

@@ -1,0 +1,4 @@
+//! Raw TCP: Envoy's `tcp_proxy`.
+
+pub(crate) mod copy;
+pub mod proxy;

@@ -1,0 +1,220 @@
+//! One proxied TCP connection: cluster, endpoint, connect, copy, count.
+//!
+//! Source: Envoy `TcpProxy::Filter`.
+
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use tokio::time::Instant;
+
+use super::copy::{self, End, Limits, Meter, Side};
+use crate::{
+    connection::Connection,
+    error::ResponseFlag,
+    io::{DownstreamIo, UpstreamIo},
+    model::{
+        ClusterId,
+        cluster::{Cluster, Endpoint},
+        listener::TcpProxy,
+        route::ClusterChoice,
+    },
+    outcome::Outcome,
+    stats::{ClusterStats, TcpStats},
+    upstream::{
+        connect::{self, AlpnChoice, UpstreamConnection},
+        pick::{self, PickContext},
+    },
+    worker,
+};
+
+/// Proxies a connection until it ends, and writes the filter's log.
+pub async fn serve(io: DownstreamIo, connection: &Arc<Connection>, proxy: &TcpProxy) -> Outcome {
+    proxy.stats.downstream_cx_total().inc();
+    let mut outcome = Outcome::default();
+    let mut io = io;
+    if let Some(upstream) = establish(connection, proxy, &mut outcome).await {
+        if proxy.log_on_connected {
+            outcome.write(&proxy.access_log, connection);
+        }
+        splice(&mut io, upstream, connection, proxy, &mut outcome).await;
+    }
+    // Dropped without a farewell: where no upstream was had, bytes that nobody read make it a reset, which is not mistaken for an empty answer.
+    drop(io);
+    outcome.write(&proxy.access_log, connection);
+    outcome
+}
+
+/// Chooses cluster and endpoint and connects, as often as the filter allows, to another endpoint each time where there is one.
+async fn establish(
+    connection: &Arc<Connection>,
+    proxy: &TcpProxy,
+    outcome: &mut Outcome,
+) -> Option<UpstreamConnection> {
+    let id = choose_cluster(&proxy.clusters)?;
+    let Some(cluster) = worker::snapshot().cluster(id).cloned() else {
+        proxy.stats.downstream_cx_no_route().inc();
+        outcome.flags.set(ResponseFlag::NoCluster);
+        return None;
+    };
+    outcome.cluster = Some(cluster.clone());
+    if !connect::may_connect(&cluster) {
+        outcome.flags.set(ResponseFlag::UpstreamOverflow);
+        return None;
+    }
+    let mut tried: Vec<Arc<Endpoint>> = Vec::new();
+    while outcome.attempts < proxy.max_connect_attempts.max(1) {
+        let context =
+            PickContext { original_destination: connection.local.filter(|_| connection.restored), tried: &tried };
+        let Ok(endpoint) = pick::choose(&cluster, &context) else {
+            outcome.flags.set(ResponseFlag::NoHealthyUpstream);
+            return None;
+        };
+        outcome.attempts += 1;
+        cluster.stats.upstream_rq_pending_total().inc();
+        outcome.endpoint = Some(endpoint.clone());
+        let attempt = tokio::select! {
+            attempt = connect::connect(&cluster, &endpoint, AlpnChoice::Configured) => attempt,
+            () = connection.drain.closing() => return None,
+        };
+        match attempt {
+            Ok(upstream) => {
+                outcome.upstream_local = upstream.io.local_address();
+                return Some(upstream);
+            }
+            Err(error) => {
+                tracing::debug!(connection = connection.id, cluster = %cluster.name, endpoint = %endpoint.address, "cannot connect: {error}");
+                cluster.stats.upstream_rq_pending_failure_eject().inc();
+                outcome.flags.set(ResponseFlag::UpstreamConnectionFailure);
+                outcome.upstream_failure = Some(error.to_string());
+                tried.push(endpoint);
+            }
+        }
+    }
+    cluster.stats.upstream_cx_connect_attempts_exceeded().inc();
+    outcome.flags.set(ResponseFlag::UpstreamRetryLimitExceeded);
+    None
+}
+
+/// Copies between the two sides, and says how it ended.
+async fn splice(
+    io: &mut DownstreamIo,
+    upstream: UpstreamConnection,
+    connection: &Arc<Connection>,
+    proxy: &TcpProxy,
+    outcome: &mut Outcome,
+) {
+    let UpstreamConnection { io: mut upstream, mut guard } = upstream;
+    // Envoy never sees a TCP connection to an endpoint without its one request.
+    guard.request_active = true;
+    let _active = ActiveStream::new(guard.cluster().clone(), guard.endpoint().clone());
+    let cluster = guard.cluster().clone();
+    let mut meter = Counters { tcp: &proxy.stats, cluster: &cluster.stats, connection };
+    let limits = Limits {
+        idle: proxy.idle_timeout,
+        until: proxy.max_duration.map(|limit| Instant::from_std(connection.start) + limit),
+    };
+    // Told apart here, once, so that the loop that runs for every byte is compiled for plain sockets without asking.
+    let end = match (&mut *io, &mut upstream) {
+        (DownstreamIo::Plain(down), UpstreamIo::Plain(up)) => {
+            copy::copy(down, up, limits, Some(&connection.drain), &mut meter).await
+        }
+        (down, up) => Box::pin(copy::copy(down, up, limits, Some(&connection.drain), &mut meter)).await,
+    };
+    match end {
+        End::Finished(side) => guard.closed_by_peer = side == Side::Upstream,
+        End::Failed(side, error) => {
+            guard.closed_by_peer = side == Side::Upstream;
+            // A reset is passed on as one: the other side must not take what it has got for complete.
+            if error.kind() == io::ErrorKind::ConnectionReset {
+                match side {
+                    Side::Downstream => {
+                        outcome.flags.set(ResponseFlag::DownstreamRemoteReset);
+                        upstream.socket().reset_on_close();
+                    }
+                    Side::Upstream => {
+                        outcome.flags.set(ResponseFlag::UpstreamRemoteReset);
+                        io.socket().reset_on_close();
+                    }
+                }
+            }
+            tracing::debug!(connection = connection.id, ?side, %error, "connection failed");
+        }
+        End::Idle => proxy.stats.idle_timeout().inc(),
+        End::MaxDuration => {
+            proxy.stats.max_downstream_connection_duration().inc();
+            outcome.flags.set(ResponseFlag::DurationTimeout);
+        }
+        End::Closing => {}
+    }
+}
+
+/// One cluster, or one of several by weight. Header-driven choice is for HTTP and never compiled into a TCP proxy.
+fn choose_cluster(choice: &ClusterChoice) -> Option<ClusterId> {
+    match choice {
+        ClusterChoice::One { id, .. } => Some(*id),
+        ClusterChoice::Weighted { clusters, total } => {
+            let mut drawn = (worker::random() % u64::from((*total).max(1))) as u32;
+            let chosen = clusters.iter().find(|cluster| match drawn.checked_sub(cluster.weight) {
+                Some(left) => {
+                    drawn = left;
+                    false
+                }
+                None => true,
+            });
+            chosen.map(|cluster| cluster.id)
+        }
+        ClusterChoice::Header { .. } => None,
+    }
+}
+
+struct Counters<'a> {
+    tcp: &'a TcpStats,
+    cluster: &'a ClusterStats,
+    connection: &'a Connection,
+}
+
+impl Meter for Counters<'_> {
+    fn to_upstream(&mut self, n: usize) {
+        let n = n as u64;
+        self.tcp.downstream_cx_rx_bytes_total().add(n);
+        self.cluster.upstream_cx_tx_bytes_total().add(n);
+        add(&self.connection.received, n);
+    }
+
+    fn to_downstream(&mut self, n: usize) {
+        let n = n as u64;
+        self.tcp.downstream_cx_tx_bytes_total().add(n);
+        self.cluster.upstream_cx_rx_bytes_total().add(n);
+        add(&self.connection.sent, n);
+    }
+}
+
+/// Only the connection's own task writes, so a load and a store suffice.
+fn add(cell: &std::sync::atomic::AtomicU64, n: u64) {
+    cell.store(cell.load(Relaxed).wrapping_add(n), Relaxed);
+}
+
+/// Envoy counts a proxied connection as one request to its endpoint; the end of it is counted by `Drop`.
+struct ActiveStream {
+    cluster: Arc<Cluster>,
+    endpoint: Arc<Endpoint>,
+}
+
+impl ActiveStream {
+    fn new(cluster: Arc<Cluster>, endpoint: Arc<Endpoint>) -> Self {
+        cluster.stats.upstream_rq_total().inc();
+        cluster.stats.upstream_rq_active().inc();
+        endpoint.stats.rq_total.fetch_add(1, Relaxed);
+        endpoint.stats.rq_active.fetch_add(1, Relaxed);
+        ActiveStream { cluster, endpoint }
+    }
+}
+
+impl Drop for ActiveStream {
+    fn drop(&mut self) {
+        self.cluster.stats.upstream_rq_active().dec();
+        self.endpoint.stats.rq_active.fetch_sub(1, Relaxed);
+    }
+}

@@ -1,0 +1,393 @@
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use rcgen::ExtendedKeyUsagePurpose;
+use rustls_pki_types::PrivateKeyDer;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{
+    ContextError,
+    accept::{AcceptError, Accepted, accept},
+    connect::connect,
+};
+use crate::{
+    error::ConnectError,
+    inspect::replay,
+    io::{Socket, UpstreamIo},
+    model::tls::{
+        ClientContext, ClientTls, ClientTlsSpec, Identity, Parameters, SanKind, ServerContext, ServerTls,
+        ServerTlsSpec, TlsVersion, Trust, Validation,
+    },
+    stats::{Registry, SslStats},
+    testing::{self, Ca, Leaf, exact, no_validation, server_spec},
+    upstream::connect::AlpnChoice,
+};
+
+fn client_spec(identity: Option<Identity>, validation: Option<Validation>) -> ClientTlsSpec {
+    ClientTlsSpec {
+        identity,
+        validation,
+        sni: Some("backend.mesh".into()),
+        alpn: Vec::new(),
+        parameters: Parameters::default(),
+        max_session_keys: 1,
+    }
+}
+
+struct Sides {
+    client: ClientTls,
+    server: Arc<ServerTls>,
+}
+
+fn sides(client: &ClientTlsSpec, server: &ServerTlsSpec) -> Sides {
+    let registry = Registry::new(1);
+    Sides {
+        client: ClientTls {
+            context: ArcSwapOption::from_pointee(ClientContext::build(client).unwrap()),
+            stats: SslStats::new(&registry, testing::scope("cluster.test.ssl.")),
+        },
+        server: testing::server_tls(&registry, server),
+    }
+}
+
+impl Sides {
+    /// One handshake and, where both sides think it went well, one byte each way: a TLS 1.3 client learns only then that it was refused.
+    async fn shake(&self) -> (Result<UpstreamIo, ConnectError>, Result<Accepted, AcceptError>) {
+        let (client, server) = testing::pair().await;
+        let peer = server.peer_addr().ok();
+        let endpoint = testing::endpoint(client.peer_addr().unwrap());
+        let server = async {
+            let mut accepted = accept(&self.server, replay(Default::default(), Socket::Tcp(server)), peer).await?;
+            accepted.stream.write_all(b"x").await.unwrap();
+            accepted.stream.flush().await.unwrap();
+            Ok(accepted)
+        };
+        let client = async {
+            let mut io = connect(&self.client, Socket::Tcp(client), &endpoint, AlpnChoice::Configured).await?;
+            let _ = io.read(&mut [0]).await;
+            Ok(io)
+        };
+        tokio::join!(client, server)
+    }
+}
+
+#[tokio::test]
+async fn both_sides_learn_who_the_other_is() {
+    let ca = Ca::new("ca");
+    let server = server_spec(ca.issue(&["spiffe://mesh/backend", "backend.mesh"]), Some(ca.validation(Vec::new())));
+    let client = client_spec(
+        Some(ca.issue(&["spiffe://mesh/frontend"])),
+        Some(ca.validation(vec![exact(SanKind::Uri, "spiffe://mesh/backend")])),
+    );
+    let sides = sides(&client, &server);
+    let (client, accepted) = sides.shake().await;
+    client.unwrap();
+    let accepted = accepted.unwrap();
+    assert_eq!(accepted.peer.names.as_ref().unwrap().uris, ["spiffe://mesh/frontend".into()]);
+    assert_eq!(&*accepted.sni, "backend.mesh");
+    assert_eq!(accepted.peer.version, "TLSv1.3");
+    assert_eq!(accepted.peer.cipher, "TLS_AES_256_GCM_SHA384");
+    assert_eq!(accepted.peer.own_uri.as_deref(), Some("spiffe://mesh/backend"));
+    assert!(accepted.peer.fingerprint.is_some() && accepted.alpn.is_none() && !accepted.peer.resumed);
+    assert_eq!((sides.server.stats.handshake().total(), sides.client.stats.handshake().total()), (1, 1));
+
+    // The second handshake resumes the session and still knows the peer.
+    let (client, accepted) = sides.shake().await;
+    client.unwrap();
+    let accepted = accepted.unwrap();
+    assert!(accepted.peer.resumed);
+    assert_eq!(accepted.peer.names.unwrap().uris, ["spiffe://mesh/frontend".into()]);
+    assert_eq!((sides.server.stats.session_reused().total(), sides.client.stats.session_reused().total()), (1, 1));
+}
+
+#[tokio::test]
+async fn names_that_are_no_dns_names_are_said_as_they_are() {
+    let ca = Ca::new("ca");
+    let name = "backend{mesh=demo}";
+    for maximum in [TlsVersion::V1_2, TlsVersion::V1_3] {
+        let server = server_spec(ca.issue(&["spiffe://mesh/backend"]), Some(ca.validation(Vec::new())));
+        let client = ClientTlsSpec {
+            sni: Some(name.into()),
+            parameters: Parameters { maximum: Some(maximum), ..Parameters::default() },
+            ..client_spec(Some(ca.issue(&["spiffe://mesh/frontend"])), Some(ca.validation(Vec::new())))
+        };
+        let sides = sides(&client, &server);
+        for resumed in [false, true] {
+            let (client, accepted) = sides.shake().await;
+            client.unwrap();
+            let accepted = accepted.unwrap();
+            assert_eq!((&*accepted.sni, accepted.peer.resumed), (name, resumed), "{maximum:?}");
+        }
+        // A peer that is not ours sees that name, and only that.
+        let (client, mut server) = testing::pair().await;
+        let endpoint = testing::endpoint(client.peer_addr().unwrap());
+        let peer = async {
+            let mut bytes = vec![0; 16 * 1024];
+            let n = server.read(&mut bytes).await.unwrap();
+            drop(server);
+            String::from_utf8_lossy(&bytes[..n]).into_owned()
+        };
+        let connecting = connect(&sides.client, Socket::Tcp(client), &endpoint, AlpnChoice::Configured);
+        let (result, seen) = tokio::join!(connecting, peer);
+        assert!(result.unwrap_err().to_string().contains(name));
+        assert!(seen.contains(name) && !seen.contains("invalid"), "{seen:?}");
+    }
+}
+
+#[tokio::test]
+async fn refusals_say_what_was_expected_and_what_was_shown() {
+    let (ca, other) = (Ca::new("ca"), Ca::new("other"));
+    let frontend = || Some(ca.issue(&["spiffe://mesh/frontend"]));
+    let backend = || ca.issue(&["spiffe://mesh/backend"]);
+    let client_usage = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    for (name, client, server, client_text, server_text) in [
+        (
+            "wrong name of the server",
+            client_spec(frontend(), Some(ca.validation(vec![exact(SanKind::Uri, "spiffe://mesh/database")]))),
+            server_spec(backend(), Some(ca.validation(Vec::new()))),
+            Some(
+                "SNI backend.mesh: CERTIFICATE_VERIFY_FAILED: the peer's name does not match; expected any of: URI:spiffe://mesh/database; presented: URI:spiffe://mesh/backend",
+            ),
+            None,
+        ),
+        (
+            "unknown authority of the client",
+            client_spec(Some(other.issue(&["spiffe://mesh/frontend"])), None),
+            server_spec(backend(), Some(ca.validation(Vec::new()))),
+            None,
+            Some(
+                "SNI backend.mesh: CERTIFICATE_VERIFY_FAILED: the certificate is not signed by a trusted authority; presented: URI:spiffe://mesh/frontend",
+            ),
+        ),
+        (
+            "no client certificate",
+            client_spec(None, None),
+            server_spec(backend(), Some(ca.validation(Vec::new()))),
+            None,
+            Some("the peer showed no certificate, and one is required"),
+        ),
+        (
+            "expired client",
+            client_spec(
+                Some(ca.issue_leaf(&Leaf { names: &["spiffe://mesh/frontend"], usages: Vec::new(), expired: true })),
+                None,
+            ),
+            server_spec(backend(), Some(ca.validation(Vec::new()))),
+            None,
+            Some("has expired"),
+        ),
+        (
+            "server with a certificate for clients",
+            client_spec(None, Some(ca.validation(Vec::new()))),
+            server_spec(ca.issue_leaf(&Leaf { names: &["backend.mesh"], usages: client_usage, expired: false }), None),
+            Some("extended key usage"),
+            None,
+        ),
+        (
+            "wrong hash",
+            client_spec(None, Some(Validation { certificate_hashes: vec![[7; 32]], ..no_validation() })),
+            server_spec(backend(), None),
+            Some("the certificate's hash is not among the expected ones"),
+            None,
+        ),
+        (
+            "no bundle for the trust domain",
+            client_spec(frontend(), None),
+            server_spec(
+                backend(),
+                Some(Validation {
+                    trust: Trust::Spiffe(vec![("elsewhere".into(), vec![ca.der()])]),
+                    ..no_validation()
+                }),
+            ),
+            None,
+            Some("no trust bundle for trust domain \"mesh\""),
+        ),
+    ] {
+        let sides = sides(&client, &server);
+        let (client, accepted) = sides.shake().await;
+        match client_text {
+            Some(text) => {
+                let error = client.unwrap_err().to_string();
+                assert!(error.contains(text), "{name}: {error}");
+                assert!(error.contains("peer 127.0.0.1:"), "{name}: {error}");
+                assert_eq!(sides.client.stats.connection_error().total(), 1, "{name}");
+            }
+            None => {
+                let error = accepted.unwrap_err().to_string();
+                let text = server_text.unwrap();
+                assert!(error.contains(text), "{name}: {error}");
+                assert_eq!(sides.server.stats.connection_error().total(), 1, "{name}");
+            }
+        }
+        let stats = [&sides.client.stats, &sides.server.stats];
+        let sum = |counter: fn(&SslStats) -> u64| stats.iter().map(|stats| counter(stats)).sum::<u64>();
+        let counted = (
+            sum(|s| s.fail_verify_san().total()),
+            sum(|s| s.fail_verify_cert_hash().total()),
+            sum(|s| s.fail_verify_no_cert().total()),
+            sum(|s| s.fail_verify_error().total()),
+        );
+        let expected = match name {
+            "wrong name of the server" => (1, 0, 0, 0),
+            "wrong hash" => (0, 1, 0, 0),
+            "no client certificate" => (0, 0, 1, 0),
+            _ => (0, 0, 0, 1),
+        };
+        assert_eq!(counted, expected, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_allowed_goes_through() {
+    let ca = Ca::new("ca");
+    let frontend = || Some(ca.issue(&["spiffe://mesh/frontend"]));
+    let expired =
+        || Some(ca.issue_leaf(&Leaf { names: &["spiffe://mesh/frontend"], usages: Vec::new(), expired: true }));
+    let pinned = ca.issue(&["pinned.example"]);
+    let spiffe = Trust::Spiffe(vec![("other".into(), Vec::new()), ("mesh".into(), vec![ca.der()])]);
+    for (name, client, validation) in [
+        ("trust domain with a bundle", frontend(), Validation { trust: spiffe, ..no_validation() }),
+        ("expired but allowed", expired(), Validation { allow_expired: true, ..ca.validation(Vec::new()) }),
+        (
+            "untrusted but accepted",
+            frontend(),
+            Validation { accept_untrusted: true, ..Ca::new("other").validation(Vec::new()) },
+        ),
+        (
+            "the leaf itself is trusted",
+            Some(pinned.clone()),
+            Validation { trust: Trust::Authorities(vec![Ca::new("x").der()]), ..no_validation() },
+        ),
+        (
+            "no trust, a name",
+            frontend(),
+            Validation { sans: vec![exact(SanKind::Uri, "spiffe://mesh/frontend")], ..no_validation() },
+        ),
+    ] {
+        let mut validation = validation;
+        if name.starts_with("the leaf itself") {
+            validation.trust = Trust::Authorities(vec![pinned.chain[0].clone()]);
+        }
+        let server = server_spec(ca.issue(&["backend.mesh"]), Some(validation));
+        let (client, accepted) = sides(&client_spec(client, None), &server).shake().await;
+        assert!(client.is_ok() && accepted.is_ok(), "{name}: {client:?} {accepted:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_without_certificate_is_served_where_none_is_required() {
+    let ca = Ca::new("ca");
+    let server = ServerTlsSpec {
+        require_client_certificate: false,
+        ..server_spec(ca.issue(&["backend.mesh"]), Some(ca.validation(Vec::new())))
+    };
+    let sides = sides(&client_spec(None, None), &server);
+    let (client, accepted) = sides.shake().await;
+    client.unwrap();
+    assert!(accepted.unwrap().peer.names.is_none());
+    assert_eq!(sides.server.stats.no_certificate().total(), 1);
+}
+
+#[tokio::test]
+async fn alpn_is_agreed_or_left_out() {
+    let ca = Ca::new("ca");
+    let list = |names: &[&str]| names.iter().map(|name| name.as_bytes().to_vec()).collect::<Vec<_>>();
+    for (ours, theirs, agreed) in [
+        (&["h2", "http/1.1"][..], &["http/1.1", "h2"][..], Some("h2")),
+        (&["http/1.1"], &["h2", "http/1.1"], Some("http/1.1")),
+        (&["h2"], &["kuma"], None),
+        (&[], &["h2"], None),
+        (&["h2"], &[], None),
+    ] {
+        let server = ServerTlsSpec { alpn: list(ours), ..server_spec(ca.issue(&["backend.mesh"]), None) };
+        let client = ClientTlsSpec { alpn: list(theirs), ..client_spec(None, None) };
+        let (io, accepted) = sides(&client, &server).shake().await;
+        let agreed = agreed.map(str::as_bytes);
+        assert_eq!(accepted.unwrap().alpn.as_deref(), agreed, "{ours:?} {theirs:?}");
+        assert_eq!(io.unwrap().negotiated_alpn(), agreed, "{ours:?} {theirs:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_certificate_follows_the_server_name() {
+    let ca = Ca::new("ca");
+    let mut server = server_spec(ca.issue(&["first.mesh"]), None);
+    server.identities.push(ca.issue(&["*.second.mesh"]));
+    for (sni, shown) in [
+        ("first.mesh", "first.mesh"),
+        ("a.second.mesh", "*.second.mesh"),
+        ("a.b.second.mesh", "first.mesh"),
+        ("other", "first.mesh"),
+    ] {
+        let validation = Validation {
+            sans: vec![exact(SanKind::Dns, if shown.starts_with('*') { "a.second.mesh" } else { shown })],
+            ..no_validation()
+        };
+        let client = ClientTlsSpec { sni: Some(sni.into()), ..client_spec(None, Some(validation)) };
+        let (client, _) = sides(&client, &server).shake().await;
+        assert!(client.is_ok(), "{sni}: {client:?}");
+    }
+}
+
+#[tokio::test]
+async fn versions_are_kept() {
+    let ca = Ca::new("ca");
+    let at_most = |maximum| Parameters { maximum: Some(maximum), ..Parameters::default() };
+    let server = server_spec(ca.issue(&["backend.mesh"]), None);
+    let client = ClientTlsSpec { parameters: at_most(TlsVersion::V1_2), ..client_spec(None, None) };
+    let (_, accepted) = sides(&client, &server).shake().await;
+    let peer = accepted.unwrap().peer;
+    assert_eq!((peer.version, peer.cipher), ("TLSv1.2", "ECDHE-ECDSA-AES256-GCM-SHA384"));
+
+    let strict =
+        ServerTlsSpec { parameters: Parameters { minimum: Some(TlsVersion::V1_3), ..Parameters::default() }, ..server };
+    let (client, accepted) = sides(&client, &strict).shake().await;
+    assert!(client.is_err() && accepted.is_err());
+}
+
+#[tokio::test]
+async fn without_a_secret_there_is_no_handshake() {
+    let ca = Ca::new("ca");
+    let sides = sides(&client_spec(None, None), &server_spec(ca.issue(&["backend.mesh"]), None));
+    sides.server.context.store(None);
+    let (_, accepted) = sides.shake().await;
+    assert_eq!(accepted.unwrap_err(), AcceptError::NotReady);
+    assert_eq!(sides.server.stats.context_not_ready().total(), 1);
+    sides.client.context.store(None);
+    assert_eq!(sides.shake().await.0.unwrap_err(), ConnectError::SecretMissing);
+}
+
+#[test]
+fn contexts_that_cannot_work_are_refused() {
+    let ca = Ca::new("ca");
+    let good = ca.issue(&["backend.mesh"]);
+    let stranger = ca.issue(&["other.mesh"]);
+    let server = |identity| ServerContext::build(&server_spec(identity, None)).unwrap_err().to_string();
+    assert_eq!(
+        server(Identity { key: stranger.key.clone_key(), ..good.clone() }),
+        "<inline>: the private key does not belong to the certificate (DNS:backend.mesh)"
+    );
+    assert_eq!(server(Identity { chain: Vec::new(), ..good.clone() }), "<inline>: the certificate chain is empty");
+    assert!(server(Identity { chain: vec![b"garbage".to_vec().into()], ..good.clone() }).starts_with("<inline>: "));
+    assert!(
+        server(Identity { key: PrivateKeyDer::Pkcs8(b"garbage".to_vec().into()), ..good.clone() })
+            .contains("the private key cannot be used")
+    );
+    let mut none = server_spec(good.clone(), None);
+    none.identities.clear();
+    assert_eq!(ServerContext::build(&none).unwrap_err(), ContextError::NoCertificate);
+    let bad_authority = Validation { trust: Trust::Authorities(vec![b"garbage".to_vec().into()]), ..no_validation() };
+    assert!(matches!(
+        ServerContext::build(&server_spec(good, Some(bad_authority))),
+        Err(ContextError::Authority { .. })
+    ));
+    let long = "{".repeat(150);
+    let bad_sni = ClientTlsSpec { sni: Some(long.clone()), ..client_spec(None, None) };
+    assert_eq!(ClientContext::build(&bad_sni).unwrap_err(), ContextError::Sni(long));
+    let contradiction =
+        Parameters { minimum: Some(TlsVersion::V1_3), maximum: Some(TlsVersion::V1_2), ..Parameters::default() };
+    assert!(ClientContext::build(&ClientTlsSpec { parameters: contradiction, ..client_spec(None, None) }).is_err());
+}

@@ -1,0 +1,500 @@
+//! The judgement of a peer's certificate: chain, usage, names, hashes.
+//!
+//! Source: Envoy `CertificateValidationContext`, `DefaultCertValidator`, `SPIFFEValidator`.
+
+use std::{cell::RefCell, fmt, sync::Arc, time::Duration};
+
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
+    server::danger::{ClientCertVerified, ClientCertVerifier},
+};
+use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+
+use super::{context::ContextError, info, sni};
+use crate::model::{
+    matcher::StringMatcher,
+    tls::{SanKind, SanMatcher, SubjectAltName, Trust, Validation},
+};
+
+thread_local! {
+    /// The last refusal whose [`rustls::Error`] has no room for it.
+    static LAST: RefCell<Option<VerifyFailure>> = const { RefCell::new(None) };
+}
+
+/// Why a peer's certificate was refused. [`VerifyFailure::find`] gets it from a handshake's error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifyFailure {
+    /// Which counter it belongs to.
+    pub kind: FailureKind,
+    /// What was expected and what was presented.
+    pub reason: String,
+    /// What the peer is told.
+    alert: Alert,
+}
+
+/// What a peer is told of a refusal. It is the error's kind that decides in rustls, so only the general one can carry the reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Alert {
+    /// `certificate_expired`
+    Expired,
+    /// `unknown_ca`
+    UnknownIssuer,
+    /// `certificate_unknown`
+    Unknown,
+}
+
+/// The counters of `ssl.fail_verify_*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    /// `fail_verify_error`: chain, time or usage.
+    Chain,
+    /// `fail_verify_san`
+    San,
+    /// `fail_verify_cert_hash`
+    Hash,
+}
+
+impl fmt::Display for VerifyFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+impl std::error::Error for VerifyFailure {}
+
+impl VerifyFailure {
+    /// The failure inside a handshake's error, if the peer's certificate was the reason.
+    ///
+    /// To be called in the same poll that returned the error: the reason may have been put aside, for nothing else runs on the thread between a verifier's
+    /// refusal and the end of the handshake (the alert gets one attempt to be written).
+    pub fn find(error: &Error) -> Option<VerifyFailure> {
+        match error {
+            Error::InvalidCertificate(CertificateError::Other(OtherError(other))) => other.downcast_ref().cloned(),
+            Error::InvalidCertificate(CertificateError::Expired | CertificateError::UnknownIssuer) => {
+                LAST.with_borrow_mut(Option::take)
+            }
+            _ => None,
+        }
+    }
+
+    fn into_tls(self) -> Error {
+        let kind = match self.alert {
+            Alert::Expired => CertificateError::Expired,
+            Alert::UnknownIssuer => CertificateError::UnknownIssuer,
+            Alert::Unknown => return Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(self)))),
+        };
+        LAST.set(Some(self));
+        Error::InvalidCertificate(kind)
+    }
+}
+
+/// A [`Validation`] made ready: roots parsed once.
+#[derive(Debug)]
+pub struct Judge {
+    roots: Roots,
+    sans: Vec<SanMatcher>,
+    spki_hashes: Vec<[u8; 32]>,
+    certificate_hashes: Vec<[u8; 32]>,
+    allow_expired: bool,
+    accept_untrusted: bool,
+    provider: Arc<CryptoProvider>,
+}
+
+#[derive(Debug)]
+enum Roots {
+    None,
+    One(Store),
+    Spiffe(Vec<(Box<str>, Store)>),
+}
+
+#[derive(Debug)]
+struct Store {
+    anchors: Vec<TrustAnchor<'static>>,
+    subjects: Vec<DistinguishedName>,
+    certificates: Vec<CertificateDer<'static>>,
+}
+
+/// Which side the peer is on.
+#[derive(Clone, Copy, Debug)]
+enum Peer {
+    Client,
+    Server,
+}
+
+impl Store {
+    fn new(certificates: &[CertificateDer<'static>]) -> Result<Self, ContextError> {
+        let mut anchors = Vec::with_capacity(certificates.len());
+        for certificate in certificates {
+            let anchor = anchor_from_trusted_cert(certificate).map_err(|error| ContextError::Authority {
+                name: info::describe(certificate),
+                reason: error.to_string(),
+            })?;
+            anchors.push(anchor.to_owned());
+        }
+        // The anchor holds the name's content; a DistinguishedName is the whole SEQUENCE.
+        let subjects = anchors.iter().map(|anchor| DistinguishedName::in_sequence(anchor.subject.as_ref())).collect();
+        Ok(Store { anchors, subjects, certificates: certificates.to_vec() })
+    }
+}
+
+impl Judge {
+    /// `validation` is `None` where any certificate, or none, will do.
+    pub fn new(validation: Option<&Validation>, provider: Arc<CryptoProvider>) -> Result<Self, ContextError> {
+        let Some(Validation { trust, sans, spki_hashes, certificate_hashes, allow_expired, accept_untrusted, path: _ }) =
+            validation
+        else {
+            return Ok(Judge {
+                roots: Roots::None,
+                sans: Vec::new(),
+                spki_hashes: Vec::new(),
+                certificate_hashes: Vec::new(),
+                allow_expired: false,
+                accept_untrusted: false,
+                provider,
+            });
+        };
+        let roots = match trust {
+            Trust::None => Roots::None,
+            Trust::Authorities(authorities) => Roots::One(Store::new(authorities)?),
+            Trust::Spiffe(domains) => {
+                let stores = domains.iter().map(|(domain, authorities)| Ok((domain.clone(), Store::new(authorities)?)));
+                Roots::Spiffe(stores.collect::<Result<_, ContextError>>()?)
+            }
+        };
+        Ok(Judge {
+            roots,
+            sans: sans.clone(),
+            spki_hashes: spki_hashes.clone(),
+            certificate_hashes: certificate_hashes.clone(),
+            allow_expired: *allow_expired,
+            accept_untrusted: *accept_untrusted,
+            provider,
+        })
+    }
+
+    /// Whether nothing at all is asked of a certificate.
+    pub fn accepts_anything(&self) -> bool {
+        matches!(self.roots, Roots::None)
+            && self.sans.is_empty()
+            && self.spki_hashes.is_empty()
+            && self.certificate_hashes.is_empty()
+    }
+
+    fn judge(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        peer: Peer,
+    ) -> Result<(), VerifyFailure> {
+        if self.accepts_anything() {
+            return Ok(());
+        }
+        if !self.accept_untrusted {
+            self.check_chain(leaf, intermediates, now, peer)?;
+        }
+        self.check_sans(leaf)?;
+        self.check_hashes(leaf)
+    }
+
+    fn check_chain(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        peer: Peer,
+    ) -> Result<(), VerifyFailure> {
+        let refuse = |reason: String| VerifyFailure {
+            kind: FailureKind::Chain,
+            reason: format!("{reason}; presented: {}", info::describe(leaf)),
+            alert: Alert::Unknown,
+        };
+        let store = match &self.roots {
+            Roots::None => return Ok(()),
+            Roots::One(store) => store,
+            Roots::Spiffe(domains) => {
+                let domain =
+                    trust_domain(leaf).ok_or_else(|| refuse("the certificate has no single SPIFFE ID".into()))?;
+                let known = domains.iter().find(|(name, _)| **name == *domain).map(|(_, store)| store);
+                known.ok_or_else(|| refuse(format!("no trust bundle for trust domain \"{domain}\"")))?
+            }
+        };
+        // A leaf that is itself listed as trusted needs no issuer, only to be in time.
+        if store.certificates.iter().any(|trusted| trusted == leaf) {
+            let (from, to) = info::validity(leaf).map_err(|error| refuse(error.to_string()))?;
+            let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+            return if self.allow_expired || (from <= now && now <= to) {
+                Ok(())
+            } else {
+                Err(refuse("the certificate is not within its period of validity".into()))
+            };
+        }
+        let certificate = EndEntityCert::try_from(leaf).map_err(|error| refuse(error.to_string()))?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        let usage = || match peer {
+            Peer::Client => KeyUsage::client_auth(),
+            Peer::Server => KeyUsage::server_auth(),
+        };
+        let verify = |time| {
+            certificate
+                .verify_for_usage(algorithms, &store.anchors, intermediates, time, usage(), None, None)
+                .map(|_| ())
+        };
+        match verify(now) {
+            Ok(()) => Ok(()),
+            Err(webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. }) if self.allow_expired => {
+                let (_, to) = info::validity(leaf).map_err(|error| refuse(error.to_string()))?;
+                let last = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(to).unwrap_or(0)));
+                verify(last).map_err(|error| refuse(error.to_string()))
+            }
+            Err(error) => {
+                let alert = match &error {
+                    webpki::Error::CertExpired { .. } => Alert::Expired,
+                    webpki::Error::UnknownIssuer => Alert::UnknownIssuer,
+                    _ => Alert::Unknown,
+                };
+                Err(VerifyFailure { alert, ..refuse(explain(&error)) })
+            }
+        }
+    }
+
+    fn check_sans(&self, leaf: &CertificateDer<'_>) -> Result<(), VerifyFailure> {
+        if self.sans.is_empty() {
+            return Ok(());
+        }
+        let names = info::subject_alt_names(leaf).map_err(|error| VerifyFailure {
+            kind: FailureKind::San,
+            reason: format!("cannot read the peer's names: {error}"),
+            alert: Alert::Unknown,
+        })?;
+        if names.iter().any(|name| self.sans.iter().any(|matcher| san_matches(matcher, name))) {
+            return Ok(());
+        }
+        let expected: Vec<_> = self.sans.iter().map(describe_matcher).collect();
+        let reason = format!(
+            "the peer's name does not match; expected any of: {}; presented: {}",
+            expected.join(", "),
+            info::describe(leaf)
+        );
+        Err(VerifyFailure { kind: FailureKind::San, reason, alert: Alert::Unknown })
+    }
+
+    /// With both lists set, a hit in either suffices (Envoy `verify_certificate_spki`).
+    fn check_hashes(&self, leaf: &CertificateDer<'_>) -> Result<(), VerifyFailure> {
+        if self.spki_hashes.is_empty() && self.certificate_hashes.is_empty() {
+            return Ok(());
+        }
+        let hash = info::fingerprint(leaf);
+        let spki = info::spki_fingerprint(leaf).ok();
+        if self.certificate_hashes.contains(&hash) || spki.is_some_and(|spki| self.spki_hashes.contains(&spki)) {
+            return Ok(());
+        }
+        let reason = format!(
+            "the certificate's hash is not among the expected ones; presented: SHA-256 {}, {}",
+            info::hex(&hash),
+            info::describe(leaf)
+        );
+        Err(VerifyFailure { kind: FailureKind::Hash, reason, alert: Alert::Unknown })
+    }
+
+    fn root_subjects(&self) -> Vec<DistinguishedName> {
+        match &self.roots {
+            Roots::None => Vec::new(),
+            Roots::One(store) => store.subjects.clone(),
+            Roots::Spiffe(domains) => domains.iter().flat_map(|(_, store)| store.subjects.clone()).collect(),
+        }
+    }
+}
+
+/// The trust domain of a certificate's SPIFFE ID; `None` unless it has exactly one URI name and that is a SPIFFE ID (X.509-SVID section 2).
+fn trust_domain(leaf: &CertificateDer<'_>) -> Option<String> {
+    let names = info::subject_alt_names(leaf).ok()?;
+    let mut uris = names.iter().filter_map(|name| match name {
+        SubjectAltName::Uri(uri) => Some(uri),
+        SubjectAltName::Dns(_) | SubjectAltName::Ip(_) | SubjectAltName::Email(_) => None,
+    });
+    let (uri, None) = (uris.next()?, uris.next()) else { return None };
+    let rest = uri.strip_prefix("spiffe://")?;
+    let domain = rest.split('/').next()?;
+    (!domain.is_empty()).then(|| domain.to_owned())
+}
+
+fn explain(error: &webpki::Error) -> String {
+    match error {
+        webpki::Error::UnknownIssuer => "the certificate is not signed by a trusted authority".into(),
+        webpki::Error::CertExpired { time, not_after } => {
+            format!(
+                "the certificate, or one of its issuers, has expired (now {}, valid until {})",
+                time.as_secs(),
+                not_after.as_secs()
+            )
+        }
+        webpki::Error::CertNotValidYet { time, not_before } => {
+            format!(
+                "the certificate, or one of its issuers, is not valid yet (now {}, valid from {})",
+                time.as_secs(),
+                not_before.as_secs()
+            )
+        }
+        webpki::Error::RequiredEkuNotFoundContext(_) => {
+            "the certificate's extended key usage does not allow this side of TLS".into()
+        }
+        other => other.to_string(),
+    }
+}
+
+fn san_matches(matcher: &SanMatcher, name: &SubjectAltName) -> bool {
+    match (matcher.kind, name) {
+        (SanKind::Uri, SubjectAltName::Uri(text)) | (SanKind::Email, SubjectAltName::Email(text)) => {
+            matcher.matcher.matches(text)
+        }
+        (SanKind::Dns, SubjectAltName::Dns(text)) => match &matcher.matcher {
+            StringMatcher::Exact { value, .. } => dns_matches(value, text),
+            other => other.matches(text),
+        },
+        (SanKind::Ip, SubjectAltName::Ip(ip)) => matcher.matcher.matches(&ip.to_string()),
+        (SanKind::Dns | SanKind::Uri | SanKind::Ip | SanKind::Email, _) => false,
+    }
+}
+
+/// Whether a certificate's DNS name, which may have a wildcard as its whole first label, covers `name` (RFC 6125 section 6.4).
+pub fn dns_matches(name: &str, presented: &str) -> bool {
+    match presented.strip_prefix("*.") {
+        Some(suffix) => {
+            name.split_once('.').is_some_and(|(first, rest)| !first.is_empty() && rest.eq_ignore_ascii_case(suffix))
+        }
+        None => name.eq_ignore_ascii_case(presented),
+    }
+}
+
+fn describe_matcher(matcher: &SanMatcher) -> String {
+    let kind = match matcher.kind {
+        SanKind::Dns => "DNS",
+        SanKind::Uri => "URI",
+        SanKind::Ip => "IP",
+        SanKind::Email => "email",
+    };
+    match &matcher.matcher {
+        StringMatcher::Exact { value, .. } => format!("{kind}:{value}"),
+        StringMatcher::Prefix { value, .. } => format!("{kind}:{value}*"),
+        StringMatcher::Suffix { value, .. } => format!("{kind}:*{value}"),
+        StringMatcher::Contains { value, .. } => format!("{kind}:*{value}*"),
+        StringMatcher::Regex(regex) => format!("{kind}:/{}/", regex.as_str()),
+    }
+}
+
+/// Judges clients.
+#[derive(Debug)]
+pub struct ClientVerifier {
+    judge: Judge,
+    subjects: Vec<DistinguishedName>,
+    required: bool,
+}
+
+impl ClientVerifier {
+    /// `required`: a client without certificate is refused.
+    pub fn new(judge: Judge, required: bool) -> Self {
+        ClientVerifier { subjects: judge.root_subjects(), judge, required }
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.subjects
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.required
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.judge.judge(leaf, intermediates, now, Peer::Client).map_err(VerifyFailure::into_tls)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(
+            &sni::on_wire(message),
+            leaf,
+            dss,
+            &self.judge.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, leaf, dss, &self.judge.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.judge.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Judges servers. The name in the SNI is not compared: Envoy's matchers say what is expected.
+#[derive(Debug)]
+pub struct ServerVerifier(Judge);
+
+impl ServerVerifier {
+    /// A verifier by these rules.
+    pub fn new(judge: Judge) -> Self {
+        ServerVerifier(judge)
+    }
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.0.judge(leaf, intermediates, now, Peer::Server).map_err(VerifyFailure::into_tls)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(&sni::on_wire(message), leaf, dss, &self.0.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, leaf, dss, &self.0.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+#[path = "verify_tests.rs"]
+mod tests;

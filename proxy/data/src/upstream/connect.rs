@@ -1,0 +1,227 @@
+//! A connection to an endpoint.
+
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Instant,
+};
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
+
+use crate::{
+    error::ConnectError,
+    io::{Socket, UpstreamIo},
+    model::cluster::{Cluster, Endpoint, EndpointAddress, Keepalive},
+    tls,
+};
+
+/// Which ALPN offers a TLS handshake makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AlpnChoice {
+    /// Those of the cluster's TLS context.
+    Configured,
+    /// These, in order of preference.
+    Offer(&'static [&'static [u8]]),
+    /// Those of the cluster's TLS context, these if it has none.
+    Fallback(&'static [&'static [u8]]),
+}
+
+/// An open connection and its place in the counters.
+#[derive(Debug)]
+pub struct UpstreamConnection {
+    /// The bytes.
+    pub io: UpstreamIo,
+    /// Counts the connection as live until it is dropped.
+    pub guard: ConnectionGuard,
+}
+
+/// Connects, with TLS if the cluster has it, within the cluster's `connect_timeout`. Counts `upstream_cx_total`, `_active`, `_connect_fail`,
+/// `_connect_timeout`, `_connect_ms`, the endpoint's counters and the circuit breaker's connections; whether the breaker allows one more is the caller's
+/// question ([`may_connect`]).
+pub async fn connect(
+    cluster: &Arc<Cluster>,
+    endpoint: &Arc<Endpoint>,
+    alpn: AlpnChoice,
+) -> Result<UpstreamConnection, ConnectError> {
+    let mut guard = ConnectionGuard::new(cluster.clone(), endpoint.clone());
+    let attempt = async {
+        let socket = open(cluster, endpoint).await?;
+        match &cluster.tls {
+            None => Ok(UpstreamIo::Plain(socket)),
+            // Boxed: a handshake's state is large and short-lived.
+            Some(tls) => Box::pin(tls::connect::connect(tls, socket, endpoint, alpn)).await,
+        }
+    };
+    let result = match tokio::time::timeout(cluster.connect_timeout, attempt).await {
+        Ok(result) => result,
+        Err(_) => Err(ConnectError::Timeout),
+    };
+    match result {
+        Ok(io) => {
+            cluster.stats.upstream_cx_connect_ms().record(millis(guard.opened));
+            Ok(UpstreamConnection { io, guard })
+        }
+        Err(error) => {
+            cluster.stats.upstream_cx_connect_fail().inc();
+            endpoint.stats.cx_connect_fail.fetch_add(1, Relaxed);
+            if error == ConnectError::Timeout {
+                cluster.stats.upstream_cx_connect_timeout().inc();
+            }
+            guard.failed = true;
+            Err(error)
+        }
+    }
+}
+
+/// Whether the circuit breaker of default priority allows one more connection. Counts `upstream_cx_overflow` if not.
+pub fn may_connect(cluster: &Cluster) -> bool {
+    let allowed = cluster.limits.connections.load(Relaxed) < cluster.limits.max_connections;
+    if !allowed {
+        cluster.stats.upstream_cx_overflow().inc();
+    }
+    allowed
+}
+
+async fn open(cluster: &Cluster, endpoint: &Endpoint) -> Result<Socket, ConnectError> {
+    match &endpoint.address {
+        EndpointAddress::Unix(path) => {
+            UnixStream::connect(path).await.map(Socket::Unix).map_err(|error| sort_error(&error))
+        }
+        EndpointAddress::Ip(address) => {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
+                .map_err(|error| local(&error))?;
+            if let Some(source) = cluster.bind_source.filter(|source| source.is_ipv4() == address.is_ipv4()) {
+                // Otherwise the kernel would reserve one of 28,000 ports per source address instead of per pair of addresses.
+                let _ = SockRef::from(&socket).set_reuse_address(true);
+                if let Err(error) = socket.bind((source, 0).into()) {
+                    cluster.stats.bind_errors().inc();
+                    return Err(local(&error));
+                }
+            }
+            let stream = socket.connect(*address).await.map_err(|error| sort_error(&error))?;
+            prepare(&stream, cluster.keepalive).map_err(|error| local(&error))?;
+            Ok(Socket::Tcp(stream))
+        }
+    }
+}
+
+fn prepare(stream: &TcpStream, keepalive: Option<Keepalive>) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    if let Some(Keepalive { probes, time, interval }) = keepalive {
+        let mut values = TcpKeepalive::new();
+        if let Some(time) = time {
+            values = values.with_time(time);
+        }
+        if let Some(interval) = interval {
+            values = values.with_interval(interval);
+        }
+        if let Some(probes) = probes {
+            values = values.with_retries(probes);
+        }
+        let socket = SockRef::from(stream);
+        socket.set_keepalive(true)?;
+        socket.set_tcp_keepalive(&values)?;
+    }
+    Ok(())
+}
+
+/// Sorts what `connect(2)` says into the peer's fault and ours.
+fn sort_error(error: &io::Error) -> ConnectError {
+    match error.kind() {
+        io::ErrorKind::AddrNotAvailable
+        | io::ErrorKind::AddrInUse
+        | io::ErrorKind::PermissionDenied
+        | io::ErrorKind::OutOfMemory => local(error),
+        io::ErrorKind::TimedOut => ConnectError::Timeout,
+        _ => ConnectError::Refused { reason: errno_text(error) },
+    }
+}
+
+fn local(error: &io::Error) -> ConnectError {
+    ConnectError::Local { reason: errno_text(error) }
+}
+
+/// The error number's text alone, as Envoy writes it: `Connection refused`, without Rust's ` (os error 111)`.
+pub(crate) fn errno_text(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" (os error ") {
+        Some(at) => text[..at].to_owned(),
+        None => text,
+    }
+}
+
+/// Counts a connection to an endpoint as live; the end of it is counted by `Drop`.
+#[derive(Debug)]
+pub struct ConnectionGuard {
+    cluster: Arc<Cluster>,
+    endpoint: Arc<Endpoint>,
+    opened: Instant,
+    failed: bool,
+    /// The peer closed first; `upstream_cx_destroy_remote` is counted instead of `_local`.
+    pub closed_by_peer: bool,
+    /// A request (for TCP: the downstream connection) was still being served; `_with_active_rq` is counted too.
+    pub request_active: bool,
+}
+
+impl ConnectionGuard {
+    fn new(cluster: Arc<Cluster>, endpoint: Arc<Endpoint>) -> Self {
+        cluster.stats.upstream_cx_total().inc();
+        cluster.stats.upstream_cx_active().inc();
+        cluster.limits.connections.fetch_add(1, Relaxed);
+        endpoint.stats.cx_total.fetch_add(1, Relaxed);
+        endpoint.stats.cx_active.fetch_add(1, Relaxed);
+        ConnectionGuard {
+            cluster,
+            endpoint,
+            opened: Instant::now(),
+            failed: false,
+            closed_by_peer: false,
+            request_active: false,
+        }
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> &Arc<Cluster> {
+        &self.cluster
+    }
+
+    /// The endpoint.
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// When the connection was begun.
+    pub fn opened(&self) -> Instant {
+        self.opened
+    }
+}
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        let stats = &self.cluster.stats;
+        stats.upstream_cx_active().dec();
+        self.cluster.limits.connections.fetch_sub(1, Relaxed);
+        self.endpoint.stats.cx_active.fetch_sub(1, Relaxed);
+        stats.upstream_cx_destroy().inc();
+        match (self.failed || self.closed_by_peer, self.request_active) {
+            (true, false) => stats.upstream_cx_destroy_remote().inc(),
+            (false, false) => stats.upstream_cx_destroy_local().inc(),
+            (true, true) => {
+                stats.upstream_cx_destroy_remote().inc();
+                stats.upstream_cx_destroy_remote_with_active_rq().inc();
+                stats.upstream_cx_destroy_with_active_rq().inc();
+            }
+            (false, true) => {
+                stats.upstream_cx_destroy_local().inc();
+                stats.upstream_cx_destroy_local_with_active_rq().inc();
+                stats.upstream_cx_destroy_with_active_rq().inc();
+            }
+        }
+        stats.upstream_cx_length_ms().record(millis(self.opened));
+    }
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

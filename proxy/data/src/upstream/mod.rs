@@ -1,0 +1,7 @@
+//! Endpoints: which one, and a connection to it.
+
+pub mod connect;
+pub mod lb;
+mod metered;
+pub mod pick;
+pub mod pool;

@@ -1,0 +1,426 @@
+//! Connections to upstreams, kept by each worker for itself.
+//!
+//! A pool belongs to one cluster value and one endpoint value, compared as a whole (both are immutable and kept alive by the pool, so their addresses
+//! stand for all they hold: TLS identity, expected peers, protocol). A cluster that changed is another value and starts with empty pools; what the old
+//! ones hold is closed as it falls idle.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use foldhash::HashMap;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::sync::oneshot;
+
+use super::{
+    connect::{self, AlpnChoice, UpstreamConnection},
+    metered::Metered,
+};
+use crate::{
+    error::ConnectError,
+    http::body::RequestBody,
+    model::cluster::{Cluster, Discovery, Endpoint, UpstreamProtocol},
+    snapshot::Snapshot,
+    worker::with_pools,
+};
+
+/// HTTP version spoken to an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// HTTP/1.1
+    Http1,
+    /// HTTP/2
+    Http2,
+}
+
+/// Why no connection could be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AcquireError {
+    /// The circuit breaker is open.
+    Overflow,
+    /// Connecting failed.
+    Connect(ConnectError),
+}
+
+mod opening;
+
+use opening::open;
+
+/// The right to send one request over a connection.
+#[derive(Debug)]
+pub struct Lease {
+    /// Sends it; taken when the connection goes back to the pool.
+    sender: Option<Sender>,
+    /// The connection has served a request before: a failure to send may mean no more than that it was idle for too long.
+    pub reused: bool,
+    /// Our address on it.
+    pub local: Option<SocketAddr>,
+    key: Key,
+    opened: Instant,
+    requests: u32,
+}
+
+/// A connection's sending half.
+#[derive(Debug)]
+pub enum Sender {
+    /// One request at a time.
+    Http1(http1::SendRequest<RequestBody>),
+    /// Many.
+    Http2(http2::SendRequest<RequestBody>),
+}
+
+/// Addresses of the cluster and the endpoint, which the pool keeps alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    cluster: usize,
+    endpoint: usize,
+    protocol: Protocol,
+}
+
+/// The pools of one worker.
+#[derive(Debug, Default)]
+pub struct Pools {
+    hosts: HashMap<Key, HostPool>,
+}
+
+#[derive(Debug)]
+struct HostPool {
+    cluster: Arc<Cluster>,
+    endpoint: Arc<Endpoint>,
+    /// HTTP/1: most recently used last.
+    idle: Vec<Idle>,
+    /// HTTP/1: requests that wait while the circuit breaker allows no further connection.
+    waiters: VecDeque<oneshot::Sender<()>>,
+    /// HTTP/2.
+    shared: Vec<Shared>,
+    /// HTTP/2: requests that wait for the connection that is being made.
+    connecting: Option<Vec<oneshot::Sender<Result<(), ConnectError>>>>,
+    /// Connections that are open, idle or not.
+    live: u32,
+    /// Replaced by configuration: connections are closed instead of kept.
+    retired: bool,
+}
+
+#[derive(Debug)]
+struct Idle {
+    sender: http1::SendRequest<RequestBody>,
+    local: Option<SocketAddr>,
+    since: Instant,
+    opened: Instant,
+    requests: u32,
+}
+
+#[derive(Debug)]
+struct Shared {
+    sender: http2::SendRequest<RequestBody>,
+    local: Option<SocketAddr>,
+    opened: Instant,
+    last_used: Instant,
+    requests: u32,
+    active: u32,
+}
+
+/// Streams per HTTP/2 connection before another one is opened; Envoy's default.
+const MAX_STREAMS: u32 = 1024;
+
+/// A connection to `endpoint`: an idle one, a shared one, or a new one.
+pub async fn acquire(
+    cluster: &Arc<Cluster>,
+    endpoint: &Arc<Endpoint>,
+    downstream: Protocol,
+) -> Result<Lease, AcquireError> {
+    let protocol = match cluster.protocol {
+        UpstreamProtocol::Http1 => Protocol::Http1,
+        UpstreamProtocol::Http2 => Protocol::Http2,
+        UpstreamProtocol::Downstream => downstream,
+        // ALPN decides when connecting; HTTP/2 connections are looked for first, because one of them serves everybody.
+        UpstreamProtocol::Auto => Protocol::Http2,
+    };
+    let auto = cluster.protocol == UpstreamProtocol::Auto;
+    let key =
+        |protocol| Key { cluster: Arc::as_ptr(cluster) as usize, endpoint: Arc::as_ptr(endpoint) as usize, protocol };
+    loop {
+        let found = with_pools(|pools| {
+            // Where ALPN decides, an idle HTTP/1 connection tells what it decided last time.
+            let idle = auto
+                .then(|| pools.host(key(Protocol::Http1), cluster, endpoint).take_idle(key(Protocol::Http1)))
+                .flatten();
+            idle.map_or_else(|| pools.host(key(protocol), cluster, endpoint).take(key(protocol)), Found::Lease)
+        });
+        match found {
+            Found::Lease(lease) => return Ok(lease),
+            Found::Connect => {
+                let lease = open(cluster, endpoint, key(protocol), auto).await?;
+                return Ok(lease);
+            }
+            Found::WaitIdle(freed) => {
+                let _pending = Pending::new(cluster);
+                // An error means that the pool is gone; the loop then finds out what is there instead.
+                let _ = freed.await;
+            }
+            Found::WaitConnect(connected) => {
+                let _pending = Pending::new(cluster);
+                if let Ok(Err(error)) = connected.await {
+                    return Err(AcquireError::Connect(error));
+                }
+            }
+            Found::Overflow => return Err(AcquireError::Overflow),
+        }
+    }
+}
+
+enum Found {
+    Lease(Lease),
+    Connect,
+    WaitIdle(oneshot::Receiver<()>),
+    WaitConnect(oneshot::Receiver<Result<(), ConnectError>>),
+    Overflow,
+}
+
+/// Counts a waiting request.
+struct Pending<'a>(&'a Cluster);
+
+impl<'a> Pending<'a> {
+    fn new(cluster: &'a Cluster) -> Self {
+        cluster.limits.pending.fetch_add(1, Relaxed);
+        cluster.stats.upstream_rq_pending_active().inc();
+        cluster.stats.upstream_rq_pending_total().inc();
+        Pending(cluster)
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.limits.pending.fetch_sub(1, Relaxed);
+        self.0.stats.upstream_rq_pending_active().dec();
+    }
+}
+
+/// A connection ended: whoever waits for one may open another.
+fn closed(key: Key) {
+    let waiter = with_pools(|pools| {
+        let host = pools.hosts.get_mut(&key)?;
+        host.live = host.live.saturating_sub(1);
+        host.idle.retain(|idle| !idle.sender.is_closed());
+        host.shared.retain(|shared| !shared.sender.is_closed());
+        let waiter = host.waiters.pop_front();
+        if waiter.is_none() && host.retired && host.live == 0 {
+            pools.hosts.remove(&key);
+        }
+        waiter
+    });
+    if let Some(waiter) = waiter {
+        let _ = waiter.send(());
+    }
+}
+
+impl Pools {
+    fn host(&mut self, key: Key, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>) -> &mut HostPool {
+        self.hosts.entry(key).or_insert_with(|| HostPool {
+            cluster: cluster.clone(),
+            endpoint: endpoint.clone(),
+            idle: Vec::new(),
+            waiters: VecDeque::new(),
+            shared: Vec::new(),
+            connecting: None,
+            live: 0,
+            retired: false,
+        })
+    }
+}
+
+impl HostPool {
+    fn take(&mut self, key: Key) -> Found {
+        let lease = match key.protocol {
+            Protocol::Http1 => self.take_idle(key),
+            Protocol::Http2 => self.take_shared(key),
+        };
+        if let Some(lease) = lease {
+            return Found::Lease(lease);
+        }
+        let limits = &self.cluster.limits;
+        if limits.pending.load(Relaxed) >= limits.max_pending {
+            self.cluster.stats.upstream_rq_pending_overflow().inc();
+            return Found::Overflow;
+        }
+        if let Some(waiters) = &mut self.connecting {
+            let (told, connected) = oneshot::channel();
+            waiters.push(told);
+            return Found::WaitConnect(connected);
+        }
+        // A host without any connection may have one beyond the limit, as in Envoy: else it could never be reached.
+        if self.live > 0 && limits.connections.load(Relaxed) >= limits.max_connections {
+            self.cluster.stats.upstream_cx_overflow().inc();
+            let (told, freed) = oneshot::channel();
+            self.waiters.push_back(told);
+            return Found::WaitIdle(freed);
+        }
+        self.live += 1;
+        if key.protocol == Protocol::Http2 {
+            self.connecting = Some(Vec::new());
+        }
+        Found::Connect
+    }
+
+    fn take_idle(&mut self, key: Key) -> Option<Lease> {
+        while let Some(idle) = self.idle.pop() {
+            if idle.sender.is_closed() {
+                continue;
+            }
+            if !idle.sender.is_ready() {
+                // Its last response is not wholly read yet; it will be, behind the others.
+                self.idle.insert(0, idle);
+                if self.idle.iter().all(|idle| !idle.sender.is_ready()) {
+                    return None;
+                }
+                continue;
+            }
+            let Idle { sender, local, opened, requests, .. } = idle;
+            return Some(Lease {
+                sender: Some(Sender::Http1(sender)),
+                reused: true,
+                local,
+                key,
+                opened,
+                requests: requests + 1,
+            });
+        }
+        None
+    }
+
+    fn take_shared(&mut self, key: Key) -> Option<Lease> {
+        self.shared.retain(|shared| !shared.sender.is_closed());
+        let limit = self.cluster.http2.max_concurrent_streams.unwrap_or(MAX_STREAMS);
+        let most = self.cluster.max_requests_per_connection;
+        let shared = self
+            .shared
+            .iter_mut()
+            .find(|shared| shared.active < limit && most.is_none_or(|most| shared.requests < most))?;
+        shared.active += 1;
+        shared.requests += 1;
+        Some(Lease {
+            sender: Some(Sender::Http2(shared.sender.clone())),
+            reused: true,
+            local: shared.local,
+            key,
+            opened: shared.opened,
+            requests: shared.requests,
+        })
+    }
+}
+
+impl Lease {
+    /// The connection's sending half.
+    pub fn sender(&mut self) -> Option<&mut Sender> {
+        self.sender.as_mut()
+    }
+
+    /// Which protocol is spoken.
+    pub fn protocol(&self) -> Protocol {
+        self.key.protocol
+    }
+
+    /// The request is over, and the connection fit for another one. A lease that is dropped instead closes an HTTP/1 connection and leaves an HTTP/2
+    /// one as it is.
+    pub fn give_back(mut self) {
+        let Some(Sender::Http1(sender)) = self.sender.take_if(|sender| matches!(sender, Sender::Http1(_))) else {
+            return;
+        };
+        let (local, key, opened, requests) = (self.local, self.key, self.opened, self.requests);
+        let waiter = with_pools(|pools| {
+            let host = pools.hosts.get_mut(&key)?;
+            let used_up = host.cluster.max_requests_per_connection.is_some_and(|most| requests + 1 >= most);
+            let worn = host.retired
+                || used_up
+                || host.cluster.max_connection.is_some_and(|longest| opened.elapsed() >= longest);
+            if used_up {
+                host.cluster.stats.upstream_cx_max_requests().inc();
+            }
+            if !worn && !sender.is_closed() {
+                host.idle.push(Idle { sender, local, since: Instant::now(), opened, requests });
+            }
+            host.waiters.pop_front()
+        });
+        if let Some(waiter) = waiter {
+            let _ = waiter.send(());
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(Sender::Http2(_)) = self.sender {
+            with_pools(|pools| {
+                if let Some(host) = pools.hosts.get_mut(&self.key) {
+                    host.end_stream(self.opened);
+                }
+            });
+        }
+    }
+}
+
+impl HostPool {
+    fn end_stream(&mut self, opened: Instant) {
+        if let Some(shared) = self.shared.iter_mut().find(|shared| shared.opened == opened) {
+            shared.active = shared.active.saturating_sub(1);
+            shared.last_used = Instant::now();
+        }
+    }
+
+    fn retire(&mut self) {
+        self.retired = true;
+        self.idle.clear();
+        self.shared.clear();
+        self.waiters.clear();
+    }
+}
+
+impl Pools {
+    /// Closes what configuration replaced. Called by the worker after each publication, and now and then for endpoints, which change without one.
+    pub fn retain(&mut self, snapshot: &Snapshot) {
+        self.hosts.retain(|_, host| {
+            if !host.is_listed(snapshot) {
+                host.retire();
+            }
+            !host.retired || host.live > 0
+        });
+    }
+
+    /// Closes connections that nobody used for the cluster's idle timeout, or that are too old. Called by the worker about once a second.
+    pub fn sweep(&mut self, now: Instant) {
+        for host in self.hosts.values_mut() {
+            let idle = host.cluster.idle_timeout.unwrap_or(Duration::MAX);
+            let longest = host.cluster.max_connection.unwrap_or(Duration::MAX);
+            let stats = &host.cluster.stats;
+            host.idle.retain(|connection| {
+                let unused = now.saturating_duration_since(connection.since) >= idle;
+                if unused {
+                    stats.upstream_cx_idle_timeout().inc();
+                }
+                !unused && now.saturating_duration_since(connection.opened) < longest
+            });
+            host.shared.retain(|connection| {
+                let unused = connection.active == 0 && now.saturating_duration_since(connection.last_used) >= idle;
+                if unused {
+                    stats.upstream_cx_idle_timeout().inc();
+                }
+                !unused && now.saturating_duration_since(connection.opened) < longest
+            });
+        }
+    }
+}
+
+impl HostPool {
+    fn is_listed(&self, snapshot: &Snapshot) -> bool {
+        let current = snapshot.cluster(self.cluster.id).is_some_and(|cluster| Arc::ptr_eq(cluster, &self.cluster));
+        let endpoints = self.cluster.endpoints.load();
+        let mut all = endpoints.priorities.iter().flat_map(|priority| &priority.endpoints);
+        current
+            && (self.cluster.discovery == Discovery::OriginalDst
+                || all.any(|endpoint| Arc::ptr_eq(endpoint, &self.endpoint)))
+    }
+}

@@ -1,0 +1,151 @@
+//! Making a pooled connection: connect, shake hands, tell those who wait for it.
+
+use super::*;
+
+/// Connects, shakes hands and leaves the connection to a task of its own.
+pub(super) async fn open(
+    cluster: &Arc<Cluster>,
+    endpoint: &Arc<Endpoint>,
+    key: Key,
+    auto: bool,
+) -> Result<Lease, AcquireError> {
+    let mut opening = Opening { key, done: false };
+    let _pending = Pending::new(cluster);
+    let alpn = match (auto, key.protocol) {
+        (true, _) => AlpnChoice::Offer(&[b"h2", b"http/1.1"]),
+        (false, Protocol::Http2) => AlpnChoice::Fallback(&[b"h2"]),
+        (false, Protocol::Http1) => AlpnChoice::Configured,
+    };
+    let connected = match connect::connect(cluster, endpoint, alpn).await {
+        Ok(connected) => connected,
+        Err(error) => {
+            opening.failed(&error);
+            return Err(AcquireError::Connect(error));
+        }
+    };
+    let protocol = match (auto, connected.io.negotiated_alpn()) {
+        (false, _) => key.protocol,
+        (true, Some(b"h2")) => Protocol::Http2,
+        (true, _) => Protocol::Http1,
+    };
+    let key = Key { protocol, ..key };
+    let handshake = match protocol {
+        Protocol::Http1 => http1_handshake(cluster, connected, key).await,
+        Protocol::Http2 => http2_handshake(cluster, connected, key).await,
+    };
+    match handshake {
+        Ok(lease) => {
+            opening.succeeded(cluster, endpoint, &lease);
+            Ok(lease)
+        }
+        Err(error) => {
+            let error = ConnectError::Refused { reason: error.to_string() };
+            opening.failed(&error);
+            Err(AcquireError::Connect(error))
+        }
+    }
+}
+
+async fn http1_handshake(cluster: &Arc<Cluster>, connected: UpstreamConnection, key: Key) -> hyper::Result<Lease> {
+    let UpstreamConnection { io, guard } = connected;
+    let local = io.local_address();
+    let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(Metered::new(io, cluster.clone()))).await?;
+    cluster.stats.upstream_cx_http1_total().inc();
+    tokio::spawn(async move {
+        // Errors reach the request that is on the connection; one that has none is just gone.
+        let _ = connection.with_upgrades().await;
+        drop(guard);
+        closed(key);
+    });
+    Ok(Lease { sender: Some(Sender::Http1(sender)), reused: false, local, key, opened: Instant::now(), requests: 0 })
+}
+
+async fn http2_handshake(cluster: &Arc<Cluster>, connected: UpstreamConnection, key: Key) -> hyper::Result<Lease> {
+    let UpstreamConnection { io, guard } = connected;
+    let local = io.local_address();
+    let options = &cluster.http2;
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(options.initial_stream_window.unwrap_or(16 << 20))
+        .initial_connection_window_size(options.initial_connection_window.unwrap_or(24 << 20))
+        .initial_max_send_streams(options.max_concurrent_streams.unwrap_or(MAX_STREAMS) as usize)
+        .keep_alive_interval(options.keepalive_interval);
+    if let Some(timeout) = options.keepalive_timeout {
+        builder.keep_alive_timeout(timeout);
+    }
+    let (sender, connection) = builder.handshake(TokioIo::new(Metered::new(io, cluster.clone()))).await?;
+    cluster.stats.upstream_cx_http2_total().inc();
+    tokio::spawn(async move {
+        let _ = connection.await;
+        drop(guard);
+        closed(key);
+    });
+    Ok(Lease { sender: Some(Sender::Http2(sender)), reused: false, local, key, opened: Instant::now(), requests: 0 })
+}
+
+/// Tells those who wait for this connection how it went, also when the request that makes it is cancelled.
+struct Opening {
+    key: Key,
+    done: bool,
+}
+
+impl Opening {
+    fn failed(&mut self, error: &ConnectError) {
+        self.finish(|| Err(error.clone()));
+    }
+
+    fn succeeded(&mut self, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>, lease: &Lease) {
+        with_pools(|pools| {
+            let host = pools.host(lease.key, cluster, endpoint);
+            if lease.key != self.key {
+                // ALPN chose the other protocol, so the connection lives in the other pool.
+                host.live += 1;
+            }
+            if let Some(Sender::Http2(sender)) = &lease.sender {
+                host.shared.push(Shared {
+                    sender: sender.clone(),
+                    local: lease.local,
+                    opened: lease.opened,
+                    last_used: lease.opened,
+                    requests: 1,
+                    active: 1,
+                });
+            }
+        });
+        let moved = lease.key != self.key;
+        self.finish(|| Ok(()));
+        if moved {
+            closed(self.key);
+        }
+    }
+
+    fn finish(&mut self, outcome: impl Fn() -> Result<(), ConnectError>) {
+        self.done = true;
+        let failed = outcome().is_err();
+        let waiters = with_pools(|pools| {
+            let host = pools.hosts.get_mut(&self.key)?;
+            if failed {
+                host.live = host.live.saturating_sub(1);
+            }
+            host.connecting.take()
+        });
+        for waiter in waiters.into_iter().flatten() {
+            let _ = waiter.send(outcome());
+        }
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if !self.done {
+            with_pools(|pools| {
+                if let Some(host) = pools.hosts.get_mut(&self.key) {
+                    host.live = host.live.saturating_sub(1);
+                    // Dropped senders wake their requests, one of which then connects.
+                    host.connecting = None;
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! What one worker owns.
+
+use std::{
+    cell::RefCell,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::Deref,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use foldhash::{HashMap, HashMapExt};
+use http::HeaderValue;
+use rand::{RngCore, SeedableRng, rngs::SmallRng};
+
+use crate::{
+    connection::{self, Connection, Verdict},
+    drain::{DrainScope, Phase},
+    model::{
+        ListenerId,
+        listener::{BindAddress, Listener, TrafficDirection},
+    },
+    snapshot::Snapshot,
+    upstream::{lb::Balances, pool::Pools},
+};
+
+/// A snapshot as one worker holds it. Cloning touches a reference count that no other worker touches.
+#[derive(Clone, Debug)]
+pub struct SnapshotRef(Arc<Published>);
+
+/// A snapshot and what is derived from it once per publication.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Published {
+    snapshot: Arc<Snapshot>,
+    by_address: Arc<HashMap<SocketAddr, ListenerId>>,
+}
+
+impl Published {
+    pub(super) fn new(snapshot: Arc<Snapshot>) -> Self {
+        let mut by_address = HashMap::new();
+        for listener in snapshot.listeners.iter().flatten() {
+            for address in &listener.addresses {
+                if let BindAddress::Ip { address, .. } = address {
+                    by_address.insert(*address, listener.id);
+                }
+            }
+        }
+        Published { snapshot, by_address: Arc::new(by_address) }
+    }
+}
+
+impl SnapshotRef {
+    pub(super) fn new(published: &Published) -> Self {
+        SnapshotRef(Arc::new(published.clone()))
+    }
+
+    /// The listener that owns a restored original destination: the one with that very address, else the one with the wildcard address and that port.
+    ///
+    /// Source: Envoy `ConnectionHandlerImpl::getBalancedHandlerByAddress`.
+    pub fn listener_for(&self, destination: SocketAddr) -> Option<&Arc<Listener>> {
+        let destination = SocketAddr::new(destination.ip().to_canonical(), destination.port());
+        let wildcard = |ip: IpAddr| self.0.by_address.get(&SocketAddr::new(ip, destination.port()));
+        let id = self.0.by_address.get(&destination).or_else(|| match destination {
+            SocketAddr::V4(_) => wildcard(Ipv4Addr::UNSPECIFIED.into()).or_else(|| {
+                let id = wildcard(Ipv6Addr::UNSPECIFIED.into())?;
+                let takes_v4 = |address: &BindAddress| matches!(address, BindAddress::Ip { ipv4_compat: true, .. });
+                self.0.snapshot.listener(*id)?.addresses.iter().any(takes_v4).then_some(id)
+            }),
+            SocketAddr::V6(_) => wildcard(Ipv6Addr::UNSPECIFIED.into()),
+        })?;
+        self.0.snapshot.listener(*id)
+    }
+}
+
+impl Deref for SnapshotRef {
+    type Target = Snapshot;
+
+    fn deref(&self) -> &Snapshot {
+        &self.0.snapshot
+    }
+}
+
+struct Local {
+    snapshot: RefCell<SnapshotRef>,
+    pools: RefCell<Pools>,
+    balances: RefCell<Balances>,
+    random: RefCell<SmallRng>,
+    date: RefCell<(u64, HeaderValue)>,
+    connections: RefCell<HashMap<u64, Arc<Connection>>>,
+    /// Drains that new connections join.
+    standing: RefCell<Vec<DrainScope>>,
+    live: RefCell<Arc<AtomicU64>>,
+}
+
+thread_local! {
+    static LOCAL: Local = Local {
+        snapshot: RefCell::new(SnapshotRef::new(&Published::default())),
+        pools: RefCell::default(),
+        balances: RefCell::default(),
+        random: RefCell::new(SmallRng::from_os_rng()),
+        date: RefCell::new((0, HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT"))),
+        connections: RefCell::default(),
+        standing: RefCell::default(),
+        live: RefCell::default(),
+    };
+}
+
+/// The configuration that this worker uses now. A request takes it once.
+pub fn snapshot() -> SnapshotRef {
+    LOCAL.with(|local| local.snapshot.borrow().clone())
+}
+
+/// Gives access to this worker's upstream pools. Not to be nested.
+pub fn with_pools<T>(f: impl FnOnce(&mut Pools) -> T) -> T {
+    LOCAL.with(|local| f(&mut local.pools.borrow_mut()))
+}
+
+/// Gives access to this worker's load-balancing state. Not to be nested.
+pub(crate) fn with_balances<T>(f: impl FnOnce(&mut Balances) -> T) -> T {
+    LOCAL.with(|local| f(&mut local.balances.borrow_mut()))
+}
+
+/// A random number, from a generator of this worker's own. Not for secrets.
+pub fn random() -> u64 {
+    LOCAL.with(|local| local.random.borrow_mut().next_u64())
+}
+
+/// The value of the `date` header (RFC 9110, section 5.6.7), made once per second.
+pub fn date() -> HeaderValue {
+    LOCAL.with(|local| {
+        let now = SystemTime::now();
+        let second = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+        let mut date = local.date.borrow_mut();
+        if date.0 != second
+            && let Ok(text) = HeaderValue::from_str(&httpdate::fmt_http_date(now))
+        {
+            *date = (second, text);
+        }
+        date.1.clone()
+    })
+}
+
+/// Makes the current thread a worker with this snapshot, without starting one. For tests and benches.
+pub fn enter_for_test(snapshot: Arc<Snapshot>) {
+    take(SnapshotRef::new(&Published::new(snapshot)));
+}
+
+/// Shares the counter of live connections with [`super::Workers`].
+pub(super) fn enter(live: Arc<AtomicU64>) {
+    LOCAL.with(|local| *local.live.borrow_mut() = live);
+}
+
+/// Takes a snapshot into use. Connections that it no longer allows are told to close; returned are those that should drain: their listener or chain is
+/// gone, or asks more of the peer.
+pub(super) fn take(new: SnapshotRef) -> Vec<Weak<Connection>> {
+    LOCAL.with(|local| {
+        let old = local.snapshot.replace(new.clone());
+        local.pools.borrow_mut().retain(&new);
+        local.balances.borrow_mut().retain(&new);
+        let mut drained = Vec::new();
+        for connection in local.connections.borrow().values() {
+            match connection::judge(connection, &old, &new) {
+                Verdict::Keep => {}
+                Verdict::Drain => drained.push(Arc::downgrade(connection)),
+                Verdict::Close => connection.drain.set(Phase::Closing),
+            }
+        }
+        drained
+    })
+}
+
+/// Closes upstream connections that were idle for too long or whose endpoint is gone (endpoints change without a publication).
+pub(super) fn housekeep() {
+    LOCAL.with(|local| {
+        let snapshot = local.snapshot.borrow().clone();
+        let mut pools = local.pools.borrow_mut();
+        pools.retain(&snapshot);
+        pools.sweep(Instant::now());
+    });
+}
+
+/// The connections in a scope now.
+pub(super) fn members(scope: DrainScope) -> Vec<Weak<Connection>> {
+    LOCAL.with(|local| local.connections.borrow().values().filter(|c| in_scope(scope, c)).map(Arc::downgrade).collect())
+}
+
+/// Makes new connections in the scope begin as draining.
+pub(super) fn begin_standing(scope: DrainScope) {
+    LOCAL.with(|local| local.standing.borrow_mut().push(scope));
+}
+
+/// Ends all standing drains and opens the connections that drain because of them.
+pub(super) fn end_standing() {
+    LOCAL.with(|local| {
+        let ended = std::mem::take(&mut *local.standing.borrow_mut());
+        for connection in local.connections.borrow().values() {
+            if ended.iter().any(|scope| in_scope(*scope, connection)) {
+                connection.drain.set(Phase::Open);
+            }
+        }
+    });
+}
+
+/// Whether a scope's drain still stands.
+pub(super) fn stands(scope: DrainScope) -> bool {
+    LOCAL.with(|local| local.standing.borrow().contains(&scope))
+}
+
+fn in_scope(scope: DrainScope, connection: &Connection) -> bool {
+    match scope {
+        DrainScope::All => true,
+        DrainScope::Inbound => connection.direction == TrafficDirection::Inbound,
+        DrainScope::Listener(id) => connection.listener == id,
+        DrainScope::Chain(listener, chain) => connection.listener == listener && connection.chain == chain,
+    }
+}
+
+/// A connection in the worker's table; it leaves by `Drop`.
+#[derive(Debug)]
+pub(crate) struct Registered(Arc<Connection>);
+
+/// Puts a connection into the worker's table. From now on every publication judges it, so the caller checks policies after this, not before: a change
+/// between the two is seen by one of them.
+pub(crate) fn register(connection: Arc<Connection>) -> Registered {
+    LOCAL.with(|local| {
+        if local.standing.borrow().iter().any(|scope| in_scope(*scope, &connection)) {
+            connection.drain.set(Phase::Draining);
+        }
+        local.connections.borrow_mut().insert(connection.id, connection.clone());
+        local.live.borrow().fetch_add(1, Ordering::Relaxed);
+    });
+    Registered(connection)
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        // A runtime that is dropped together with its thread may outlive the thread-local.
+        let _ = LOCAL.try_with(|local| {
+            local.connections.borrow_mut().remove(&self.0.id);
+            local.live.borrow().fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+}
+
+#[cfg(test)]
+#[path = "local_tests.rs"]
+mod tests;
