@@ -1,0 +1,477 @@
+//! Responses and files, resource by resource.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use prost::{Message, Name};
+use shika_data::model::{
+    ListenerId, RouteTableId,
+    tls::{ClientContext, ServerContext},
+};
+use shika_proto::{
+    any,
+    envoy::{
+        config::{
+            cluster::v3 as clusters, endpoint::v3::ClusterLoadAssignment, listener::v3 as listeners,
+            route::v3::RouteConfiguration,
+        },
+        extensions::transport_sockets::tls::v3::Secret,
+    },
+    google::protobuf::Any,
+    type_url,
+};
+
+use crate::{
+    compile::{
+        Compiled, Context, Fault, Within, cluster,
+        endpoints::{self, Names},
+        listener::{self, ChainIds, CompiledListener},
+        route, secret,
+        tls::{ClientBinding, Secrets, ServerBinding},
+    },
+    compiler::{Applied, CompileOptions, Compiler, Resource, RouteKey, Update, UpdateKind},
+    harmless,
+    reject::Reject,
+    store::{Stored, content_hash},
+    warm::{ClusterState, ListenerSlot, ListenerState},
+};
+
+/// Most names of one type that the store holds; a control plane that sends more is refused the rest.
+const MOST_RESOURCES: usize = 1_000_000;
+
+/// What became of one resource.
+enum Outcome {
+    Changed,
+    Unchanged,
+    /// Nothing asks for it.
+    Unwanted,
+}
+
+impl Compiler {
+    /// Takes one response or file. A refused resource does not keep the others out, and its last accepted version stays. When something changed,
+    /// [`Self::build`] says what to publish.
+    pub fn apply(&mut self, update: Update, now: Instant) -> Applied {
+        let mut applied = Applied::default();
+        let kind = update.type_url.as_str();
+        if !matches!(
+            kind,
+            type_url::CLUSTER | type_url::LISTENER | type_url::ENDPOINT | type_url::ROUTE | type_url::SECRET
+        ) {
+            applied.rejects.push(Reject::new(
+                kind,
+                "",
+                "",
+                "resources of this type were not asked for and are not supported",
+            ));
+            return applied;
+        }
+        // Worked out once per response: what it brings does not change what is wanted, and a first push may bring ten thousand.
+        let wanted = match kind {
+            type_url::CLUSTER | type_url::LISTENER => None,
+            _ => Some(self.names(kind)),
+        };
+        let mut seen: BTreeSet<String> = BTreeSet::new();
+        for resource in update.resources {
+            let name = match resource_name(kind, &resource) {
+                Ok(name) => name,
+                Err(fault) => {
+                    applied.rejects.push(Reject::new(kind, &resource.name, fault.path, fault.reason));
+                    continue;
+                }
+            };
+            let outcome = if !seen.insert(name.clone()) {
+                Err(vec![Fault::new("name", format!("duplicate {} {name} found", crate::reject::short_type(kind)))])
+            } else if wanted.as_ref().is_some_and(|wanted| !wanted.contains(name.as_str())) {
+                Ok(Outcome::Unwanted)
+            } else {
+                self.one(kind, &name, &resource, now)
+            };
+            match outcome {
+                Ok(Outcome::Changed) => applied.changed = true,
+                Ok(Outcome::Unchanged) => applied.unchanged += 1,
+                Ok(Outcome::Unwanted) => {}
+                Err(faults) => {
+                    let rejects = faults.into_iter().map(|fault| Reject::new(kind, &name, fault.path, fault.reason));
+                    for reject in rejects {
+                        self.store.refuse(&reject, Some(resource.resource.clone()), &resource.version);
+                        applied.rejects.push(reject);
+                    }
+                }
+            }
+        }
+        let removed: Vec<String> = match update.kind {
+            UpdateKind::Delta => update.removed,
+            UpdateKind::FullState => match kind {
+                type_url::CLUSTER | type_url::LISTENER => {
+                    let held = self.store.of(kind).into_iter().flat_map(|store| store.dynamic.keys());
+                    held.filter(|name| !seen.contains(*name)).cloned().collect()
+                }
+                // What a response about other types does not mention stays as it is.
+                _ => Vec::new(),
+            },
+        };
+        for name in removed {
+            applied.changed |= self.remove(kind, &name);
+        }
+        self.finish(kind, &update.version, &mut applied);
+        applied
+    }
+
+    fn finish(&mut self, kind: &str, version: &str, applied: &mut Applied) {
+        let (whole, stats) = match kind {
+            type_url::CLUSTER => (&mut self.cds, &self.stats.cds),
+            type_url::LISTENER => (&mut self.lds, &self.stats.lds),
+            _ => {
+                if applied.rejects.is_empty() {
+                    self.store.of_mut(kind).version = version.to_owned();
+                }
+                return;
+            }
+        };
+        if !whole.arrived {
+            whole.arrived = true;
+            // An empty first response too lets the start go on.
+            applied.changed = true;
+        }
+        stats.update_attempt().inc();
+        if applied.rejects.is_empty() {
+            stats.update_success().inc();
+            stats.version().set(content_hash(version.as_bytes()));
+            self.store.of_mut(kind).version = version.to_owned();
+        } else {
+            stats.update_rejected().inc();
+        }
+        self.changed |= applied.changed;
+    }
+
+    fn one(&mut self, kind: &str, name: &str, resource: &Resource, now: Instant) -> Result<Outcome, Vec<Fault>> {
+        let hash = content_hash(&resource.resource.value);
+        let store = self.store.of_mut(kind);
+        if store.fixed.contains_key(name) && matches!(kind, type_url::CLUSTER | type_url::LISTENER) {
+            return Err(vec![Fault::new(
+                "name",
+                "a static resource of the bootstrap has this name and cannot be changed",
+            )]);
+        }
+        if let Some(stored) = store.dynamic.get_mut(name)
+            && stored.hash == hash
+            && stored.resource.value == resource.resource.value
+        {
+            stored.version.clone_from(&resource.version);
+            store.errors.remove(name);
+            return Ok(Outcome::Unchanged);
+        }
+        if store.dynamic.len() >= MOST_RESOURCES && !store.dynamic.contains_key(name) {
+            return Err(vec![Fault::new("", format!("more than {MOST_RESOURCES} resources of one type"))]);
+        }
+        let full_name = type_url::message_name(kind).unwrap_or_default();
+        let passed = harmless::check(full_name, &resource.resource.value, self.options.reject_unknown_dynamic_fields)?;
+        let stored = Stored {
+            resource: resource.resource.clone(),
+            version: resource.version.clone(),
+            hash,
+            last_updated: SystemTime::now(),
+            warming: false,
+        };
+        let warming = match kind {
+            type_url::CLUSTER => self.cluster_update(&decode(&resource.resource)?, false, now).map(|()| true),
+            type_url::LISTENER => {
+                self.listener_update(&decode(&resource.resource)?, name, stored.clone(), false, now).map(|()| true)
+            }
+            type_url::ENDPOINT => self.assignment(&decode(&resource.resource)?, name).map(|()| false),
+            type_url::ROUTE => self.route_table(&decode(&resource.resource)?, name).map(|()| false),
+            _ => self.secret(&decode(&resource.resource)?, name).map(|()| false),
+        }
+        .map_err(|fault| vec![fault])?;
+        for one in passed {
+            self.harmless.note(
+                &one.field,
+                || format!("{} {name:?}: {}", crate::reject::short_type(kind), one.path),
+                one.why,
+            );
+        }
+        let store = self.store.of_mut(kind);
+        store.errors.remove(name);
+        store.dynamic.insert(name.to_owned(), Stored { warming, ..stored });
+        self.changed = true;
+        Ok(Outcome::Changed)
+    }
+
+    fn remove(&mut self, kind: &str, name: &str) -> bool {
+        let store = self.store.of_mut(kind);
+        store.errors.remove(name);
+        match kind {
+            type_url::CLUSTER => match self.clusters.get_mut(name) {
+                Some(slot) if !slot.fixed => {
+                    store.dynamic.remove(name);
+                    self.stats.clusters.cluster_removed().inc();
+                    self.clusters.remove(name);
+                    self.changed = true;
+                    true
+                }
+                Some(_) | None => false,
+            },
+            type_url::LISTENER => match self.listeners.get_mut(name) {
+                Some(slot) if !slot.fixed && (slot.active.is_some() || slot.warming.is_some()) => {
+                    store.dynamic.remove(name);
+                    self.stats.listeners.listener_removed().inc();
+                    (slot.active, slot.warming) = (None, None);
+                    self.changed = true;
+                    true
+                }
+                Some(_) | None => false,
+            },
+            // As in Envoy, routes, endpoints and secrets that are removed while something asks for them stay in force.
+            _ => false,
+        }
+    }
+
+    /// Takes a cluster.
+    pub(crate) fn cluster_update(&mut self, from: &clusters::Cluster, fixed: bool, now: Instant) -> Compiled<()> {
+        let compiled = self.with_context(&|_| true, |context, _| cluster::cluster(context, from))?;
+        if let Some(tls) = &compiled.tls {
+            let context =
+                tls.build(&self.secrets).map_err(|reason| Fault::new("transport_socket.typed_config", reason))?;
+            tls.handle.context.store(context);
+        }
+        let name = compiled.cluster.name.clone();
+        let slot = self.clusters.entry(name).or_default();
+        let existed = slot.active.is_some();
+        slot.fixed = fixed;
+        let state = ClusterState::new(compiled, slot.warming.as_ref().or(slot.active.as_ref()), now);
+        if let Some((name, _)) = &state.compiled.eds
+            && let Some(assignment) = self.assignments.get(name)
+        {
+            let old = slot.active.as_ref().map(|old| old.compiled.cluster.endpoints.load_full());
+            state.assign(assignment, old.as_deref());
+        }
+        slot.warming = Some(state);
+        let stats = &self.stats.clusters;
+        if existed {
+            stats.cluster_modified().inc()
+        } else {
+            stats.cluster_added().inc()
+        }
+        Ok(())
+    }
+
+    /// Takes a listener.
+    pub(crate) fn listener_update(
+        &mut self,
+        from: &listeners::Listener,
+        name: &str,
+        stored: Stored,
+        fixed: bool,
+        now: Instant,
+    ) -> Compiled<()> {
+        let next = ListenerId(self.listeners.len() as u32);
+        // The ids are taken out for the time of compiling: the table of listeners is not looked at meanwhile.
+        let (id, mut chain_ids, old) = match self.listeners.get_mut(name) {
+            Some(slot) => {
+                let old = slot.active.as_ref().map(|state| state.compiled.chains.clone()).unwrap_or_default();
+                (slot.id, std::mem::take(&mut slot.chain_ids), old)
+            }
+            None => (next, ChainIds::default(), Vec::new()),
+        };
+        let known: BTreeSet<Arc<str>> = self.clusters.keys().cloned().collect();
+        let compiled = self.with_context(&|cluster| known.contains(cluster), |context, route_ids| {
+            listener::listener(context, from, id, &mut chain_ids, &old, &mut |chain, name| {
+                route_ids(match name {
+                    Some(name) => RouteKey::Rds(name.into()),
+                    None => RouteKey::Inline(id, chain),
+                })
+            })
+        });
+        let built = compiled.and_then(|compiled| {
+            self.build_contexts(&compiled)?;
+            Ok(compiled)
+        });
+        if let Some(slot) = self.listeners.get_mut(name) {
+            slot.chain_ids = std::mem::take(&mut chain_ids);
+        }
+        let compiled = match built {
+            Ok(compiled) => compiled,
+            Err(fault) => {
+                self.stats.listeners.listener_create_failure().inc();
+                return Err(fault);
+            }
+        };
+        let slot = self.listeners.entry(name.into()).or_insert_with(|| ListenerSlot {
+            id,
+            fixed,
+            chain_ids,
+            active: None,
+            warming: None,
+            previous: None,
+            bound: None,
+        });
+        slot.fixed = fixed;
+        let stats = &self.stats.listeners;
+        if slot.active.is_some() {
+            stats.listener_modified().inc()
+        } else {
+            stats.listener_added().inc()
+        }
+        slot.warming = Some(ListenerState::new(compiled, Stored { warming: true, ..stored }, now));
+        Ok(())
+    }
+
+    /// Builds the TLS contexts of new chains; those of chains that stayed the same are in force already.
+    fn build_contexts(&self, compiled: &CompiledListener) -> Compiled<()> {
+        for (index, chain) in compiled.chains.iter().enumerate() {
+            let Some(tls) = &chain.tls else { continue };
+            if tls.handle.context.load().is_some() {
+                continue;
+            }
+            let context = tls
+                .build(&self.secrets)
+                .map_err(|reason| Fault::new("transport_socket.typed_config", reason))
+                .at("filter_chains", index)?;
+            tls.handle.context.store(context);
+        }
+        Ok(())
+    }
+
+    fn assignment(&mut self, from: &ClusterLoadAssignment, name: &str) -> Compiled<()> {
+        let assignment = endpoints::assignment(from, Names::Refused)?;
+        for state in self.clusters.values().flat_map(|slot| slot.active.iter().chain(&slot.warming)) {
+            if state.compiled.eds.as_ref().is_some_and(|(wanted, _)| &**wanted == name) {
+                state.assign(&assignment, None);
+            }
+        }
+        self.assignments.insert(name.into(), assignment);
+        Ok(())
+    }
+
+    fn route_table(&mut self, from: &RouteConfiguration, name: &str) -> Compiled<()> {
+        let known: BTreeSet<Arc<str>> = self.clusters.keys().cloned().collect();
+        let table = self.with_context(&|cluster| known.contains(cluster), |context, route_ids| {
+            let id = route_ids(RouteKey::Rds(name.into()));
+            route::table(context, from, id, false)
+        })?;
+        self.tables.insert(name.into(), Arc::new(table));
+        Ok(())
+    }
+
+    /// Takes a secret: everything that uses it has to work with it, or it is refused.
+    fn secret(&mut self, from: &Secret, name: &str) -> Compiled<()> {
+        let value = secret::secret(from)?;
+        let old = self.secrets.dynamic.insert(name.into(), value);
+        match self.contexts_with(name) {
+            Ok(contexts) => {
+                for context in contexts {
+                    context.put_in_force();
+                }
+                Ok(())
+            }
+            Err(reason) => {
+                match old {
+                    Some(old) => self.secrets.dynamic.insert(name.into(), old),
+                    None => self.secrets.dynamic.remove(name),
+                };
+                Err(Fault::new("", reason))
+            }
+        }
+    }
+
+    fn contexts_with(&self, name: &str) -> Result<Vec<NewContext<'_>>, String> {
+        let uses =
+            |secrets: BTreeSet<crate::compile::tls::SecretRef>| secrets.iter().any(|secret| &*secret.name == name);
+        let mut contexts = Vec::new();
+        for state in self.clusters.values().flat_map(|slot| slot.active.iter().chain(&slot.warming)) {
+            if let Some(tls) = &state.compiled.tls
+                && uses(tls.secrets())
+                && let Some(context) = tls.build(&self.secrets)?
+            {
+                contexts.push(NewContext::Client(tls, context));
+            }
+        }
+        for state in self.listeners.values().flat_map(|slot| slot.active.iter().chain(&slot.warming)) {
+            for tls in state.compiled.chains.iter().filter_map(|chain| chain.tls.as_ref()) {
+                if uses(tls.secrets())
+                    && let Some(context) = tls.build(&self.secrets)?
+                {
+                    contexts.push(NewContext::Server(tls, context));
+                }
+            }
+        }
+        Ok(contexts)
+    }
+
+    /// Runs `compile` with all it reads and fills; the second argument gives ids of route tables.
+    pub(crate) fn with_context<T>(
+        &mut self,
+        cluster_exists: &dyn Fn(&str) -> bool,
+        compile: impl FnOnce(&mut Context<'_>, &mut dyn FnMut(RouteKey) -> RouteTableId) -> Compiled<T>,
+    ) -> Compiled<T> {
+        let Secrets { fixed, dynamic: _ } = &self.secrets;
+        let CompileOptions { hostname, concurrency: _, reject_unknown_dynamic_fields: _, log_sink } = &mut self.options;
+        let mut context = Context {
+            registry: &self.registry,
+            log_sink: &mut **log_sink,
+            hostname,
+            clusters: &mut self.cluster_ids,
+            cluster_exists,
+            static_secret_exists: &|name| fixed.contains_key(name),
+        };
+        let ids = &mut self.route_ids;
+        compile(&mut context, &mut |key| {
+            let next = RouteTableId(ids.len() as u32);
+            *ids.entry(key).or_insert(next)
+        })
+    }
+}
+
+/// A TLS context that was built and is to be put in force.
+enum NewContext<'a> {
+    Client(&'a ClientBinding, Arc<ClientContext>),
+    Server(&'a ServerBinding, Arc<ServerContext>),
+}
+
+impl NewContext<'_> {
+    fn put_in_force(self) {
+        match self {
+            NewContext::Client(tls, context) => {
+                tls.handle.context.store(Some(context));
+                tls.handle.stats.context_update_by_sds().inc();
+            }
+            NewContext::Server(tls, context) => {
+                tls.handle.context.store(Some(context));
+                tls.handle.stats.context_update_by_sds().inc();
+            }
+        }
+    }
+}
+
+fn decode<M: Message + Name + Default>(resource: &Any) -> Result<M, Vec<Fault>> {
+    any::unpack(resource).map_err(|error| vec![Fault::new("", error.to_string())])
+}
+
+/// The name in the resource, which has to be that of its wrapper.
+fn resource_name(kind: &str, resource: &Resource) -> Result<String, Fault> {
+    fn field<M: Message + Name + Default>(resource: &Any, name: fn(M) -> String) -> Result<String, Fault> {
+        any::unpack::<M>(resource).map(name).map_err(|error| Fault::new("", error.to_string()))
+    }
+    let any = &resource.resource;
+    let (name, path) = match kind {
+        type_url::CLUSTER => (field::<clusters::Cluster>(any, |cluster| cluster.name)?, "name"),
+        type_url::LISTENER => (field::<listeners::Listener>(any, |listener| listener.name)?, "name"),
+        type_url::ENDPOINT => {
+            (field::<ClusterLoadAssignment>(any, |assignment| assignment.cluster_name)?, "cluster_name")
+        }
+        type_url::ROUTE => (field::<RouteConfiguration>(any, |table| table.name)?, "name"),
+        _ => (field::<Secret>(any, |secret| secret.name)?, "name"),
+    };
+    // A listener may leave its name to the wrapper.
+    match (name.as_str(), resource.name.as_str()) {
+        ("", "") => Err(Fault::new(path, "value length must be at least 1 characters")),
+        ("", wrapper) if kind == type_url::LISTENER => Ok(wrapper.to_owned()),
+        ("", _) => Err(Fault::new(path, "value length must be at least 1 characters")),
+        (_, "") => Ok(name),
+        (own, wrapper) if own == wrapper => Ok(name),
+        (own, wrapper) => Err(Fault::new(path, format!("{own:?} is not the name that it was sent under, {wrapper:?}"))),
+    }
+}

@@ -1,0 +1,277 @@
+//! The shell around an ADS stream: connects to the control plane's cluster, carries messages both ways, connects again when the stream is lost.
+//!
+//! Decides nothing: what to ask for and what to answer comes from the control thread, which holds the protocol state ([`crate::ads::Ads`]).
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use hyper_util::rt::TokioIo;
+use rand::Rng;
+use shika_data::{
+    model::cluster::{Cluster, EndpointAddress},
+    tls,
+};
+use shika_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    sync::mpsc,
+};
+use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
+use tonic::{
+    Status, Streaming,
+    metadata::{MetadataKey, MetadataMap, MetadataValue},
+    transport::{Channel, Endpoint, Uri},
+};
+
+use crate::{
+    ads::{Request, Response},
+    bootstrap::AdsConfig,
+};
+
+/// First pause after a lost stream; it doubles up to [`LONGEST_PAUSE`]. Envoy's values.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// Longest pause after a lost stream.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// A stream that lived this long starts the pauses anew.
+const GOOD_LIFE: Duration = Duration::from_secs(30);
+/// Largest message taken from a control plane.
+const LARGEST_MESSAGE: usize = 256 << 20;
+/// Requests that wait to be sent.
+const REQUESTS: usize = 16;
+
+/// What the control thread is told.
+#[derive(Debug)]
+pub enum Event {
+    /// A stream is open. Requests are to be sent on `requests`, which ends with the stream.
+    Connected {
+        /// Where requests go.
+        requests: mpsc::Sender<Request>,
+    },
+    /// The control plane has taken the stream. It may have nothing to say: what the proxy holds may be all there is.
+    Accepted,
+    /// A response.
+    Response(Response),
+    /// The stream is gone, or could not be opened; another try follows.
+    Disconnected {
+        /// Why, for the log.
+        reason: String,
+        /// How long it will be to the next try.
+        pause: Duration,
+    },
+}
+
+/// Keeps an ADS stream open until `events` is closed. `cluster` gives the cluster as it is now, `None` while it is not there.
+pub async fn run(config: AdsConfig, cluster: impl Fn() -> Option<Arc<Cluster>>, events: mpsc::Sender<Event>) {
+    let next_endpoint = Arc::new(AtomicUsize::new(0));
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let started = tokio::time::Instant::now();
+        let reason = tokio::select! {
+            reason = stream(&config, cluster(), &next_endpoint, &events) => reason,
+            () = events.closed() => return,
+        };
+        if started.elapsed() >= GOOD_LIFE {
+            pause = FIRST_PAUSE;
+        }
+        // Full jitter, so that a fleet does not come back all at once; never quite zero.
+        let wait = pause.mul_f64(rand::rng().random_range(0.1..=1.0));
+        pause = (pause * 2).min(LONGEST_PAUSE);
+        if events.send(Event::Disconnected { reason, pause: wait }).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = events.closed() => return,
+        }
+    }
+}
+
+/// One stream, from connecting to its end. Returns why it ended.
+async fn stream(
+    config: &AdsConfig,
+    cluster: Option<Arc<Cluster>>,
+    next: &Arc<AtomicUsize>,
+    events: &mpsc::Sender<Event>,
+) -> String {
+    let Some(cluster) = cluster else {
+        return format!("cluster {:?} is not ready", config.cluster);
+    };
+    let channel = match channel(config, &cluster, next).await {
+        Ok(channel) => channel,
+        Err(reason) => return reason,
+    };
+    let client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(LARGEST_MESSAGE);
+    let metadata = match metadata(config) {
+        Ok(metadata) => metadata,
+        Err(reason) => return reason,
+    };
+    let (requests, sent) = mpsc::channel::<Request>(REQUESTS);
+    // Told before the answer's headers are there: a control plane may wait for the first request before it sends any.
+    if events.send(Event::Connected { requests }).await.is_err() {
+        return "shutting down".into();
+    }
+    let opened = open(client, config.delta, metadata, sent).await;
+    let mut responses = match opened {
+        Ok(responses) => responses,
+        Err(status) => return describe(&status),
+    };
+    if events.send(Event::Accepted).await.is_err() {
+        return "shutting down".into();
+    }
+    while let Some(response) = responses.next().await {
+        match response {
+            Ok(response) => {
+                if events.send(Event::Response(response)).await.is_err() {
+                    return "shutting down".into();
+                }
+            }
+            Err(status) => return describe(&status),
+        }
+    }
+    "the control plane closed the stream".into()
+}
+
+type Responses = Pin<Box<dyn Stream<Item = Result<Response, Status>> + Send>>;
+
+async fn open(
+    mut client: AggregatedDiscoveryServiceClient<Channel>,
+    delta: bool,
+    metadata: MetadataMap,
+    sent: mpsc::Receiver<Request>,
+) -> Result<Responses, Status> {
+    let sent = ReceiverStream::new(sent);
+    if delta {
+        let sent = sent.filter_map(|request| match request {
+            Request::Delta(request) => Some(request),
+            Request::Sotw(_) => None,
+        });
+        let mut request = tonic::Request::new(sent);
+        *request.metadata_mut() = metadata;
+        let responses: Streaming<_> = client.delta_aggregated_resources(request).await?.into_inner();
+        Ok(Box::pin(responses.map(|response| response.map(Response::Delta))))
+    } else {
+        let sent = sent.filter_map(|request| match request {
+            Request::Sotw(request) => Some(request),
+            Request::Delta(_) => None,
+        });
+        let mut request = tonic::Request::new(sent);
+        *request.metadata_mut() = metadata;
+        let responses: Streaming<_> = client.stream_aggregated_resources(request).await?.into_inner();
+        Ok(Box::pin(responses.map(|response| response.map(Response::Sotw))))
+    }
+}
+
+fn metadata(config: &AdsConfig) -> Result<MetadataMap, String> {
+    let mut metadata = MetadataMap::new();
+    for (key, value) in &config.metadata {
+        // The value may be a token: it is not repeated.
+        let bad = || format!("initial_metadata {key:?} cannot be sent");
+        let name: MetadataKey<_> = key.parse().map_err(|_| bad())?;
+        let value: MetadataValue<_> = value.parse().map_err(|_| bad())?;
+        metadata.append(name, value);
+    }
+    Ok(metadata)
+}
+
+async fn channel(config: &AdsConfig, cluster: &Arc<Cluster>, next: &Arc<AtomicUsize>) -> Result<Channel, String> {
+    let authority = if config.authority.is_empty() { &config.cluster } else { &config.authority };
+    // A cluster's name need not be a host name; the scheme tells the other side nothing that matters to gRPC.
+    let uri = Uri::builder().scheme("http").authority(authority.as_str()).path_and_query("/").build();
+    let uri = uri.unwrap_or_else(|_| Uri::from_static("http://ads/"));
+    let mut endpoint = Endpoint::from(uri).connect_timeout(cluster.connect_timeout);
+    let interval = cluster.http2.keepalive_interval.unwrap_or(Duration::from_secs(30));
+    endpoint = endpoint
+        .http2_keep_alive_interval(interval)
+        .keep_alive_timeout(cluster.http2.keepalive_timeout.unwrap_or(Duration::from_secs(20)))
+        .keep_alive_while_idle(true);
+    let connector = Connector { cluster: cluster.clone(), next: next.clone() };
+    endpoint.connect_with_connector(connector).await.map_err(|error| chain(&error))
+}
+
+/// Connects to one endpoint of the cluster after the other.
+#[derive(Clone)]
+struct Connector {
+    cluster: Arc<Cluster>,
+    next: Arc<AtomicUsize>,
+}
+
+/// A connection to the control plane.
+trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
+
+impl tower_service::Service<Uri> for Connector {
+    type Response = TokioIo<Box<dyn Connection>>;
+    type Error = std::io::Error;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let (cluster, at) = (self.cluster.clone(), self.next.fetch_add(1, Ordering::Relaxed));
+        Box::pin(async move { connect(&cluster, at).await.map(TokioIo::new) })
+    }
+}
+
+async fn connect(cluster: &Cluster, at: usize) -> std::io::Result<Box<dyn Connection>> {
+    let endpoints = cluster.endpoints.load_full();
+    let all: Vec<_> = endpoints.priorities.iter().flat_map(|priority| &priority.endpoints).collect();
+    let endpoint = all
+        .get(at.checked_rem(all.len()).unwrap_or(0))
+        .ok_or_else(|| std::io::Error::other(format!("cluster {:?} has no endpoint", cluster.name)))?;
+    let place = |error: std::io::Error| std::io::Error::new(error.kind(), format!("{}: {error}", endpoint.address));
+    let plain: Box<dyn Connection> = match &endpoint.address {
+        EndpointAddress::Ip(address) => {
+            let stream = TcpStream::connect(address).await.map_err(place)?;
+            stream.set_nodelay(true).map_err(place)?;
+            Box::new(stream)
+        }
+        EndpointAddress::Unix(path) => Box::new(UnixStream::connect(path).await.map_err(place)?),
+    };
+    let Some(client) = &cluster.tls else { return Ok(plain) };
+    let context =
+        client.context.load_full().ok_or_else(|| std::io::Error::other("the TLS context waits for its secrets"))?;
+    // gRPC needs HTTP/2, and many servers want it named.
+    let alpn = context.config.alpn_protocols.is_empty().then(|| vec![b"h2".to_vec()]);
+    let stream = tls::connect::handshake(&context, alpn, plain).await.map_err(place)?;
+    client.stats.handshake().inc();
+    Ok(Box::new(stream))
+}
+
+/// A status with what caused it.
+fn describe(status: &Status) -> String {
+    let mut text = format!("{:?}: {}", status.code(), status.message());
+    if let Some(source) = std::error::Error::source(status) {
+        text.push_str(": ");
+        text.push_str(&chain(source));
+    }
+    text
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

@@ -1,0 +1,332 @@
+//! `config.cluster.v3.Cluster`.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use shika_data::{
+    model::cluster::{Balancer, Cluster, Discovery, EndpointSet, Limits},
+    stats::{ClusterStats, Scope},
+};
+use shika_proto::envoy::{
+    config::{
+        cluster::v3::{
+            self as proto, CircuitBreakers,
+            cluster::{ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, LbConfig, LbPolicy},
+        },
+        core::v3::RoutingPriority,
+    },
+    extensions::upstreams::http::v3::HttpProtocolOptions,
+};
+
+use super::{
+    Compiled, Context, Fault, Within, address,
+    endpoints::{self, Assignment, Names},
+    enumeration, non_empty, positive, required, source,
+    tls::{self, ClientBinding, Transport},
+    unpack, upstream_http, wrapped,
+};
+use crate::{bootstrap::Source, compiler::LookupFamily};
+
+/// Key of [`HttpProtocolOptions`] in `typed_extension_protocol_options`.
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+/// Envoy's default `dns_refresh_rate`.
+const DNS_REFRESH: Duration = Duration::from_secs(5);
+
+/// A cluster and what it still needs before it serves.
+#[derive(Debug)]
+pub(crate) struct CompiledCluster {
+    /// The cluster; endpoints that need neither EDS nor DNS are in.
+    pub cluster: Arc<Cluster>,
+    /// Its own endpoints, for DNS clusters.
+    pub assignment: Assignment,
+    /// EDS: the name asked for and where.
+    pub eds: Option<(Arc<str>, Source)>,
+    /// DNS settings.
+    pub dns: Option<Dns>,
+    /// TLS, if any.
+    pub tls: Option<ClientBinding>,
+}
+
+/// How names of a cluster are resolved.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dns {
+    /// `dns_lookup_family`
+    pub family: LookupFamily,
+    /// `dns_refresh_rate`
+    pub refresh: Duration,
+    /// `respect_dns_ttl`
+    pub respect_ttl: bool,
+}
+
+/// `cluster.<alt_stat_name or name>.`, as Envoy spells it.
+fn scope(from: &proto::Cluster) -> Scope {
+    let name = if from.alt_stat_name.is_empty() { &from.name } else { &from.alt_stat_name };
+    let name = name.replace(':', "_");
+    Scope { prefix: format!("cluster.{name}."), stem: "cluster.".into(), tags: vec![("envoy.cluster_name", name)] }
+}
+
+/// A cluster.
+pub(crate) fn cluster(context: &mut Context<'_>, from: &proto::Cluster) -> Compiled<CompiledCluster> {
+    non_empty(&from.name, "name")?;
+    let kind = match &from.cluster_discovery_type {
+        None => DiscoveryType::Static,
+        Some(ClusterDiscoveryType::Type(number)) => enumeration(*number, "type")?,
+        Some(ClusterDiscoveryType::ClusterType(custom)) => {
+            return Err(Fault::new("cluster_type", format!("cluster type {} is not supported", custom.name)));
+        }
+    };
+    let (discovery, eds, assignment) = discovery(from, kind)?;
+    let balancer = balancer(from, kind)?;
+    let dns = match kind {
+        DiscoveryType::StrictDns | DiscoveryType::LogicalDns => Some(dns(from)?),
+        DiscoveryType::Static | DiscoveryType::Eds | DiscoveryType::OriginalDst => None,
+    };
+    let http = http(from)?;
+    let limits = from.circuit_breakers.as_ref().map(limits).transpose().within("circuit_breakers")?;
+    let (limits, high_limits) = limits.unwrap_or_default();
+    let panic_threshold =
+        match from.common_lb_config.as_ref().and_then(|common| common.healthy_panic_threshold.as_ref()) {
+            None => 50,
+            Some(percent) if (0.0..=100.0).contains(&percent.value) => percent.value as u8,
+            Some(_) => {
+                return Err(Fault::new(
+                    "common_lb_config.healthy_panic_threshold.value",
+                    "value must be inside range [0, 100]",
+                ));
+            }
+        };
+    let bind_source = match &from.upstream_bind_config {
+        None => None,
+        Some(config) => address::source(config).within("upstream_bind_config")?,
+    };
+    let keepalive = from
+        .upstream_connection_options
+        .as_ref()
+        .and_then(|options| options.tcp_keepalive.as_ref())
+        .map(address::keepalive);
+    let scope = scope(from);
+    let tls = match &from.transport_socket {
+        None => None,
+        Some(socket) => {
+            let ssl = Scope {
+                prefix: format!("{}ssl.", scope.prefix),
+                stem: "cluster.ssl.".into(),
+                tags: scope.tags.clone(),
+            };
+            match tls::upstream(context, socket, ssl).within("transport_socket")? {
+                Transport::Plain => None,
+                Transport::Tls(binding) => Some(binding),
+            }
+        }
+    };
+    let (id, name) = context.clusters.intern(&from.name);
+    let endpoints = match kind {
+        DiscoveryType::Static => assignment.endpoints(&HashMap::new(), false, None),
+        DiscoveryType::Eds | DiscoveryType::StrictDns | DiscoveryType::LogicalDns | DiscoveryType::OriginalDst => {
+            EndpointSet { priorities: Vec::new(), overprovisioning: assignment.overprovisioning }
+        }
+    };
+    let cluster = Cluster {
+        id,
+        name,
+        discovery,
+        endpoints: ArcSwap::from_pointee(endpoints),
+        balancer,
+        panic_threshold,
+        connect_timeout: positive(&from.connect_timeout, "connect_timeout")?.unwrap_or(Duration::from_secs(5)),
+        tls: tls.as_ref().map(|binding| binding.handle.clone()),
+        protocol: http.protocol,
+        idle_timeout: http.idle_timeout,
+        max_connection: http.max_connection,
+        max_stream: http.max_stream,
+        max_requests_per_connection: http.max_requests_per_connection,
+        http2: http.http2,
+        limits,
+        high_limits,
+        bind_source,
+        keepalive,
+        buffer_limit: wrapped(&from.per_connection_buffer_limit_bytes).unwrap_or(1 << 20),
+        stats: ClusterStats::new(context.registry, scope),
+    };
+    Ok(CompiledCluster { cluster: Arc::new(cluster), assignment, eds, dns, tls })
+}
+
+type Found = (Discovery, Option<(Arc<str>, Source)>, Assignment);
+
+fn discovery(from: &proto::Cluster, kind: DiscoveryType) -> Compiled<Found> {
+    if from.eds_cluster_config.is_some() && kind != DiscoveryType::Eds {
+        return Err(Fault::new("eds_cluster_config", "cannot set EDS config for a cluster whose type is not EDS"));
+    }
+    let own = |names| match &from.load_assignment {
+        None => Ok(Assignment { overprovisioning: 140, hosts: Vec::new() }),
+        Some(assignment) => endpoints::assignment(assignment, names).within("load_assignment"),
+    };
+    match kind {
+        DiscoveryType::Static => Ok((Discovery::Static, None, own(Names::Refused)?)),
+        DiscoveryType::StrictDns => Ok((Discovery::StrictDns, None, own(Names::Allowed)?)),
+        DiscoveryType::LogicalDns => {
+            let assignment = own(Names::Allowed)?;
+            if assignment.hosts.len() != 1 {
+                return Err(Fault::new(
+                    "load_assignment",
+                    "LOGICAL_DNS clusters must have a single locality_lb_endpoint and a single lb_endpoint",
+                ));
+            }
+            Ok((Discovery::LogicalDns, None, assignment))
+        }
+        DiscoveryType::OriginalDst => {
+            if from.load_assignment.is_some() {
+                return Err(Fault::new(
+                    "load_assignment",
+                    "ORIGINAL_DST clusters must have no load assignment configured",
+                ));
+            }
+            Ok((Discovery::OriginalDst, None, Assignment { overprovisioning: 140, hosts: Vec::new() }))
+        }
+        DiscoveryType::Eds => {
+            if from.load_assignment.is_some() {
+                return Err(Fault::new(
+                    "load_assignment",
+                    "an EDS cluster takes its endpoints from EDS; a load assignment has no effect",
+                ));
+            }
+            let config = required(&from.eds_cluster_config, "eds_cluster_config")?;
+            let source = required(&config.eds_config, "eds_config")
+                .and_then(|source| source::config(source).within("eds_config"))
+                .within("eds_cluster_config")?;
+            let name: Arc<str> =
+                if config.service_name.is_empty() { from.name.as_str() } else { &config.service_name }.into();
+            Ok((
+                Discovery::Eds(name.clone()),
+                Some((name, source)),
+                Assignment { overprovisioning: 140, hosts: Vec::new() },
+            ))
+        }
+    }
+}
+
+fn balancer(from: &proto::Cluster, kind: DiscoveryType) -> Compiled<Balancer> {
+    let policy = enumeration::<LbPolicy>(from.lb_policy, "lb_policy")?;
+    if kind == DiscoveryType::OriginalDst && policy != LbPolicy::ClusterProvided {
+        return Err(Fault::new("lb_policy", "ORIGINAL_DST clusters need CLUSTER_PROVIDED"));
+    }
+    match policy {
+        LbPolicy::RoundRobin => {
+            if let Some(LbConfig::RoundRobinLbConfig(config)) = &from.lb_config
+                && config.slow_start_config.is_some()
+            {
+                return Err(Fault::new("round_robin_lb_config.slow_start_config", "slow start is not supported"));
+            }
+            Ok(Balancer::RoundRobin)
+        }
+        LbPolicy::LeastRequest => {
+            let (mut choices, mut bias) = (2, 1.0);
+            if let Some(LbConfig::LeastRequestLbConfig(config)) = &from.lb_config {
+                choices = wrapped(&config.choice_count).unwrap_or(2);
+                if choices < 2 {
+                    return Err(Fault::new(
+                        "least_request_lb_config.choice_count",
+                        "value must be greater than or equal to 2",
+                    ));
+                }
+                bias = config.active_request_bias.as_ref().map_or(1.0, |bias| bias.default_value);
+                if !(bias >= 0.0 && bias.is_finite()) {
+                    return Err(Fault::new(
+                        "least_request_lb_config.active_request_bias.default_value",
+                        "value must be at least 0",
+                    ));
+                }
+                if config.slow_start_config.is_some() {
+                    return Err(Fault::new("least_request_lb_config.slow_start_config", "slow start is not supported"));
+                }
+            }
+            Ok(Balancer::LeastRequest { choices, bias })
+        }
+        LbPolicy::Random => Ok(Balancer::Random),
+        LbPolicy::ClusterProvided if kind == DiscoveryType::OriginalDst => Ok(Balancer::Provided),
+        LbPolicy::ClusterProvided => {
+            Err(Fault::new("lb_policy", "CLUSTER_PROVIDED is for clusters of type ORIGINAL_DST"))
+        }
+        LbPolicy::RingHash | LbPolicy::Maglev | LbPolicy::LoadBalancingPolicyConfig => Err(Fault::new(
+            "lb_policy",
+            format!(
+                "{} is not supported; ROUND_ROBIN, LEAST_REQUEST, RANDOM and CLUSTER_PROVIDED are",
+                policy.as_str_name()
+            ),
+        )),
+    }
+}
+
+fn dns(from: &proto::Cluster) -> Compiled<Dns> {
+    let family = match enumeration(from.dns_lookup_family, "dns_lookup_family")? {
+        DnsLookupFamily::Auto => LookupFamily::Auto,
+        DnsLookupFamily::V4Only => LookupFamily::V4Only,
+        DnsLookupFamily::V6Only => LookupFamily::V6Only,
+        DnsLookupFamily::V4Preferred => LookupFamily::V4Preferred,
+        DnsLookupFamily::All => LookupFamily::All,
+    };
+    let refresh = positive(&from.dns_refresh_rate, "dns_refresh_rate")?.unwrap_or(DNS_REFRESH);
+    if refresh < Duration::from_millis(1) {
+        return Err(Fault::new("dns_refresh_rate", "value must be greater than 1ms"));
+    }
+    Ok(Dns { family, refresh, respect_ttl: from.respect_dns_ttl })
+}
+
+fn http(from: &proto::Cluster) -> Compiled<upstream_http::Options> {
+    let mut options = upstream_http::Options::default();
+    for (key, content) in &from.typed_extension_protocol_options {
+        if key != HTTP_OPTIONS {
+            return Err(Fault::new(
+                format!("typed_extension_protocol_options[{key:?}]"),
+                "protocol options of this extension are not supported",
+            ));
+        }
+        let typed: HttpProtocolOptions = unpack(content).at_key("typed_extension_protocol_options", key)?;
+        options = upstream_http::typed(&typed).at_key("typed_extension_protocol_options", key)?;
+    }
+    if from.typed_extension_protocol_options.is_empty() {
+        if let Some(common) = &from.common_http_protocol_options {
+            upstream_http::common(&mut options, common).within("common_http_protocol_options")?;
+        }
+        if let Some(http1) = &from.http_protocol_options {
+            upstream_http::upstream_http1(http1).within("http_protocol_options")?;
+        }
+        if let Some(http2) = &from.http2_protocol_options {
+            options.protocol = shika_data::model::cluster::UpstreamProtocol::Http2;
+            options.http2 = upstream_http::http2(http2).within("http2_protocol_options")?;
+        }
+        if from.protocol_selection == proto::cluster::ClusterProtocolSelection::UseDownstreamProtocol as i32 {
+            options.protocol = shika_data::model::cluster::UpstreamProtocol::Downstream;
+        }
+    }
+    if let Some(most) = wrapped(&from.max_requests_per_connection).filter(|most| *most > 0) {
+        options.max_requests_per_connection.get_or_insert(most);
+    }
+    Ok(options)
+}
+
+/// Default and high priority.
+fn limits(from: &CircuitBreakers) -> Compiled<(Limits, Limits)> {
+    let (mut default, mut high) = (Limits::default(), Limits::default());
+    let (mut default_set, mut high_set) = (false, false);
+    for (index, threshold) in from.thresholds.iter().enumerate() {
+        let (limits, set) = match enumeration(threshold.priority, "priority").at("thresholds", index)? {
+            RoutingPriority::Default => (&mut default, &mut default_set),
+            RoutingPriority::High => (&mut high, &mut high_set),
+        };
+        // As in Envoy, the first entry of a priority counts.
+        if std::mem::replace(set, true) {
+            continue;
+        }
+        limits.max_connections = wrapped(&threshold.max_connections).unwrap_or(limits.max_connections);
+        limits.max_pending = wrapped(&threshold.max_pending_requests).unwrap_or(limits.max_pending);
+        limits.max_requests = wrapped(&threshold.max_requests).unwrap_or(limits.max_requests);
+        limits.max_retries = wrapped(&threshold.max_retries).unwrap_or(limits.max_retries);
+        limits.track_remaining = threshold.track_remaining;
+    }
+    Ok((default, high))
+}
+
+#[cfg(test)]
+#[path = "cluster_tests.rs"]
+mod tests;

@@ -1,0 +1,3 @@
+//! Filters that need a file of their own.
+
+pub(crate) mod rbac;

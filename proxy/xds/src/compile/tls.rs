@@ -1,0 +1,484 @@
+//! TLS contexts: `DownstreamTlsContext`, `UpstreamTlsContext`, and their contexts built anew when a secret changes.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use arc_swap::ArcSwapOption;
+use foldhash::HashMap;
+use prost::Message;
+use rustls::CipherSuite;
+use shika_data::{
+    model::tls::{
+        ClientTls, ClientTlsSpec, Identity, Parameters, ServerTls, ServerTlsSpec, TlsVersion, Trust, Validation,
+    },
+    stats::{Scope, SslStats},
+};
+use shika_proto::{
+    any,
+    envoy::{
+        config::core::v3::{TransportSocket, transport_socket},
+        extensions::transport_sockets::raw_buffer::v3::RawBuffer,
+        extensions::transport_sockets::tls::v3::{
+            CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, TlsParameters, UpstreamTlsContext,
+            common_tls_context::ValidationContextType, downstream_tls_context::SessionTicketKeysType,
+            tls_parameters::TlsProtocol,
+        },
+    },
+    google::protobuf::Any,
+};
+
+use super::{
+    Compiled, Context, Fault, Within, enumeration, flag, non_empty, required,
+    secret::{self, SecretValue},
+    source, unpack, wrapped,
+};
+use crate::{bootstrap::Source, store::content_hash};
+
+/// A secret that a context needs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct SecretRef {
+    /// Its name.
+    pub name: Arc<str>,
+    /// `None`: from the bootstrap. A file, as (path, watched directory); otherwise ADS.
+    pub source: SecretSource,
+}
+
+/// Where a secret comes from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum SecretSource {
+    /// `static_resources.secrets`
+    Static,
+    /// SDS over ADS, with `initial_fetch_timeout` in ms; `None` waits for ever.
+    Ads(Option<u64>),
+    /// A watched file, with its watched directory, and the timeout likewise.
+    File(String, Option<String>, Option<u64>),
+}
+
+/// A certificate as configured.
+#[derive(Debug)]
+enum IdentityFrom {
+    Inline(Identity),
+    Secret(SecretRef),
+}
+
+/// A validation context as configured.
+#[derive(Debug)]
+enum ValidationFrom {
+    None,
+    Inline(Validation),
+    Secret(SecretRef),
+    Combined(Validation, SecretRef),
+}
+
+/// The part that both sides have.
+#[derive(Debug)]
+struct Common {
+    identities: Vec<IdentityFrom>,
+    validation: ValidationFrom,
+    alpn: Vec<Vec<u8>>,
+    parameters: Parameters,
+}
+
+/// A downstream context and what it is built from.
+#[derive(Debug)]
+pub(crate) struct ServerBinding {
+    /// What the chain holds.
+    pub handle: Arc<ServerTls>,
+    /// Hash of all that a peer has to prove.
+    pub demands: u64,
+    common: Common,
+    require_client_certificate: bool,
+    stateless_resumption: bool,
+}
+
+/// An upstream context and what it is built from.
+#[derive(Debug)]
+pub(crate) struct ClientBinding {
+    /// What the cluster holds.
+    pub handle: Arc<ClientTls>,
+    common: Common,
+    sni: Option<String>,
+    max_session_keys: usize,
+}
+
+/// Secrets by name, static ones apart.
+#[derive(Debug, Default)]
+pub(crate) struct Secrets {
+    /// From the bootstrap.
+    pub fixed: HashMap<Arc<str>, SecretValue>,
+    /// From SDS.
+    pub dynamic: HashMap<Arc<str>, SecretValue>,
+}
+
+impl Secrets {
+    fn find(&self, secret: &SecretRef) -> Option<&SecretValue> {
+        match secret.source {
+            SecretSource::Static => self.fixed.get(&secret.name),
+            SecretSource::Ads(_) | SecretSource::File(..) => self.dynamic.get(&secret.name),
+        }
+    }
+}
+
+/// What a chain or cluster speaks below its protocol.
+pub(crate) enum Transport<T> {
+    /// `raw_buffer`, or no transport socket.
+    Plain,
+    /// TLS.
+    Tls(T),
+}
+
+fn typed_config(socket: &TransportSocket) -> Compiled<&Any> {
+    match &socket.config_type {
+        Some(transport_socket::ConfigType::TypedConfig(content)) => Ok(content),
+        None => Err(Fault::new("typed_config", "value is required")),
+    }
+}
+
+/// The transport socket of a filter chain. `prefix` is the listener's statistics prefix.
+pub(crate) fn downstream(
+    context: &mut Context<'_>,
+    socket: &TransportSocket,
+    scope: Scope,
+) -> Compiled<Transport<ServerBinding>> {
+    let content = typed_config(socket)?;
+    if any::is::<RawBuffer>(content) {
+        return Ok(Transport::Plain);
+    }
+    if !any::is::<DownstreamTlsContext>(content) {
+        return Err(Fault::new("typed_config", format!("transport socket {} is not supported", content.type_url)));
+    }
+    (|| {
+        let tls: DownstreamTlsContext = unpack(content)?;
+        let common =
+            common(context, required(&tls.common_tls_context, "common_tls_context")?).within("common_tls_context")?;
+        if common.identities.is_empty() {
+            return Err(Fault::new("common_tls_context", "No TLS certificates found for server context"));
+        }
+        let require_client_certificate = flag(&tls.require_client_certificate, false);
+        if flag(&tls.require_sni, false) {
+            return Err(Fault::new("require_sni", "is not supported"));
+        }
+        let stateless_resumption = match &tls.session_ticket_keys_type {
+            None | Some(SessionTicketKeysType::DisableStatelessSessionResumption(false)) => true,
+            Some(SessionTicketKeysType::DisableStatelessSessionResumption(true)) => false,
+            Some(SessionTicketKeysType::SessionTicketKeys(_)) => {
+                return Err(Fault::new("session_ticket_keys", "shared session ticket keys are not supported"));
+            }
+            Some(SessionTicketKeysType::SessionTicketKeysSdsSecretConfig(_)) => {
+                return Err(Fault::new(
+                    "session_ticket_keys_sds_secret_config",
+                    "shared session ticket keys are not supported",
+                ));
+            }
+        };
+        let demands = demands(&tls);
+        let stats = SslStats::new(context.registry, scope);
+        let handle = Arc::new(ServerTls { context: ArcSwapOption::empty(), stats });
+        Ok(Transport::Tls(ServerBinding { handle, demands, common, require_client_certificate, stateless_resumption }))
+    })()
+    .within("typed_config")
+}
+
+/// The context without what we show of ourselves: inline certificates and keys are no demand on the peer.
+fn demands(tls: &DownstreamTlsContext) -> u64 {
+    let mut tls = tls.clone();
+    if let Some(common) = &mut tls.common_tls_context {
+        common.tls_certificates.clear();
+        common.tls_certificate_sds_secret_configs.clear();
+    }
+    content_hash(&tls.encode_to_vec())
+}
+
+/// The transport socket of a cluster.
+pub(crate) fn upstream(
+    context: &mut Context<'_>,
+    socket: &TransportSocket,
+    scope: Scope,
+) -> Compiled<Transport<ClientBinding>> {
+    let content = typed_config(socket)?;
+    if any::is::<RawBuffer>(content) {
+        return Ok(Transport::Plain);
+    }
+    if !any::is::<UpstreamTlsContext>(content) {
+        return Err(Fault::new("typed_config", format!("transport socket {} is not supported", content.type_url)));
+    }
+    (|| {
+        let tls: UpstreamTlsContext = unpack(content)?;
+        let mut common =
+            common(context, required(&tls.common_tls_context, "common_tls_context")?).within("common_tls_context")?;
+        if common.identities.len() > 1 {
+            return Err(Fault::new(
+                "common_tls_context",
+                "Multiple TLS certificates are not supported for client contexts",
+            ));
+        }
+        // Envoy's client stops at TLS 1.2 unless it is told otherwise; here 1.3 is allowed too.
+        common.parameters.maximum = common.parameters.maximum.or(Some(TlsVersion::V1_3));
+        if tls.sni.len() > 255 {
+            return Err(Fault::new("sni", "value length must be at most 255 bytes"));
+        }
+        let stats = SslStats::new(context.registry, scope);
+        let handle = Arc::new(ClientTls { context: ArcSwapOption::empty(), stats });
+        Ok(Transport::Tls(ClientBinding {
+            handle,
+            common,
+            sni: (!tls.sni.is_empty()).then(|| tls.sni.clone()),
+            max_session_keys: wrapped(&tls.max_session_keys).unwrap_or(1) as usize,
+        }))
+    })()
+    .within("typed_config")
+}
+
+fn common(context: &Context<'_>, from: &CommonTlsContext) -> Compiled<Common> {
+    let mut identities = Vec::new();
+    for (index, certificate) in from.tls_certificates.iter().enumerate() {
+        identities.push(IdentityFrom::Inline(secret::identity(certificate).at("tls_certificates", index)?));
+    }
+    for (index, config) in from.tls_certificate_sds_secret_configs.iter().enumerate() {
+        identities
+            .push(IdentityFrom::Secret(secret_ref(context, config).at("tls_certificate_sds_secret_configs", index)?));
+    }
+    let validation = match &from.validation_context_type {
+        None => ValidationFrom::None,
+        Some(ValidationContextType::ValidationContext(inline)) => {
+            let inline = secret::validation(inline).within("validation_context")?;
+            check_sans(&inline).within("validation_context")?;
+            ValidationFrom::Inline(inline)
+        }
+        Some(ValidationContextType::ValidationContextSdsSecretConfig(config)) => {
+            ValidationFrom::Secret(secret_ref(context, config).within("validation_context_sds_secret_config")?)
+        }
+        Some(ValidationContextType::CombinedValidationContext(combined)) => (|| {
+            let default = required(&combined.default_validation_context, "default_validation_context")?;
+            let default = secret::validation(default).within("default_validation_context")?;
+            let dynamic =
+                required(&combined.validation_context_sds_secret_config, "validation_context_sds_secret_config")?;
+            let dynamic = secret_ref(context, dynamic).within("validation_context_sds_secret_config")?;
+            Ok(ValidationFrom::Combined(default, dynamic))
+        })()
+        .within("combined_validation_context")?,
+        Some(ValidationContextType::ValidationContextCertificateProvider(_)) => {
+            return Err(Fault::new(
+                "validation_context_certificate_provider",
+                "certificate providers are not supported",
+            ));
+        }
+        Some(ValidationContextType::ValidationContextCertificateProviderInstance(_)) => {
+            return Err(Fault::new(
+                "validation_context_certificate_provider_instance",
+                "certificate providers are not supported",
+            ));
+        }
+    };
+    let mut alpn = Vec::with_capacity(from.alpn_protocols.len());
+    for (index, protocol) in from.alpn_protocols.iter().enumerate() {
+        if protocol.is_empty() || protocol.len() > 255 {
+            return Err(Fault::new(
+                format!("alpn_protocols[{index}]"),
+                "Invalid ALPN protocol string: must have 1 to 255 bytes",
+            ));
+        }
+        alpn.push(protocol.clone().into_bytes());
+    }
+    let parameters = match &from.tls_params {
+        None => Parameters::default(),
+        Some(parameters) => self::parameters(parameters).within("tls_params")?,
+    };
+    Ok(Common { identities, validation, alpn, parameters })
+}
+
+/// Names in a certificate that nobody vouches for prove nothing.
+fn check_sans(validation: &Validation) -> Compiled<()> {
+    if !validation.sans.is_empty() && matches!(validation.trust, Trust::None) && !validation.accept_untrusted {
+        return Err(Fault::new(
+            "",
+            "SAN-based verification of peer certificates without trusted CA is insecure and not allowed",
+        ));
+    }
+    Ok(())
+}
+
+fn secret_ref(context: &Context<'_>, config: &SdsSecretConfig) -> Compiled<SecretRef> {
+    let name: Arc<str> = non_empty(&config.name, "name")?.into();
+    let millis = |timeout: Option<std::time::Duration>| timeout.map(|timeout| timeout.as_millis() as u64);
+    let source = match &config.sds_config {
+        None => {
+            if !(context.static_secret_exists)(&name) {
+                return Err(Fault::new("name", format!("Unknown static secret: {name}")));
+            }
+            SecretSource::Static
+        }
+        Some(from) => match source::config(from).within("sds_config")? {
+            Source::Ads { initial_fetch_timeout } => SecretSource::Ads(millis(initial_fetch_timeout)),
+            Source::File { path, watched_directory, initial_fetch_timeout } => {
+                SecretSource::File(path, watched_directory, millis(initial_fetch_timeout))
+            }
+        },
+    };
+    Ok(SecretRef { name, source })
+}
+
+fn parameters(from: &TlsParameters) -> Compiled<Parameters> {
+    let minimum = match enumeration(from.tls_minimum_protocol_version, "tls_minimum_protocol_version")? {
+        TlsProtocol::TlsAuto | TlsProtocol::TlSv10 | TlsProtocol::TlSv11 => None,
+        TlsProtocol::TlSv12 => Some(TlsVersion::V1_2),
+        TlsProtocol::TlSv13 => Some(TlsVersion::V1_3),
+    };
+    let maximum = match enumeration(from.tls_maximum_protocol_version, "tls_maximum_protocol_version")? {
+        TlsProtocol::TlsAuto => None,
+        TlsProtocol::TlSv12 => Some(TlsVersion::V1_2),
+        TlsProtocol::TlSv13 => Some(TlsVersion::V1_3),
+        TlsProtocol::TlSv10 | TlsProtocol::TlSv11 => {
+            return Err(Fault::new(
+                "tls_maximum_protocol_version",
+                "TLS 1.0 and 1.1 are not supported; TLSv1_2 is the least",
+            ));
+        }
+    };
+    if let (Some(low), Some(high)) = (minimum, maximum)
+        && low > high
+    {
+        return Err(Fault::new("tls_maximum_protocol_version", "is below tls_minimum_protocol_version"));
+    }
+    let mut cipher_suites = Vec::new();
+    for (index, names) in from.cipher_suites.iter().enumerate() {
+        // `[A|B]` is a group of equal preference.
+        for name in names.trim_matches(['[', ']']).split('|') {
+            cipher_suites.push(cipher(name).ok_or_else(|| {
+                Fault::new(
+                    format!("cipher_suites[{index}]"),
+                    format!("cipher suite {name} is not supported; the supported ones are {}", supported_ciphers()),
+                )
+            })?);
+        }
+    }
+    Ok(Parameters { minimum, maximum, cipher_suites })
+}
+
+/// OpenSSL's names of the suites that the library has. They apply to TLS 1.2.
+const CIPHERS: [(&str, CipherSuite); 6] = [
+    ("ECDHE-ECDSA-AES128-GCM-SHA256", CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256),
+    ("ECDHE-ECDSA-AES256-GCM-SHA384", CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384),
+    ("ECDHE-ECDSA-CHACHA20-POLY1305", CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256),
+    ("ECDHE-RSA-AES128-GCM-SHA256", CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256),
+    ("ECDHE-RSA-AES256-GCM-SHA384", CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384),
+    ("ECDHE-RSA-CHACHA20-POLY1305", CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256),
+];
+
+fn cipher(name: &str) -> Option<CipherSuite> {
+    CIPHERS.iter().find(|(known, _)| *known == name).map(|(_, suite)| *suite)
+}
+
+fn supported_ciphers() -> String {
+    CIPHERS.map(|(name, _)| name).join(", ")
+}
+
+impl Common {
+    fn secrets(&self) -> BTreeSet<SecretRef> {
+        let mut secrets: BTreeSet<SecretRef> = BTreeSet::new();
+        for identity in &self.identities {
+            if let IdentityFrom::Secret(secret) = identity {
+                secrets.insert(secret.clone());
+            }
+        }
+        match &self.validation {
+            ValidationFrom::Secret(secret) | ValidationFrom::Combined(_, secret) => {
+                secrets.insert(secret.clone());
+            }
+            ValidationFrom::None | ValidationFrom::Inline(_) => {}
+        }
+        secrets
+    }
+
+    /// `None`: a secret is missing.
+    fn identities(&self, secrets: &Secrets) -> Result<Option<Vec<Identity>>, String> {
+        let mut identities = Vec::with_capacity(self.identities.len());
+        for from in &self.identities {
+            identities.push(match from {
+                IdentityFrom::Inline(identity) => identity.clone(),
+                IdentityFrom::Secret(secret) => match secrets.find(secret) {
+                    Some(SecretValue::Certificate(identity)) => identity.clone(),
+                    Some(SecretValue::Validation(_)) => {
+                        return Err(format!("secret {:?} holds no certificate", secret.name));
+                    }
+                    None => return Ok(None),
+                },
+            });
+        }
+        Ok(Some(identities))
+    }
+
+    /// `None`: a secret is missing.
+    fn validation(&self, secrets: &Secrets) -> Result<Option<Option<Validation>>, String> {
+        let dynamic = |secret: &SecretRef| match secrets.find(secret) {
+            Some(SecretValue::Validation(validation)) => Ok(Some(validation)),
+            Some(SecretValue::Certificate(_)) => Err(format!("secret {:?} holds no validation context", secret.name)),
+            None => Ok(None),
+        };
+        let validation = match &self.validation {
+            ValidationFrom::None => return Ok(Some(None)),
+            ValidationFrom::Inline(validation) => validation.clone(),
+            ValidationFrom::Secret(secret) => match dynamic(secret)? {
+                Some(validation) => validation.clone(),
+                None => return Ok(None),
+            },
+            ValidationFrom::Combined(default, secret) => match dynamic(secret)? {
+                Some(validation) => secret::combine(default, validation),
+                None => return Ok(None),
+            },
+        };
+        check_sans(&validation).map_err(|fault| fault.reason)?;
+        Ok(Some(Some(validation)))
+    }
+}
+
+impl ServerBinding {
+    /// Secrets that it needs.
+    pub fn secrets(&self) -> BTreeSet<SecretRef> {
+        self.common.secrets()
+    }
+
+    /// Builds the context from the secrets there are, without putting it in force. `None`: a secret is missing.
+    pub fn build(&self, secrets: &Secrets) -> Result<Option<Arc<shika_data::model::tls::ServerContext>>, String> {
+        let (Some(identities), Some(validation)) = (self.common.identities(secrets)?, self.common.validation(secrets)?)
+        else {
+            return Ok(None);
+        };
+        let spec = ServerTlsSpec {
+            identities,
+            validation,
+            require_client_certificate: self.require_client_certificate,
+            alpn: self.common.alpn.clone(),
+            parameters: self.common.parameters.clone(),
+            stateless_resumption: self.stateless_resumption,
+        };
+        shika_data::model::tls::ServerContext::build(&spec)
+            .map(|context| Some(Arc::new(context)))
+            .map_err(|error| error.to_string())
+    }
+}
+
+impl ClientBinding {
+    /// Secrets that it needs.
+    pub fn secrets(&self) -> BTreeSet<SecretRef> {
+        self.common.secrets()
+    }
+
+    /// Builds the context from the secrets there are, without putting it in force. `None`: a secret is missing.
+    pub fn build(&self, secrets: &Secrets) -> Result<Option<Arc<shika_data::model::tls::ClientContext>>, String> {
+        let (Some(identities), Some(validation)) = (self.common.identities(secrets)?, self.common.validation(secrets)?)
+        else {
+            return Ok(None);
+        };
+        let spec = ClientTlsSpec {
+            identity: identities.into_iter().next(),
+            validation,
+            sni: self.sni.clone(),
+            alpn: self.common.alpn.clone(),
+            parameters: self.common.parameters.clone(),
+            max_session_keys: self.max_session_keys,
+        };
+        shika_data::model::tls::ClientContext::build(&spec)
+            .map(|context| Some(Arc::new(context)))
+            .map_err(|error| error.to_string())
+    }
+}

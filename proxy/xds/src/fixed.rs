@@ -1,0 +1,316 @@
+//! The bootstrap: static resources, and what else it asks for.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant, SystemTime},
+};
+
+use prost::Message;
+use shika_proto::{
+    any,
+    envoy::{
+        config::{
+            bootstrap::v3::{self as proto, Bootstrap, runtime_layer::LayerSpecifier},
+            core::v3::{
+                ApiConfigSource, ConfigSource, Node, TypedExtensionConfig, api_config_source::ApiType,
+                grpc_service::TargetSpecifier, node::UserAgentVersionType,
+            },
+            metrics::v3::{StatsConfig, tag_specifier::TagValue},
+        },
+        extensions::regex_engines::v3::GoogleRe2,
+    },
+    json, type_url,
+};
+
+use crate::{
+    bootstrap::{Admin, AdsConfig, BootstrapPlan, Source, StatsTag, StatsTagValue},
+    compile::{
+        Compiled, Fault, Within, access_log, address, enumeration, flag, non_empty, positive, required, secret, source,
+    },
+    compiler::{Compiler, Whole},
+    harmless,
+    reject::Reject,
+    store::{Stored, content_hash},
+    warm::timeout_of_source,
+};
+
+const BOOTSTRAP: &str = "envoy.config.bootstrap.v3.Bootstrap";
+
+impl Compiler {
+    /// Takes the static resources of a bootstrap: all of them or none. Called once, first; [`Self::build`] then gives the first plan.
+    ///
+    /// # Errors
+    /// Every refusal, with the path from the root: `static_resources.listeners[0].address`.
+    pub fn load_static(&mut self, bootstrap: &Bootstrap, now: Instant) -> Result<BootstrapPlan, Vec<Reject>> {
+        let passed = harmless::check(BOOTSTRAP, &bootstrap.encode_to_vec(), true).map_err(|faults| {
+            faults.into_iter().map(|fault| refusal(type_url::BOOTSTRAP, "", fault)).collect::<Vec<_>>()
+        })?;
+        let mut rejects = Vec::new();
+        self.static_resources(bootstrap, now, &mut rejects);
+        let plan = match self.rest(bootstrap) {
+            Ok(plan) if rejects.is_empty() => plan,
+            Ok(_) => return Err(rejects),
+            Err(fault) => {
+                rejects.push(refusal(type_url::BOOTSTRAP, "", fault));
+                return Err(rejects);
+            }
+        };
+        for one in passed {
+            self.harmless.note(&one.field, || format!("Bootstrap: {}", one.path), one.why);
+        }
+        let whole = |source: &Option<Source>| Whole {
+            source: source.clone(),
+            deadline: source.as_ref().and_then(timeout_of_source).and_then(|timeout| now.checked_add(timeout)),
+            ..Default::default()
+        };
+        (self.cds, self.lds) = (whole(&plan.cds), whole(&plan.lds));
+        self.changed = true;
+        Ok(plan)
+    }
+
+    fn static_resources(&mut self, bootstrap: &Bootstrap, now: Instant, rejects: &mut Vec<Reject>) {
+        let Some(resources) = &bootstrap.static_resources else { return };
+        let mut refuse = |type_url: &str, name: &str, field: &str, index: usize, fault: Fault| {
+            let placed: Compiled<()> = Err(fault).at(field, index).within("static_resources");
+            if let Err(fault) = placed {
+                rejects.push(refusal(type_url, name, fault));
+            }
+        };
+        let stored = |type_url: &str, bytes: Vec<u8>| Stored {
+            hash: content_hash(&bytes),
+            resource: shika_proto::google::protobuf::Any { type_url: type_url.into(), value: bytes },
+            version: String::new(),
+            last_updated: SystemTime::now(),
+            warming: true,
+        };
+        for (index, one) in resources.secrets.iter().enumerate() {
+            let done = (|| {
+                non_empty(&one.name, "name")?;
+                if self.secrets.fixed.contains_key(one.name.as_str()) {
+                    return Err(Fault::new("name", format!("duplicate static secret {}", one.name)));
+                }
+                self.secrets.fixed.insert(one.name.as_str().into(), secret::secret(one)?);
+                Ok(())
+            })();
+            match done {
+                Ok(()) => {
+                    let stored = Stored { warming: false, ..stored(type_url::SECRET, one.encode_to_vec()) };
+                    self.store.of_mut(type_url::SECRET).fixed.insert(one.name.clone(), stored);
+                }
+                Err(fault) => refuse(type_url::SECRET, &one.name, "secrets", index, fault),
+            }
+        }
+        for (index, one) in resources.clusters.iter().enumerate() {
+            let done = if self.clusters.contains_key(one.name.as_str()) {
+                Err(Fault::new("name", format!("cluster manager: duplicate cluster '{}'", one.name)))
+            } else {
+                self.cluster_update(one, true, now)
+            };
+            match done {
+                Ok(()) => {
+                    self.store
+                        .of_mut(type_url::CLUSTER)
+                        .fixed
+                        .insert(one.name.clone(), stored(type_url::CLUSTER, one.encode_to_vec()));
+                }
+                Err(fault) => refuse(type_url::CLUSTER, &one.name, "clusters", index, fault),
+            }
+        }
+        let mut names: BTreeSet<String> = BTreeSet::new();
+        for (index, one) in resources.listeners.iter().enumerate() {
+            // Envoy makes up a name for a static listener without one.
+            let name =
+                if one.name.is_empty() { format!("static_resources.listeners[{index}]") } else { one.name.clone() };
+            let stored = stored(type_url::LISTENER, one.encode_to_vec());
+            let done = if names.insert(name.clone()) {
+                self.listener_update(one, &name, stored.clone(), true, now)
+            } else {
+                Err(Fault::new("name", format!("error adding listener: duplicate listener '{name}'")))
+            };
+            match done {
+                Ok(()) => {
+                    self.store.of_mut(type_url::LISTENER).fixed.insert(name, stored);
+                }
+                Err(fault) => refuse(type_url::LISTENER, &name, "listeners", index, fault),
+            }
+        }
+    }
+
+    /// Everything but the static resources.
+    fn rest(&mut self, bootstrap: &Bootstrap) -> Compiled<BootstrapPlan> {
+        if let Some(engine) = &bootstrap.default_regex_engine {
+            regex_engine(engine).within("default_regex_engine")?;
+        }
+        let admin = match &bootstrap.admin {
+            Some(admin) => self.admin(admin).within("admin")?,
+            None => None,
+        };
+        let (mut ads, mut cds, mut lds) = (None, None, None);
+        if let Some(dynamic) = &bootstrap.dynamic_resources {
+            (|| {
+                ads = dynamic.ads_config.as_ref().map(|config| self.ads(config)).transpose().within("ads_config")?;
+                let config = |from: &Option<ConfigSource>, field: &str| -> Compiled<Option<Source>> {
+                    let Some(from) = from else { return Ok(None) };
+                    let source = source::config(from).within(field)?;
+                    if matches!(source, Source::Ads { .. }) && ads.is_none() {
+                        return Err(Fault::new(field, "ads is set, but dynamic_resources.ads_config is not"));
+                    }
+                    Ok(Some(source))
+                };
+                cds = config(&dynamic.cds_config, "cds_config")?;
+                lds = config(&dynamic.lds_config, "lds_config")?;
+                Ok(())
+            })()
+            .within("dynamic_resources")?;
+        }
+        let node = node(bootstrap.node.as_ref(), ads.is_some()).within("node")?;
+        let (stats_tags, default_tags) = match &bootstrap.stats_config {
+            Some(config) => stats(config).within("stats_config")?,
+            None => (Vec::new(), true),
+        };
+        let mut runtime = Vec::new();
+        for (index, layer) in bootstrap.layered_runtime.iter().flat_map(|runtime| &runtime.layers).enumerate() {
+            let values = match &layer.layer_specifier {
+                Some(LayerSpecifier::StaticLayer(values)) => {
+                    let full_name = "google.protobuf.Struct";
+                    json::wire_to_json_value(full_name, &values.encode_to_vec(), json::Names::Proto).map_err(
+                        |error| Fault::new(format!("layered_runtime.layers[{index}].static_layer"), error.to_string()),
+                    )?
+                }
+                Some(LayerSpecifier::DiskLayer(_) | LayerSpecifier::AdminLayer(_) | LayerSpecifier::RtdsLayer(_))
+                | None => serde_json::Value::Object(serde_json::Map::new()),
+            };
+            runtime.push((layer.name.clone(), values));
+        }
+        Ok(BootstrapPlan {
+            node,
+            admin,
+            ads,
+            cds,
+            lds,
+            stats_tags,
+            default_tags,
+            runtime,
+            stats_flush_interval: positive(&bootstrap.stats_flush_interval, "stats_flush_interval")?
+                .unwrap_or(Duration::from_secs(5)),
+        })
+    }
+
+    fn admin(&mut self, from: &proto::Admin) -> Compiled<Option<Admin>> {
+        let Some(address) = &from.address else { return Ok(None) };
+        let address = address::bind(address).within("address")?;
+        let access_log = self
+            .with_context(&|_| true, |context, _| access_log::access_logs(context, &from.access_log, "access_log"))?;
+        Ok(Some(Admin { address, access_log }))
+    }
+
+    fn ads(&self, from: &ApiConfigSource) -> Compiled<AdsConfig> {
+        let delta = match enumeration(from.api_type, "api_type")? {
+            ApiType::DeltaGrpc | ApiType::AggregatedDeltaGrpc => true,
+            ApiType::Grpc | ApiType::AggregatedGrpc => false,
+            ApiType::Rest | ApiType::DeprecatedAndUnavailableDoNotUse => {
+                return Err(Fault::new("api_type", "ADS needs GRPC or DELTA_GRPC"));
+            }
+        };
+        source::check_version(from.transport_api_version, "transport_api_version")?;
+        let service = match from.grpc_services.as_slice() {
+            [service] => service,
+            [] => return Err(Fault::new("grpc_services", "value must contain exactly 1 item(s), not 0")),
+            more => {
+                return Err(Fault::new(
+                    "grpc_services",
+                    format!("value must contain exactly 1 item(s), not {}", more.len()),
+                ));
+            }
+        };
+        (|| {
+            let grpc = match &service.target_specifier {
+                Some(TargetSpecifier::EnvoyGrpc(grpc)) => grpc,
+                Some(TargetSpecifier::GoogleGrpc(_)) => {
+                    return Err(Fault::new("google_grpc", "is not supported; use envoy_grpc with a static cluster"));
+                }
+                None => return Err(Fault::new("target_specifier", "value is required")),
+            };
+            let cluster = non_empty(&grpc.cluster_name, "cluster_name").within("envoy_grpc")?;
+            if !self.clusters.contains_key(cluster) {
+                return Err(Fault::new(
+                    "envoy_grpc.cluster_name",
+                    format!("Unknown gRPC client cluster '{cluster}': it has to be in static_resources"),
+                ));
+            }
+            let mut metadata = Vec::with_capacity(service.initial_metadata.len());
+            for (index, header) in service.initial_metadata.iter().enumerate() {
+                let name = http::HeaderName::from_bytes(header.key.to_ascii_lowercase().as_bytes());
+                // The value may be a token: it is not repeated.
+                if name.is_err() || http::HeaderValue::from_str(&header.value).is_err() {
+                    return Err(Fault::new(
+                        format!("initial_metadata[{index}]"),
+                        format!("{:?} or its value cannot be a header", header.key),
+                    ));
+                }
+                metadata.push((header.key.to_ascii_lowercase(), header.value.clone()));
+            }
+            Ok(AdsConfig {
+                delta,
+                cluster: cluster.to_owned(),
+                authority: grpc.authority.clone(),
+                metadata,
+                node_on_first_message_only: from.set_node_on_first_message_only,
+            })
+        })()
+        .at("grpc_services", 0)
+    }
+}
+
+fn refusal(type_url: &str, name: &str, fault: Fault) -> Reject {
+    Reject::new(type_url, name, fault.path, fault.reason)
+}
+
+fn regex_engine(engine: &TypedExtensionConfig) -> Compiled<()> {
+    let content = required(&engine.typed_config, "typed_config")?;
+    if any::is::<GoogleRe2>(content) {
+        return Ok(());
+    }
+    Err(Fault::new("typed_config", format!("regex engine {} is not supported", content.type_url)))
+}
+
+fn node(from: Option<&Node>, needed: bool) -> Compiled<Node> {
+    let mut node = from.cloned().unwrap_or_default();
+    if needed {
+        for (value, field) in [(&node.id, "id"), (&node.cluster, "cluster")] {
+            if value.is_empty() {
+                return Err(Fault::new(
+                    field,
+                    "node 'id' and 'cluster' are required with dynamic resources: set them here or with --service-node and --service-cluster",
+                ));
+            }
+        }
+    }
+    if node.user_agent_name.is_empty() {
+        node.user_agent_name = "shika".into();
+    }
+    if node.user_agent_version_type.is_none() {
+        node.user_agent_version_type = Some(UserAgentVersionType::UserAgentVersion(env!("CARGO_PKG_VERSION").into()));
+    }
+    Ok(node)
+}
+
+fn stats(from: &StatsConfig) -> Compiled<(Vec<StatsTag>, bool)> {
+    let mut tags = Vec::with_capacity(from.stats_tags.len());
+    for (index, tag) in from.stats_tags.iter().enumerate() {
+        let value = match &tag.tag_value {
+            None => StatsTagValue::Default,
+            Some(TagValue::FixedValue(value)) => StatsTagValue::Fixed(value.clone()),
+            Some(TagValue::Regex(pattern)) if pattern.is_empty() => StatsTagValue::Default,
+            Some(TagValue::Regex(pattern)) => StatsTagValue::Regex(
+                regex::RegexBuilder::new(pattern).size_limit(1 << 20).build().map_err(|error| {
+                    let why = error.to_string();
+                    let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+                    Fault::new(format!("stats_tags[{index}].regex"), format!("invalid regex '{pattern}': {why}"))
+                })?,
+            ),
+        };
+        tags.push(StatsTag { name: tag.tag_name.clone(), value });
+    }
+    Ok((tags, flag(&from.use_all_default_tags, true)))
+}

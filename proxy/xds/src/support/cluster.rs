@@ -1,0 +1,292 @@
+//! Clusters, endpoints and TLS contexts.
+
+use super::{INFO, Message, NO_HEALTH, NO_SUBSET, STATS};
+
+/// Their part of the table.
+pub(super) const TABLE: &[Message] = &[
+    Message {
+        name: "envoy.config.cluster.v3.Cluster",
+        honoured: "name alt_stat_name type eds_cluster_config connect_timeout per_connection_buffer_limit_bytes lb_policy load_assignment \
+                   max_requests_per_connection circuit_breakers common_http_protocol_options http_protocol_options http2_protocol_options \
+                   typed_extension_protocol_options dns_refresh_rate respect_dns_ttl dns_lookup_family upstream_bind_config common_lb_config \
+                   transport_socket protocol_selection upstream_connection_options least_request_lb_config round_robin_lb_config",
+        harmless: &[
+            ("metadata", INFO),
+            ("stats_matcher", STATS),
+            ("track_timeout_budgets", STATS),
+            ("track_cluster_stats", STATS),
+            ("lrs_server", "load reports tell the control plane about traffic; nothing here depends on them"),
+            (
+                "lrs_report_endpoint_metrics",
+                "load reports tell the control plane about traffic; nothing here depends on them",
+            ),
+            ("dns_jitter", "spreads lookups in time"),
+            ("dns_failure_refresh_rate", "a failed lookup is repeated at dns_refresh_rate"),
+            ("wait_for_warm_on_init", "the start always waits for clusters to be warm"),
+            ("cleanup_interval", "original destinations are not remembered as hosts"),
+            ("close_connections_on_host_health_failure", NO_HEALTH),
+            ("ignore_health_on_host_removal", NO_HEALTH),
+            ("preconnect_policy", "connections made ahead of need save time only"),
+        ],
+        refused: &[
+            ("health_checks", "active health checks are not supported"),
+            ("outlier_detection", "outlier detection is not supported"),
+            ("lb_subset_config", "subset load balancing is not supported"),
+            ("ring_hash_lb_config", "ring hash is not supported"),
+            ("maglev_lb_config", "Maglev is not supported"),
+            ("original_dst_lb_config", "the connection's own destination is the only one supported"),
+            ("load_balancing_policy", "is not supported; use lb_policy"),
+            (
+                "transport_socket_matches",
+                "transport sockets by endpoint metadata are not supported; use transport_socket",
+            ),
+            ("cluster_type", "custom cluster types are not supported"),
+            ("connection_pool_per_downstream_connection", "pools are shared by all downstream connections"),
+        ],
+    },
+    Message {
+        name: "envoy.config.cluster.v3.Cluster.EdsClusterConfig",
+        honoured: "eds_config service_name",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.cluster.v3.Cluster.CommonLbConfig",
+        honoured: "healthy_panic_threshold",
+        harmless: &[
+            ("update_merge_window", "updates are put in force at once"),
+            ("ignore_new_hosts_until_first_hc", NO_HEALTH),
+            (
+                "zone_aware_lb_config",
+                "without a local cluster (cluster_manager.local_cluster_name, which is refused) no zone is preferred",
+            ),
+        ],
+        refused: &[("locality_weighted_lb_config", "locality weights are not supported")],
+    },
+    Message {
+        name: "envoy.config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfig",
+        honoured: "",
+        harmless: &[("routing_enabled", NO_SUBSET), ("min_cluster_size", "no zone is preferred")],
+        refused: &[("fail_traffic_on_panic", "is not supported; set healthy_panic_threshold to 0")],
+    },
+    Message {
+        name: "envoy.config.cluster.v3.Cluster.LeastRequestLbConfig",
+        honoured: "choice_count active_request_bias",
+        harmless: &[],
+        refused: &[("slow_start_config", "slow start is not supported")],
+    },
+    Message {
+        name: "envoy.config.cluster.v3.Cluster.RoundRobinLbConfig",
+        honoured: "",
+        harmless: &[],
+        refused: &[("slow_start_config", "slow start is not supported")],
+    },
+    Message {
+        name: "envoy.config.cluster.v3.CircuitBreakers",
+        honoured: "thresholds",
+        harmless: &[],
+        refused: &[("per_host_thresholds", "limits per host are not supported")],
+    },
+    Message {
+        name: "envoy.config.cluster.v3.CircuitBreakers.Thresholds",
+        honoured: "priority max_connections max_pending_requests max_requests max_retries track_remaining",
+        harmless: &[
+            (
+                "max_connection_pools",
+                "there is one pool for each endpoint and worker, and max_connections bounds their connections",
+            ),
+            ("retry_budget", "retries are refused, so there is nothing to budget"),
+        ],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget",
+        honoured: "",
+        harmless: &[
+            ("budget_percent", "retries are refused, so there is nothing to budget"),
+            ("budget_interval", "retries are refused, so there is nothing to budget"),
+            ("min_retry_concurrency", "retries are refused, so there is nothing to budget"),
+        ],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.cluster.v3.UpstreamConnectionOptions",
+        honoured: "tcp_keepalive",
+        harmless: &[
+            ("set_local_interface_name_on_upstream_connections", INFO),
+            ("happy_eyeballs_config", "endpoints have one address each"),
+        ],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.endpoint.v3.ClusterLoadAssignment",
+        honoured: "cluster_name endpoints policy",
+        harmless: &[],
+        refused: &[("named_endpoints", "named endpoints are not supported")],
+    },
+    Message {
+        name: "envoy.config.endpoint.v3.ClusterLoadAssignment.Policy",
+        honoured: "overprovisioning_factor",
+        harmless: &[("endpoint_stale_after", "endpoints stay until they are replaced")],
+        refused: &[
+            ("drop_overloads", "dropping of load is not supported"),
+            ("weighted_priority_health", "is not supported"),
+        ],
+    },
+    Message {
+        name: "envoy.config.endpoint.v3.LocalityLbEndpoints",
+        honoured: "locality lb_endpoints priority load_balancer_endpoints",
+        harmless: &[
+            ("metadata", INFO),
+            ("load_balancing_weight", "read by locality weighted load balancing only, which is refused"),
+            ("proximity", INFO),
+        ],
+        refused: &[("leds_cluster_locality_config", "LEDS is not supported")],
+    },
+    Message {
+        name: "envoy.config.endpoint.v3.LocalityLbEndpoints.LbEndpointList",
+        honoured: "lb_endpoints",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.endpoint.v3.LbEndpoint",
+        honoured: "endpoint health_status load_balancing_weight",
+        harmless: &[("metadata", "read by subset load balancing and transport_socket_matches only, which are refused")],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.endpoint.v3.Endpoint",
+        honoured: "address hostname",
+        harmless: &[("health_check_config", NO_HEALTH), ("observability_name", STATS)],
+        refused: &[("additional_addresses", "one address per endpoint is supported")],
+    },
+    Message {
+        name: "envoy.config.endpoint.v3.Endpoint.HealthCheckConfig",
+        honoured: "",
+        harmless: &[
+            ("port_value", NO_HEALTH),
+            ("hostname", NO_HEALTH),
+            ("disable_active_health_check", NO_HEALTH),
+            ("address", NO_HEALTH),
+        ],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        honoured: "common_http_protocol_options explicit_http_config use_downstream_protocol_config auto_config",
+        harmless: &[],
+        refused: &[("http_filters", "upstream HTTP filters are not supported")],
+    },
+    Message {
+        name: "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig",
+        honoured: "http_protocol_options http2_protocol_options",
+        harmless: &[],
+        refused: &[("http3_protocol_options", "HTTP/3 is not supported")],
+    },
+    Message {
+        name: "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig",
+        honoured: "http_protocol_options http2_protocol_options",
+        harmless: &[],
+        refused: &[("http3_protocol_options", "HTTP/3 is not supported")],
+    },
+    Message {
+        name: "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.AutoHttpConfig",
+        honoured: "http_protocol_options http2_protocol_options",
+        harmless: &[],
+        refused: &[("http3_protocol_options", "HTTP/3 is not supported")],
+    },
+    Message {
+        name: "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        honoured: "common_tls_context sni max_session_keys",
+        harmless: &[("enforce_rsa_key_usage", "key usage is always enforced")],
+        refused: &[
+            ("allow_renegotiation", "the TLS library never renegotiates"),
+            ("auto_host_sni", "SNI from the endpoint's host name is not supported; set sni"),
+            ("auto_sni_san_validation", "is not supported; give match_typed_subject_alt_names"),
+        ],
+    },
+    Message {
+        name: "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        honoured: "common_tls_context require_client_certificate require_sni disable_stateless_session_resumption",
+        harmless: &[
+            ("session_timeout", "sessions live as long as the library keeps them, which is less than Envoy's default"),
+            ("disable_stateful_session_resumption", "only stateless tickets resume sessions"),
+            ("full_scan_certs_on_sni_mismatch", "a certificate that fits is always looked for among all"),
+            ("prefer_client_ciphers", "all suites that are left are strong"),
+            (
+                "ocsp_staple_policy",
+                "nothing is stapled, and a certificate that must be stapled is refused by clients, not by us",
+            ),
+        ],
+        refused: &[
+            ("session_ticket_keys", "shared session ticket keys are not supported"),
+            ("session_ticket_keys_sds_secret_config", "shared session ticket keys are not supported"),
+        ],
+    },
+    Message {
+        name: "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext",
+        honoured: "tls_params tls_certificates tls_certificate_sds_secret_configs alpn_protocols validation_context \
+                   validation_context_sds_secret_config combined_validation_context",
+        harmless: &[],
+        refused: &[("key_log", "session keys are never written out")],
+    },
+    Message {
+        name: "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContext",
+        honoured: "default_validation_context validation_context_sds_secret_config",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig",
+        honoured: "name sds_config",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.transport_sockets.tls.v3.TlsParameters",
+        honoured: "tls_minimum_protocol_version tls_maximum_protocol_version cipher_suites",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.transport_sockets.tls.v3.TlsCertificate",
+        honoured: "certificate_chain private_key",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext",
+        honoured: "trusted_ca verify_certificate_spki verify_certificate_hash match_typed_subject_alt_names match_subject_alt_names \
+                   allow_expired_certificate trust_chain_verification custom_validator_config",
+        harmless: &[("suppress_client_ca_list", "a hint to clients about which certificate to show")],
+        refused: &[
+            ("crl", "revocation lists are not supported"),
+            ("system_root_certs", "is not supported; name the bundle in trusted_ca.filename"),
+        ],
+    },
+    Message {
+        name: "envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher",
+        honoured: "san_type matcher",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig",
+        honoured: "trust_domains",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig.TrustDomain",
+        honoured: "name trust_bundle",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.transport_sockets.tls.v3.Secret",
+        honoured: "name tls_certificate validation_context",
+        harmless: &[],
+        refused: &[],
+    },
+];

@@ -1,0 +1,258 @@
+//! The HTTP connection manager, routes and access logs.
+
+use super::{INFO, Message, NAME, NO_LIMIT, NO_MIRROR, NO_RETRIES, NO_RETRY, NO_RUNTIME, NO_SUBSET, STATS, TRACING};
+
+/// Their part of the table.
+pub(super) const TABLE: &[Message] = &[
+    Message {
+        name: "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        honoured: "codec_type stat_prefix rds route_config http_filters common_http_protocol_options http_protocol_options http2_protocol_options \
+                   server_name server_header_transformation max_request_headers_kb stream_idle_timeout request_timeout request_headers_timeout \
+                   drain_timeout access_log use_remote_address xff_num_trusted_hops internal_address_config skip_xff_append via \
+                   generate_request_id preserve_external_request_id always_set_request_id_in_response forward_client_cert_details \
+                   set_current_client_cert_details upgrade_configs normalize_path merge_slashes path_with_escaped_slashes_action \
+                   strip_matching_host_port strip_any_host_port strip_trailing_host_dot",
+        harmless: &[
+            ("delayed_close_timeout", "how long a closed connection lingers for its peer to read"),
+            ("drain_timeout_jitter", "spreads the ends of connections in time"),
+            ("add_proxy_protocol_connection_state", INFO),
+            ("append_local_overload", "there is no overload manager"),
+        ],
+        refused: &[
+            ("tracing", "tracing is not supported"),
+            ("local_reply_config", "rewriting of local replies is not supported"),
+            ("scoped_routes", "is not supported; use rds or route_config"),
+            ("http3_protocol_options", "HTTP/3 is not supported"),
+        ],
+    },
+    Message {
+        name: "envoy.extensions.filters.network.http_connection_manager.v3.Rds",
+        honoured: "config_source route_config_name",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.InternalAddressConfig",
+        honoured: "unix_sockets cidr_ranges",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails",
+        honoured: "subject cert chain dns uri",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig",
+        honoured: "upgrade_type enabled",
+        harmless: &[],
+        refused: &[("filters", "filters of their own for upgrades are not supported")],
+    },
+    Message {
+        name: "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter",
+        honoured: "typed_config",
+        harmless: &[("name", NAME), ("is_optional", "an unsupported filter is refused even if it is optional")],
+        refused: &[("disabled", "filters that are off until a route turns them on are not supported")],
+    },
+    Message {
+        name: "envoy.extensions.filters.http.router.v3.Router",
+        honoured: "suppress_envoy_headers",
+        harmless: &[
+            ("dynamic_stats", STATS),
+            ("start_child_span", TRACING),
+            ("suppress_grpc_request_failure_code_stats", STATS),
+        ],
+        refused: &[("upstream_log", "logs of tries are not supported; use access_log")],
+    },
+    Message {
+        name: "envoy.config.route.v3.RouteConfiguration",
+        honoured: "name virtual_hosts response_headers_to_add response_headers_to_remove request_headers_to_add request_headers_to_remove \
+                   most_specific_header_mutations_wins validate_clusters max_direct_response_body_size_bytes ignore_port_in_host_matching",
+        harmless: &[("metadata", INFO)],
+        refused: &[("vhds", "VHDS is not supported"), ("request_mirror_policies", NO_MIRROR)],
+    },
+    Message {
+        name: "envoy.config.route.v3.VirtualHost",
+        honoured: "name domains routes require_tls request_headers_to_add request_headers_to_remove response_headers_to_add response_headers_to_remove",
+        harmless: &[
+            ("virtual_clusters", STATS),
+            ("rate_limits", NO_LIMIT),
+            ("metadata", INFO),
+            ("per_request_buffer_limit_bytes", NO_RETRY),
+            ("request_body_buffer_limit", NO_RETRY),
+        ],
+        refused: &[
+            ("retry_policy", NO_RETRIES),
+            ("request_mirror_policies", NO_MIRROR),
+            ("matcher", "is not supported; use routes"),
+            ("cors", "CORS is not supported"),
+        ],
+    },
+    Message {
+        name: "envoy.config.route.v3.VirtualCluster",
+        honoured: "",
+        harmless: &[("headers", STATS), ("name", STATS)],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.Route",
+        honoured: "name match route redirect direct_response non_forwarding_action request_headers_to_add request_headers_to_remove \
+                   response_headers_to_add response_headers_to_remove",
+        harmless: &[
+            ("metadata", INFO),
+            ("decorator", TRACING),
+            ("tracing", TRACING),
+            ("stat_prefix", STATS),
+            ("per_request_buffer_limit_bytes", NO_RETRY),
+            ("request_body_buffer_limit", NO_RETRY),
+        ],
+        refused: &[
+            ("filter_action", "is not supported"),
+            ("typed_per_filter_config", "per-route settings of filters are not supported"),
+        ],
+    },
+    Message { name: "envoy.config.route.v3.NonForwardingAction", honoured: "", harmless: &[], refused: &[] },
+    Message {
+        name: "envoy.config.route.v3.Decorator",
+        honoured: "",
+        harmless: &[("operation", TRACING), ("propagate", TRACING)],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.Tracing",
+        honoured: "",
+        harmless: &[
+            ("client_sampling", TRACING),
+            ("random_sampling", TRACING),
+            ("overall_sampling", TRACING),
+            ("custom_tags", TRACING),
+        ],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RouteMatch",
+        honoured: "prefix path safe_regex connect_matcher path_separated_prefix case_sensitive runtime_fraction headers query_parameters grpc",
+        harmless: &[],
+        refused: &[
+            ("tls_context", "matching on the client certificate is not supported"),
+            ("dynamic_metadata", "nothing sets dynamic metadata"),
+            ("filter_state", "nothing sets filter state"),
+        ],
+    },
+    Message {
+        name: "envoy.config.route.v3.RouteMatch.GrpcRouteMatchOptions",
+        honoured: "",
+        harmless: &[],
+        refused: &[],
+    },
+    Message { name: "envoy.config.route.v3.RouteMatch.ConnectMatcher", honoured: "", harmless: &[], refused: &[] },
+    Message {
+        name: "envoy.config.route.v3.HeaderMatcher",
+        honoured: "name exact_match safe_regex_match range_match present_match prefix_match suffix_match contains_match string_match invert_match \
+                   treat_missing_header_as_empty",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.QueryParameterMatcher",
+        honoured: "name string_match present_match",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RouteAction",
+        honoured: "cluster cluster_header weighted_clusters cluster_not_found_response_code prefix_rewrite regex_rewrite host_rewrite_literal \
+                   auto_host_rewrite host_rewrite_header host_rewrite_path_regex append_x_forwarded_host timeout idle_timeout priority \
+                   upgrade_configs max_stream_duration",
+        harmless: &[
+            ("metadata_match", NO_SUBSET),
+            ("rate_limits", NO_LIMIT),
+            ("include_vh_rate_limits", NO_LIMIT),
+            ("early_data_policy", "early data is not accepted"),
+        ],
+        refused: &[
+            ("retry_policy", NO_RETRIES),
+            ("hash_policy", "hash load balancing is not supported"),
+            ("request_mirror_policies", NO_MIRROR),
+            ("hedge_policy", "hedging is not supported"),
+            ("internal_redirect_policy", "internal redirects are not supported"),
+            ("cors", "CORS is not supported"),
+        ],
+    },
+    Message {
+        name: "envoy.config.route.v3.RouteAction.UpgradeConfig",
+        honoured: "upgrade_type enabled",
+        harmless: &[],
+        refused: &[("connect_config", "CONNECT is passed on, not terminated")],
+    },
+    Message {
+        name: "envoy.config.route.v3.RouteAction.MaxStreamDuration",
+        honoured: "max_stream_duration",
+        harmless: &[],
+        refused: &[("grpc_timeout_header_max", "deadlines from grpc-timeout are not supported")],
+    },
+    Message {
+        name: "envoy.config.route.v3.WeightedCluster",
+        honoured: "clusters total_weight",
+        harmless: &[("runtime_key_prefix", NO_RUNTIME)],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.WeightedCluster.ClusterWeight",
+        honoured: "name weight host_rewrite_literal request_headers_to_add request_headers_to_remove response_headers_to_add response_headers_to_remove",
+        harmless: &[("metadata_match", NO_SUBSET)],
+        refused: &[("typed_per_filter_config", "per-route settings of filters are not supported")],
+    },
+    Message {
+        name: "envoy.config.route.v3.RedirectAction",
+        honoured: "host_redirect port_redirect path_redirect prefix_rewrite regex_rewrite response_code https_redirect scheme_redirect strip_query",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.DirectResponseAction",
+        honoured: "status body body_format",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.accesslog.v3.AccessLog",
+        honoured: "filter typed_config",
+        harmless: &[("name", NAME)],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.accesslog.v3.AccessLogFilter",
+        honoured: "status_code_filter duration_filter not_health_check_filter traceable_filter and_filter or_filter header_filter response_flag_filter",
+        harmless: &[],
+        refused: &[],
+    },
+    Message { name: "envoy.config.accesslog.v3.StatusCodeFilter", honoured: "comparison", harmless: &[], refused: &[] },
+    Message { name: "envoy.config.accesslog.v3.DurationFilter", honoured: "comparison", harmless: &[], refused: &[] },
+    Message { name: "envoy.config.accesslog.v3.ComparisonFilter", honoured: "op value", harmless: &[], refused: &[] },
+    Message { name: "envoy.config.accesslog.v3.NotHealthCheckFilter", honoured: "", harmless: &[], refused: &[] },
+    Message { name: "envoy.config.accesslog.v3.TraceableFilter", honoured: "", harmless: &[], refused: &[] },
+    Message { name: "envoy.config.accesslog.v3.AndFilter", honoured: "filters", harmless: &[], refused: &[] },
+    Message { name: "envoy.config.accesslog.v3.OrFilter", honoured: "filters", harmless: &[], refused: &[] },
+    Message { name: "envoy.config.accesslog.v3.HeaderFilter", honoured: "header", harmless: &[], refused: &[] },
+    Message { name: "envoy.config.accesslog.v3.ResponseFlagFilter", honoured: "flags", harmless: &[], refused: &[] },
+    Message {
+        name: "envoy.extensions.access_loggers.file.v3.FileAccessLog",
+        honoured: "path format json_format typed_json_format log_format",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog",
+        honoured: "log_format",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.access_loggers.stream.v3.StderrAccessLog",
+        honoured: "log_format",
+        harmless: &[],
+        refused: &[],
+    },
+];

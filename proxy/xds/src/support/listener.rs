@@ -1,0 +1,243 @@
+//! Listeners, network filters and RBAC.
+
+use super::{ENGINE, INFO, Message, NAME, NO_SUBSET, STATS};
+
+/// Their part of the table.
+pub(super) const TABLE: &[Message] = &[
+    Message {
+        name: "envoy.config.listener.v3.Listener",
+        honoured: "name address additional_addresses stat_prefix filter_chains use_original_dst default_filter_chain \
+                   per_connection_buffer_limit_bytes deprecated_v1 listener_filters listener_filters_timeout continue_on_listener_filters_timeout \
+                   transparent freebind traffic_direction enable_reuse_port access_log tcp_backlog_size bind_to_port",
+        harmless: &[
+            ("metadata", INFO),
+            ("stats_matcher", STATS),
+            ("tcp_fast_open_queue_length", "saves a round trip for clients that ask for it"),
+            (
+                "connection_balance_config",
+                "connections are spread over workers by the kernel or by the accepting worker",
+            ),
+            ("max_connections_to_accept_per_socket_event", "how many connections are taken at a time"),
+            ("ignore_global_conn_limit", "there is no limit on all connections"),
+            ("bypass_overload_manager", "there is no overload manager"),
+            ("reuse_port", "deprecated: Envoy too reads enable_reuse_port"),
+        ],
+        refused: &[
+            ("udp_listener_config", "UDP listeners are not supported"),
+            ("api_listener", "API listeners are for Envoy as a library"),
+            ("socket_options", "raw socket options are not supported"),
+            ("filter_chain_matcher", "is not supported; use filter_chain_match"),
+        ],
+    },
+    Message {
+        name: "envoy.config.listener.v3.Listener.DeprecatedV1",
+        honoured: "bind_to_port",
+        harmless: &[],
+        refused: &[],
+    },
+    Message { name: "envoy.config.listener.v3.AdditionalAddress", honoured: "address", harmless: &[], refused: &[] },
+    Message {
+        name: "envoy.config.listener.v3.Listener.ConnectionBalanceConfig",
+        honoured: "",
+        harmless: &[("exact_balance", "connections are spread over workers by the kernel or by the accepting worker")],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.listener.v3.ListenerFilter",
+        honoured: "typed_config",
+        harmless: &[("name", NAME)],
+        refused: &[("filter_disabled", "listener filters cannot be turned off by a predicate")],
+    },
+    Message {
+        name: "envoy.config.listener.v3.FilterChain",
+        honoured: "filter_chain_match filters transport_socket transport_socket_connect_timeout name",
+        harmless: &[("metadata", INFO)],
+        refused: &[("use_proxy_proto", "the PROXY protocol is not supported")],
+    },
+    Message {
+        name: "envoy.config.listener.v3.FilterChainMatch",
+        honoured: "destination_port prefix_ranges direct_source_prefix_ranges source_type source_prefix_ranges source_ports server_names \
+                   transport_protocol application_protocols",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.listener.v3.Filter",
+        honoured: "typed_config",
+        harmless: &[("name", NAME)],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
+        honoured: "",
+        harmless: &[
+            ("initial_read_buffer_size", "how much is read at first"),
+            ("enable_ja3_fingerprinting", INFO),
+            ("enable_ja4_fingerprinting", INFO),
+        ],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector",
+        honoured: "",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.listener.original_dst.v3.OriginalDst",
+        honoured: "",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        honoured: "stat_prefix cluster weighted_clusters idle_timeout access_log max_connect_attempts max_downstream_connection_duration \
+                   access_log_flush_interval flush_access_log_on_connected access_log_options",
+        harmless: &[("metadata_match", NO_SUBSET), ("backoff_options", "a further try to connect follows at once")],
+        refused: &[
+            ("hash_policy", "hash load balancing is not supported"),
+            ("tunneling_config", "tunnelling over HTTP is not supported"),
+        ],
+    },
+    Message {
+        name: "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster",
+        honoured: "clusters",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight",
+        honoured: "name weight",
+        harmless: &[("metadata_match", NO_SUBSET)],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TcpAccessLogOptions",
+        honoured: "access_log_flush_interval flush_access_log_on_connected flush_access_log_on_start",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.network.direct_response.v3.Config",
+        honoured: "response",
+        harmless: &[],
+        refused: &[],
+    },
+    Message { name: "envoy.extensions.filters.network.echo.v3.Echo", honoured: "", harmless: &[], refused: &[] },
+    Message {
+        name: "envoy.extensions.filters.network.rbac.v3.RBAC",
+        honoured: "rules matcher shadow_rules shadow_matcher stat_prefix enforcement_type",
+        harmless: &[("shadow_rules_stat_prefix", STATS)],
+        refused: &[("delay_deny", "is not supported")],
+    },
+    Message {
+        name: "envoy.extensions.filters.http.rbac.v3.RBAC",
+        honoured: "rules rules_stat_prefix matcher shadow_rules shadow_matcher",
+        harmless: &[("shadow_rules_stat_prefix", STATS), ("track_per_rule_stats", STATS)],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.rbac.v3.RBAC",
+        honoured: "action policies",
+        harmless: &[],
+        refused: &[("audit_logging_options", "audit logs are not supported")],
+    },
+    Message {
+        name: "envoy.config.rbac.v3.Policy",
+        honoured: "permissions principals",
+        harmless: &[],
+        refused: &[
+            ("condition", "CEL conditions are not supported"),
+            ("checked_condition", "CEL conditions are not supported"),
+        ],
+    },
+    Message {
+        name: "envoy.config.rbac.v3.Permission",
+        honoured: "and_rules or_rules any header url_path destination_ip destination_port destination_port_range not_rule requested_server_name",
+        harmless: &[],
+        refused: &[],
+    },
+    Message { name: "envoy.config.rbac.v3.Permission.Set", honoured: "rules", harmless: &[], refused: &[] },
+    Message {
+        name: "envoy.config.rbac.v3.Principal",
+        honoured: "and_ids or_ids any authenticated source_ip direct_remote_ip remote_ip header url_path not_id",
+        harmless: &[],
+        refused: &[],
+    },
+    Message { name: "envoy.config.rbac.v3.Principal.Set", honoured: "ids", harmless: &[], refused: &[] },
+    Message {
+        name: "envoy.config.rbac.v3.Principal.Authenticated",
+        honoured: "principal_name",
+        harmless: &[],
+        refused: &[],
+    },
+    Message { name: "envoy.config.rbac.v3.Action", honoured: "name action", harmless: &[], refused: &[] },
+    Message {
+        name: "envoy.extensions.matching.common_inputs.ssl.v3.UriSanInput",
+        honoured: "",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.matching.common_inputs.network.v3.ServerNameInput",
+        honoured: "",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "xds.type.matcher.v3.Matcher",
+        honoured: "matcher_list on_no_match",
+        harmless: &[],
+        refused: &[("matcher_tree", "is not supported; use matcher_list")],
+    },
+    Message {
+        name: "xds.type.matcher.v3.Matcher.OnMatch",
+        honoured: "action",
+        harmless: &[],
+        refused: &[("matcher", "nested matchers are not supported")],
+    },
+    Message { name: "xds.type.matcher.v3.Matcher.MatcherList", honoured: "matchers", harmless: &[], refused: &[] },
+    Message {
+        name: "xds.type.matcher.v3.Matcher.MatcherList.FieldMatcher",
+        honoured: "predicate on_match",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "xds.type.matcher.v3.Matcher.MatcherList.Predicate",
+        honoured: "single_predicate or_matcher and_matcher not_matcher",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "xds.type.matcher.v3.Matcher.MatcherList.Predicate.SinglePredicate",
+        honoured: "input value_match",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "xds.type.matcher.v3.Matcher.MatcherList.Predicate.PredicateList",
+        honoured: "predicate",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "xds.core.v3.TypedExtensionConfig",
+        honoured: "typed_config",
+        harmless: &[("name", NAME)],
+        refused: &[],
+    },
+    Message {
+        name: "xds.type.matcher.v3.StringMatcher",
+        honoured: "exact prefix suffix contains safe_regex ignore_case",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "xds.type.matcher.v3.RegexMatcher",
+        honoured: "regex",
+        harmless: &[("google_re2", ENGINE)],
+        refused: &[],
+    },
+    Message { name: "xds.type.matcher.v3.RegexMatcher.GoogleRE2", honoured: "", harmless: &[], refused: &[] },
+];
