@@ -1,0 +1,284 @@
+//! Tags: which parts of a statistic's name become Prometheus labels.
+//!
+//! Source: Envoy `envoy/config/metrics/v3/stats.proto` (`StatsConfig`, `TagSpecifier`) and the default tags of its documentation; checked against
+//! Envoy 1.40's output. As in Envoy each extractor sees the whole original name, and everything that any of them cuts out is removed in the end.
+
+use std::{borrow::Cow, ops::Range};
+
+use shika_xds::bootstrap::{StatsTag, StatsTagValue};
+
+/// The extractors of a process.
+#[derive(Debug, Default)]
+pub struct Tags {
+    defaults: bool,
+    custom: Vec<(String, regex::Regex)>,
+    fixed: Vec<(String, String)>,
+}
+
+/// A name without its tags, and the tags.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Extracted<'a> {
+    /// What is left of the name.
+    pub name: Cow<'a, str>,
+    /// Label names, already without dots, and values.
+    pub tags: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+}
+
+impl Tags {
+    /// From `stats_config` and the `name:value` pairs of `--stats-tag`. `defaults` is `use_all_default_tags`.
+    pub fn new(defaults: bool, configured: &[StatsTag], flags: &[String]) -> Tags {
+        let mut tags = Tags { defaults, ..Tags::default() };
+        tags.fixed.extend(
+            flags
+                .iter()
+                .filter_map(|flag| flag.split_once(':'))
+                .map(|(name, value)| (label(name).into_owned(), value.to_owned())),
+        );
+        for tag in configured {
+            let name = label(&tag.name).into_owned();
+            match &tag.value {
+                StatsTagValue::Regex(regex) => tags.custom.push((name, regex.clone())),
+                StatsTagValue::Fixed(value) => tags.fixed.push((name, value.clone())),
+                // A default tag by its name: with `defaults` off, all defaults are better than a label that is missing.
+                StatsTagValue::Default => tags.defaults = true,
+            }
+        }
+        tags
+    }
+
+    /// Takes a name apart.
+    pub fn extract<'a>(&'a self, name: &'a str) -> Extracted<'a> {
+        let mut cut: Vec<Range<usize>> = Vec::new();
+        let mut tags: Vec<(Cow<'a, str>, Cow<'a, str>)> = Vec::new();
+        if self.defaults {
+            response_code(name, &mut cut, &mut tags);
+        }
+        tags.extend(self.fixed.iter().map(|(tag, value)| (Cow::Borrowed(tag.as_str()), Cow::Borrowed(value.as_str()))));
+        for (tag, regex) in &self.custom {
+            // The first group is cut out, the second (or the first, if it is the only one) is the value.
+            let Some(found) = regex.captures(name) else { continue };
+            let Some(removed) = found.get(1) else { continue };
+            let value = found.get(2).unwrap_or(removed);
+            cut.push(removed.range());
+            tags.push((Cow::Borrowed(tag), Cow::Borrowed(value.as_str())));
+        }
+        if self.defaults {
+            places(name, &mut cut, &mut tags);
+        }
+        Extracted { name: without(name, cut), tags }
+    }
+}
+
+/// `_rq_503` → tag `503`; `_rq_5xx` → `_rq_xx`, tag `5`.
+fn response_code<'a>(name: &'a str, cut: &mut Vec<Range<usize>>, tags: &mut Vec<(Cow<'a, str>, Cow<'a, str>)>) {
+    let Some(at) = name.len().checked_sub(3).filter(|at| name.is_char_boundary(*at)) else { return };
+    let (head, tail) = name.split_at(at);
+    if !head.ends_with("_rq_") {
+        return;
+    }
+    if tail.bytes().all(|b| b.is_ascii_digit()) {
+        cut.push(at - 1..name.len());
+        tags.push((Cow::Borrowed("envoy_response_code"), Cow::Borrowed(tail)));
+    } else if tail.ends_with("xx") && tail.starts_with(|c: char| c.is_ascii_digit()) {
+        cut.push(at..at + 1);
+        tags.push((Cow::Borrowed("envoy_response_code_class"), Cow::Borrowed(&name[at..at + 1])));
+    }
+}
+
+/// Tags by the place in the tree of names: cluster, connection manager, listener, TCP proxy, RBAC.
+fn places<'a>(name: &'a str, cut: &mut Vec<Range<usize>>, tags: &mut Vec<(Cow<'a, str>, Cow<'a, str>)>) {
+    let mut tag = |tag: &'static str, start: usize, end: usize| {
+        if let Some(value) = name.get(start..end).filter(|value| !value.is_empty()) {
+            cut.push(start..end + 1);
+            tags.push((Cow::Borrowed(tag), Cow::Borrowed(value)));
+        }
+    };
+    let Some((root, rest)) = name.split_once('.') else { return };
+    let start = root.len() + 1;
+    // All but addresses end at the next dot, whatever dots the configured name has.
+    let next = || rest.find('.').map(|at| start + at);
+    match root {
+        "cluster" => {
+            if let Some(end) = next() {
+                tag("envoy_cluster_name", start, end);
+            }
+        }
+        "http" => {
+            if let Some(end) = next() {
+                tag("envoy_http_conn_manager_prefix", start, end);
+            }
+            if let (Some(rds), Some(last)) = (name.find(".rds."), name.rfind('.'))
+                && rds + 5 < last
+            {
+                tag("envoy_rds_route_config", rds + 5, last);
+            }
+        }
+        "tcp" => {
+            if let Some(end) = next() {
+                tag("envoy_tcp_prefix", start, end);
+            }
+        }
+        "listener" if !rest.starts_with("admin.") => {
+            if let Some(length) = address(rest) {
+                tag("envoy_listener_address", start, start + length);
+                let after = start + length;
+                if let Some(http) = name.get(after..).and_then(|tail| tail.strip_prefix(".http.")) {
+                    let start = name.len() - http.len();
+                    if let Some(end) = http.find('.') {
+                        tag("envoy_http_conn_manager_prefix", start, start + end);
+                    }
+                }
+            }
+        }
+        _ if rest.starts_with("rbac.") => tag("envoy_rbac_prefix", 0, root.len()),
+        _ => {}
+    }
+}
+
+/// Length of the address or prefix at the start of what follows `listener.`.
+fn address(rest: &str) -> Option<usize> {
+    let run = |allowed: fn(u8) -> bool| {
+        let end = rest.bytes().position(|b| !allowed(b)).unwrap_or(rest.len());
+        // The dot behind belongs to the name; an IPv4 address has dots of its own.
+        let end = if rest.as_bytes().get(end) == Some(&b'.') { Some(end) } else { rest.get(..end)?.rfind('.') };
+        end.filter(|end| *end > 0)
+    };
+    run(|b| matches!(b, b'_' | b'.' | b'0'..=b'9'))
+        .or_else(|| run(|b| matches!(b, b'_' | b'[' | b']') || b.is_ascii_hexdigit()))
+        .or_else(|| rest.find('.'))
+}
+
+/// The name without the ranges, which may overlap.
+fn without(name: &str, mut cut: Vec<Range<usize>>) -> Cow<'_, str> {
+    if cut.is_empty() {
+        return Cow::Borrowed(name);
+    }
+    cut.sort_unstable_by_key(|range| range.start);
+    let mut left = String::with_capacity(name.len());
+    let mut at = 0;
+    for range in cut {
+        if range.start > at {
+            left.push_str(name.get(at..range.start).unwrap_or_default());
+        }
+        at = at.max(range.end);
+    }
+    left.push_str(name.get(at..).unwrap_or_default());
+    // A cut at the end leaves the dot before it.
+    if left.ends_with('.') {
+        left.pop();
+    }
+    Cow::Owned(left)
+}
+
+/// A tag's name as a label.
+fn label(name: &str) -> Cow<'_, str> {
+    super::prometheus::sanitize(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kuma() -> Tags {
+        let regex = |name: &str, regex: &str| StatsTag {
+            name: name.into(),
+            value: StatsTagValue::Regex(regex::Regex::new(regex).expect("a regex")),
+        };
+        Tags::new(true, &[regex("worker", r"(worker_([0-9]+)\.)"), regex("listener", r"((.+?)\.)rbac\.")], &[])
+    }
+
+    #[test]
+    fn names_as_envoy_1_40_splits_them() {
+        let tags = kuma();
+        for (name, left, expected) in [
+            (
+                "cluster.backend.one.upstream_rq_total",
+                "cluster.one.upstream_rq_total",
+                &[("envoy_cluster_name", "backend")][..],
+            ),
+            (
+                "cluster.a.external.upstream_rq_503",
+                "cluster.external.upstream_rq",
+                &[("envoy_response_code", "503"), ("envoy_cluster_name", "a")],
+            ),
+            (
+                "cluster.a.upstream_rq_5xx",
+                "cluster.upstream_rq_xx",
+                &[("envoy_response_code_class", "5"), ("envoy_cluster_name", "a")],
+            ),
+            ("cluster_manager.cluster_added", "cluster_manager.cluster_added", &[]),
+            (
+                "http.admin.downstream_cx_total",
+                "http.downstream_cx_total",
+                &[("envoy_http_conn_manager_prefix", "admin")],
+            ),
+            (
+                "http.in.rds.my.route.update_success",
+                "http.rds.update_success",
+                &[("envoy_http_conn_manager_prefix", "in"), ("envoy_rds_route_config", "my.route")],
+            ),
+            (
+                "listener.10.0.0.1_80.downstream_cx_total",
+                "listener.downstream_cx_total",
+                &[("envoy_listener_address", "10.0.0.1_80")],
+            ),
+            (
+                "listener.[__1]_0.downstream_cx_total",
+                "listener.downstream_cx_total",
+                &[("envoy_listener_address", "[__1]_0")],
+            ),
+            (
+                "listener.foo_bar.downstream_cx_total",
+                "listener.downstream_cx_total",
+                &[("envoy_listener_address", "foo_bar")],
+            ),
+            (
+                "listener./tmp/px/x.sock.downstream_cx_total",
+                "listener.sock.downstream_cx_total",
+                &[("envoy_listener_address", "/tmp/px/x")],
+            ),
+            ("listener.admin.downstream_cx_total", "listener.admin.downstream_cx_total", &[]),
+            (
+                "listener.0.0.0.0_1.http.in.downstream_rq_2xx",
+                "listener.http.downstream_rq_xx",
+                &[
+                    ("envoy_response_code_class", "2"),
+                    ("envoy_listener_address", "0.0.0.0_1"),
+                    ("envoy_http_conn_manager_prefix", "in"),
+                ],
+            ),
+            ("tcp.out.downstream_cx_total", "tcp.downstream_cx_total", &[("envoy_tcp_prefix", "out")]),
+            (
+                "inbound_80.rbac.denied",
+                "rbac.denied",
+                &[("listener", "inbound_80"), ("envoy_rbac_prefix", "inbound_80")],
+            ),
+            (
+                "http.in.rbac.denied",
+                "rbac.denied",
+                &[("listener", "http.in"), ("envoy_http_conn_manager_prefix", "in")],
+            ),
+            ("server.live", "server.live", &[]),
+            ("cluster.", "cluster.", &[]),
+            ("é_rq_", "é_rq_", &[]),
+        ] {
+            let extracted = tags.extract(name);
+            assert_eq!(extracted.name, left, "{name}");
+            let found: Vec<_> = extracted.tags.iter().map(|(tag, value)| (tag.as_ref(), value.as_ref())).collect();
+            assert_eq!(found, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn defaults_can_be_off_and_fixed_tags_are_on_everything() {
+        let tags = Tags::new(
+            false,
+            &[StatsTag { name: "a.b".into(), value: StatsTagValue::Fixed("x".into()) }],
+            &["zone:z1".into()],
+        );
+        let extracted = tags.extract("cluster.a.upstream_rq_200");
+        assert_eq!(extracted.name, "cluster.a.upstream_rq_200");
+        let found: Vec<_> = extracted.tags.iter().map(|(tag, value)| (tag.as_ref(), value.as_ref())).collect();
+        assert_eq!(found, [("zone", "z1"), ("a_b", "x")]);
+    }
+}

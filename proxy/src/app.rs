@@ -1,0 +1,208 @@
+//! Start-up and shutdown, in order. The only file that creates threads or runtimes.
+
+use std::{
+    cell::{Cell, RefCell},
+    fs, io,
+    process::ExitCode,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use shika_data::{
+    drain,
+    stats::Registry,
+    worker::{WorkerConfig, Workers},
+};
+use shika_proto::envoy::config::bootstrap::v3::Bootstrap;
+use shika_xds::{CompileOptions, Compiler};
+use tokio::{sync::mpsc, task::LocalSet};
+use tracing::{error, info};
+
+use crate::{
+    admin::{self, tags::Tags},
+    control::{Control, End},
+    export::access_log::{self, AccessLogs, Flush},
+    logging::Logging,
+    options::{DrainStrategy, Mode, Options},
+    server_stats::{self, ServerGroups},
+    sidecar::{self, readiness},
+    signals::Signals,
+    state::State,
+    version,
+};
+
+/// Requests of the admin interface that may wait for the control loop.
+const COMMANDS: usize = 16;
+/// How long the last access log lines may take.
+const LAST_FLUSH: Duration = Duration::from_secs(2);
+/// How long a sidecar goes on accepting after SIGTERM while its peers learn that it is going.
+const SIDECAR_GRACE: Duration = Duration::from_secs(2);
+
+/// On whose behalf the process serves.
+pub enum Role {
+    /// In Envoy's place.
+    Envoy,
+    /// In kuma-dp's place too.
+    Sidecar(sidecar::Sidecar),
+}
+
+/// Runs a bootstrap until the process is told to end.
+pub fn serve(options: Options, bootstrap: Bootstrap, logging: Logging, role: Role, start: Instant) -> ExitCode {
+    let runtime = match control_runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!("the control thread's runtime cannot be started: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = LocalSet::new().block_on(&runtime, run(options, bootstrap, logging, role, start));
+    // Lookups may still sit in the blocking pool; nothing waits for them any more.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => {
+            info!("exiting");
+            ExitCode::SUCCESS
+        }
+        Err(errors) => {
+            for error in errors {
+                error!("error initializing config: {error}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A current-thread runtime for the main thread.
+///
+/// # Errors
+/// The system has no epoll instance left.
+pub fn control_runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build()
+}
+
+async fn run(
+    options: Options,
+    mut bootstrap: Bootstrap,
+    logging: Logging,
+    role: Role,
+    start: Instant,
+) -> Result<(), Vec<String>> {
+    let one = |error: String| vec![error];
+    info!("initializing Shika {} ({}), {} workers", version::SHIKA_VERSION, version::build(), options.workers());
+    let mut signals = Signals::new().map_err(|error| one(format!("signal handlers: {error}")))?;
+
+    // Statistics, logs, configuration: nothing is bound before all of the bootstrap is accepted.
+    let registry = Registry::new(options.workers());
+    let groups = ServerGroups::new(&registry);
+    let access_logs =
+        start_access_logs(&options, &groups).map_err(|error| one(format!("access log thread: {error}")))?;
+    let mut compiler = Compiler::new(registry.clone(), compile_options(&options, &access_logs));
+    let plan = compiler
+        .load_static(&bootstrap, Instant::now())
+        .map_err(|rejects| rejects.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    bootstrap.node = Some(plan.node.clone());
+    let admin = plan.admin.as_ref().map(|admin| admin::Listener::bind(&admin.address)).transpose().map_err(one)?;
+    write_address_files(&options, admin.as_ref()).map_err(one)?;
+    let readiness = match &role {
+        Role::Envoy => None,
+        Role::Sidecar(sidecar) => readiness::Listener::bind(sidecar).map_err(one)?,
+    };
+
+    // Threads.
+    let workers = Workers::start(WorkerConfig {
+        count: options.workers(),
+        server: groups.server.clone(),
+        drain_time: options.drain_time(),
+        drain_strategy: match options.drain_strategy {
+            DrainStrategy::Gradual => drain::DrainStrategy::Gradual,
+            DrainStrategy::Immediate => drain::DrainStrategy::Immediate,
+        },
+    })
+    .map_err(|error| one(format!("worker threads: {error}")))?;
+
+    // Control.
+    let (commands, mut received) = mpsc::channel(COMMANDS);
+    let (token_file, grace) = match role {
+        Role::Envoy => (None, Duration::ZERO),
+        Role::Sidecar(sidecar) => (sidecar.token_file, SIDECAR_GRACE),
+    };
+    let init_only = options.mode == Mode::InitOnly;
+    let tags = Rc::new(Tags::new(plan.default_tags, &plan.stats_tags, &options.stats_tag));
+    let state = Rc::new(State {
+        options,
+        bootstrap,
+        plan,
+        compiler: RefCell::new(compiler),
+        snapshot: RefCell::new(Arc::default()),
+        bound: RefCell::default(),
+        token_file,
+        registry,
+        groups,
+        tags,
+        logging,
+        access_logs: access_logs.clone(),
+        start,
+        start_time: SystemTime::now(),
+        initialized: Cell::new(false),
+        health_failed: Cell::new(false),
+        terminating: Cell::new(false),
+        warming: RefCell::default(),
+        connections: Cell::new(0),
+        commands,
+    });
+    let mut control = Control::new(state.clone(), workers);
+    control.start().await.map_err(|rejects| rejects.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    server_stats::refresh(&state);
+    if let Some(listener) = admin {
+        tokio::task::spawn_local(admin::serve(listener, state.clone()));
+    }
+    if let Some(listener) = readiness {
+        tokio::task::spawn_local(readiness::serve(listener, state.clone()));
+    }
+    let end = control.run(&mut received, &mut signals, init_only).await;
+    match end {
+        End::Terminate => control.shut_down(&mut signals, &mut received, grace).await,
+        End::Quit | End::Initialized => {}
+    }
+    access_logs.flush(LAST_FLUSH).await;
+    Ok(())
+}
+
+/// What the compiler needs to know of the process.
+pub fn compile_options(options: &Options, access_logs: &AccessLogs) -> CompileOptions {
+    let access_logs = access_logs.clone();
+    CompileOptions {
+        hostname: fs::read_to_string("/proc/sys/kernel/hostname")
+            .map(|name| name.trim().to_owned())
+            .unwrap_or_default(),
+        concurrency: options.workers(),
+        reject_unknown_dynamic_fields: options.reject_unknown_dynamic_fields,
+        log_sink: Box::new(move |path| access_logs.sink(path)),
+    }
+}
+
+/// The writers' thread. It ends with the process; what it holds is flushed before.
+fn start_access_logs(options: &Options, groups: &ServerGroups) -> io::Result<AccessLogs> {
+    let (access_logs, commands) = AccessLogs::new();
+    let flush = Flush { interval: options.flush_interval(), min_size: options.file_flush_min_size_kb as usize * 1024 };
+    let stats = groups.files.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new()
+        .name("access-log".into())
+        .spawn(move || LocalSet::new().block_on(&runtime, access_log::run(commands, flush, stats)))?;
+    Ok(access_logs)
+}
+
+fn write_address_files(options: &Options, admin: Option<&admin::Listener>) -> Result<(), String> {
+    let write = |path: &std::path::Path, text: &str| {
+        fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
+    };
+    if let (Some(path), Some(address)) = (&options.admin_address_path, admin.and_then(admin::Listener::address)) {
+        write(path, &address)?;
+    }
+    if let Some(path) = &options.base_id_path {
+        write(path, &options.base_id.to_string())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,389 @@
+//! The control loop: update → compile → bind → publish → acknowledge.
+//!
+//! One task on the control thread. Decisions are the compiler's; this file carries them out in order and says what happened.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use shika_data::{
+    drain::{DrainScope, DrainStrategy},
+    listen::{self, BoundListener},
+    model::{ListenerId, listener::TrafficDirection},
+    worker::Workers,
+};
+use shika_xds::{Plan, Reject};
+use tokio::{sync::mpsc, time};
+use tracing::{error, info, warn};
+
+use crate::{
+    ads::{self, AdsLink},
+    files::Files,
+    resolve::{Answer, Resolver},
+    server_stats,
+    signals::{Event, Signals},
+    state::{Command, State},
+};
+
+/// How often levels that nobody sets on change are brought up to date.
+const STATS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Why the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// SIGTERM or SIGINT: drain, then exit.
+    Terminate,
+    /// `/quitquitquit`: exit.
+    Quit,
+    /// `--mode init_only`: initialised.
+    Initialized,
+}
+
+/// Everything the loop owns.
+pub struct Control {
+    state: Rc<State>,
+    workers: Workers,
+    /// Listeners whose sockets accept.
+    listening: BTreeSet<ListenerId>,
+    resolver: Resolver,
+    answers: mpsc::Receiver<Answer>,
+    ads: Option<AdsLink>,
+    files: Files,
+}
+
+impl Control {
+    /// A loop that has published nothing yet. Has to be made in a [`tokio::task::LocalSet`].
+    pub fn new(state: Rc<State>, workers: Workers) -> Self {
+        let (resolver, answers) = Resolver::new();
+        Control { state, workers, listening: BTreeSet::new(), resolver, answers, ads: None, files: Files::new() }
+    }
+
+    /// Publishes the static resources. A listener that cannot be bound ends the start, as in Envoy.
+    ///
+    /// # Errors
+    /// Every listener that cannot be bound, with address and reason.
+    pub async fn start(&mut self) -> Result<(), Vec<Reject>> {
+        let rejects = self.publish().await;
+        if !rejects.is_empty() {
+            return Err(rejects);
+        }
+        self.ads = AdsLink::start(&self.state);
+        self.files.watch(self.state.compiler.borrow().wanted_files());
+        self.follow_up();
+        Ok(())
+    }
+
+    /// Runs until something asks for the end.
+    pub async fn run(&mut self, commands: &mut mpsc::Receiver<Command>, signals: &mut Signals, init_only: bool) -> End {
+        let mut tick = time::interval(STATS_INTERVAL);
+        tick.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        loop {
+            if init_only && self.state.initialized.get() {
+                return End::Initialized;
+            }
+            let deadline = self.state.compiler.borrow().next_tick();
+            tokio::select! {
+                signal = signals.next() => match signal {
+                    Event::Terminate => return End::Terminate,
+                    Event::Reopen => {
+                        info!("caught SIGUSR1: log files are opened again");
+                        self.state.access_logs.reopen();
+                        self.state.logging.reopen();
+                    }
+                    Event::DrainInbound => {
+                        info!("caught SIGUSR2: inbound connections drain");
+                        self.workers.drain(DrainScope::Inbound, None, None).await;
+                    }
+                },
+                Some(command) = commands.recv() => {
+                    if self.command(command).await {
+                        return End::Quit;
+                    }
+                }
+                event = AdsLink::next(&mut self.ads) => self.ads_event(event).await,
+                Some(update) = self.files.next() => self.file_update(update).await,
+                Some(answer) = self.answers.recv() => self.resolved(answer).await,
+                () = sleep_until(deadline), if deadline.is_some() => {
+                    let due = self.state.compiler.borrow_mut().tick(Instant::now());
+                    if due {
+                        self.publish_and_log().await;
+                    }
+                    self.follow_up();
+                }
+                _ = tick.tick() => {
+                    self.state.connections.set(self.workers.connections());
+                    server_stats::refresh(&self.state);
+                    // What a slow stream did not take before.
+                    if let Some(link) = &mut self.ads {
+                        link.send();
+                    }
+                }
+            }
+        }
+    }
+
+    async fn ads_event(&mut self, event: ads::Event) {
+        match event {
+            ads::Event::Update { update, receipt } => {
+                let applied = self.state.compiler.borrow_mut().apply(update, Instant::now());
+                let mut rejects = applied.rejects;
+                for reject in &rejects {
+                    warn!("delta config rejected: {reject}");
+                }
+                if applied.changed {
+                    rejects.extend(self.publish_and_log().await);
+                }
+                // Acknowledged last: what the control plane takes for accepted is in force on every worker.
+                if let Some(link) = &mut self.ads {
+                    link.acknowledge(receipt, &rejects);
+                }
+            }
+            ads::Event::Nothing => {}
+        }
+        self.follow_up();
+    }
+
+    async fn file_update(&mut self, update: shika_xds::Update) {
+        let applied = self.state.compiler.borrow_mut().apply(update, Instant::now());
+        for reject in &applied.rejects {
+            warn!("file config rejected: {reject}");
+        }
+        if applied.changed {
+            self.publish_and_log().await;
+        }
+        self.follow_up();
+    }
+
+    async fn resolved(&mut self, answer: Answer) {
+        self.state.compiler.borrow_mut().set_dns(&answer.cluster, &answer.hostname, answer.addresses.as_deref());
+        self.publish_and_log().await;
+        self.follow_up();
+    }
+
+    /// What has to be asked for after a change: names, files, resources.
+    fn follow_up(&mut self) {
+        let compiler = self.state.compiler.borrow();
+        self.resolver.update(compiler.dns_targets());
+        self.files.watch(compiler.wanted_files());
+        if let Some(link) = &mut self.ads {
+            link.want(&compiler);
+        }
+        let initialized = compiler.initialized();
+        drop(compiler);
+        if initialized && !self.state.initialized.replace(true) {
+            let took = self.state.start.elapsed();
+            self.state.groups.server.initialization_time_ms().record(took.as_millis() as u64);
+            self.state.groups.listeners.workers_started().set(1);
+            info!("all dependencies initialized after {} ms", took.as_millis());
+        }
+        if let Some(link) = &mut self.ads {
+            link.send();
+        }
+    }
+
+    async fn publish_and_log(&mut self) -> Vec<Reject> {
+        let rejects = self.publish().await;
+        for reject in &rejects {
+            error!("{reject}");
+        }
+        rejects
+    }
+
+    /// Builds, binds and publishes what changed; returns the listeners that could not be bound.
+    async fn publish(&mut self) -> Vec<Reject> {
+        let mut rejects = Vec::new();
+        let Some(mut plan) = self.state.compiler.borrow_mut().build() else { return rejects };
+        let mut bound: Vec<BoundListener> = Vec::new();
+        let mut unbind: BTreeSet<ListenerId> = BTreeSet::new();
+        loop {
+            unbind.extend(plan.unbind.iter().copied());
+            let failed = self.bind(&plan, &mut unbind, &mut bound).await;
+            if failed.is_empty() {
+                break;
+            }
+            let mut compiler = self.state.compiler.borrow_mut();
+            for (id, reason) in failed {
+                self.state.groups.listeners.listener_create_failure().inc();
+                rejects.push(compiler.bind_failed(id, &reason));
+            }
+            match compiler.build() {
+                Some(next) => plan = next,
+                None => break,
+            }
+        }
+        *self.state.snapshot.borrow_mut() = plan.snapshot.clone();
+        self.workers.publish(plan.snapshot.clone()).await;
+        for id in unbind {
+            self.stop(id).await;
+        }
+        for bound in bound {
+            let id = bound.id;
+            if let Some(listener) = plan.snapshot.listener(id) {
+                self.state.listening(&bound, &listener.addresses);
+            }
+            // New sockets are bound already: the old ones may close, and no connection is refused between.
+            if self.listening.contains(&id) {
+                self.workers.stop_listening(id).await;
+            }
+            self.workers.listen(bound).await;
+            self.state.groups.listeners.listener_create_success().inc();
+            self.listening.insert(id);
+        }
+        self.state.groups.listeners.total_listeners_warming().set(warming(&plan, shika_proto::type_url::LISTENER));
+        self.state.groups.clusters.warming_clusters().set(warming(&plan, shika_proto::type_url::CLUSTER));
+        *self.state.warming.borrow_mut() = plan.warming;
+        rejects
+    }
+
+    /// Binds what the plan lists. An address that only an old listener of ours holds is freed first.
+    async fn bind(
+        &mut self,
+        plan: &Plan,
+        unbind: &mut BTreeSet<ListenerId>,
+        bound: &mut Vec<BoundListener>,
+    ) -> Vec<(ListenerId, String)> {
+        let mut failed = Vec::new();
+        for id in &plan.bind {
+            let Some(listener) = plan.snapshot.listener(*id) else { continue };
+            let mut result = listen::bind(listener, self.workers.count());
+            if matches!(&result, Err(error) if error.source.kind() == io::ErrorKind::AddrInUse) {
+                for old in std::mem::take(unbind) {
+                    self.stop(old).await;
+                }
+                if self.listening.contains(id) {
+                    self.stop(*id).await;
+                }
+                result = listen::bind(listener, self.workers.count());
+            }
+            match result {
+                Ok(sockets) => bound.push(sockets),
+                Err(error) => failed.push((*id, error.to_string())),
+            }
+        }
+        failed
+    }
+
+    async fn stop(&mut self, id: ListenerId) {
+        if self.listening.remove(&id) {
+            self.workers.stop_listening(id).await;
+            self.state.bound.borrow_mut().remove(&id);
+            self.state.groups.listeners.listener_stopped().inc();
+        }
+    }
+
+    /// Carries out what the admin interface asks for; `true` ends the loop.
+    async fn command(&mut self, command: Command) -> bool {
+        match command {
+            Command::FailHealthCheck(done) => {
+                self.state.health_failed.set(true);
+                // At once, as in Envoy: the next answer on any connection says so.
+                self.workers.drain(DrainScope::All, Some(DrainStrategy::Immediate), None).await;
+                // The other end is a request that may have been given up.
+                let _ = done.send(());
+            }
+            Command::PassHealthCheck(done) => {
+                self.state.health_failed.set(false);
+                self.workers.resume().await;
+                let _ = done.send(());
+            }
+            Command::DrainListeners { inbound_only, graceful, skip_exit, done } => {
+                self.drain_listeners(inbound_only, graceful, skip_exit).await;
+                let _ = done.send(());
+            }
+            Command::Quit => return true,
+            Command::StopListeners(ids) => {
+                for id in ids {
+                    self.stop(id).await;
+                }
+            }
+        }
+        false
+    }
+
+    async fn drain_listeners(&mut self, inbound_only: bool, graceful: bool, skip_exit: bool) {
+        let scope = if inbound_only { DrainScope::Inbound } else { DrainScope::All };
+        let ids: Vec<ListenerId> = self
+            .state
+            .snapshot
+            .borrow()
+            .listeners
+            .iter()
+            .flatten()
+            .filter(|listener| !inbound_only || listener.direction == TrafficDirection::Inbound)
+            .map(|listener| listener.id)
+            .collect();
+        if skip_exit {
+            self.workers.drain(scope, None, None).await;
+        } else if graceful {
+            self.workers.drain(scope, None, Some(self.workers.drain_time())).await;
+            let (commands, wait) = (self.state.commands.clone(), self.workers.drain_time());
+            tokio::task::spawn_local(async move {
+                time::sleep(wait).await;
+                // A loop that has ended has closed them already.
+                let _ = commands.send(Command::StopListeners(ids)).await;
+            });
+        } else {
+            for id in ids {
+                self.stop(id).await;
+            }
+        }
+    }
+
+    /// Ends the service: fails health checks, lets what is in flight finish, and closes what is left when the drain time is over or a second signal comes.
+    ///
+    /// `keep_accepting` is how long listeners stay open while nothing is in flight: a sidecar's peers need a moment to learn that it is going.
+    pub async fn shut_down(
+        mut self,
+        signals: &mut Signals,
+        commands: &mut mpsc::Receiver<Command>,
+        keep_accepting: Duration,
+    ) {
+        self.state.terminating.set(true);
+        self.state.health_failed.set(true);
+        let drain_time = self.workers.drain_time();
+        let deadline = time::Instant::now() + drain_time;
+        info!("shutting down: {} connections drain for at most {} s", self.workers.connections(), drain_time.as_secs());
+        self.workers.drain(DrainScope::All, Some(DrainStrategy::Immediate), None).await;
+        let accepting_until = (time::Instant::now() + keep_accepting).min(deadline);
+        tokio::select! {
+            () = time::sleep_until(accepting_until) => {}
+            () = insisted(signals, commands) => return info!("exiting at once"),
+        }
+        for id in std::mem::take(&mut self.listening) {
+            self.workers.stop_listening(id).await;
+        }
+        tokio::select! {
+            () = self.workers.shutdown(deadline) => {}
+            () = insisted(signals, commands) => info!("exiting at once"),
+        }
+    }
+}
+
+/// A second SIGTERM, or `/quitquitquit`. Other requests of the admin interface are answered meanwhile.
+async fn insisted(signals: &mut Signals, commands: &mut mpsc::Receiver<Command>) {
+    loop {
+        tokio::select! {
+            event = signals.next() => if event == Event::Terminate { return },
+            command = commands.recv() => match command {
+                None | Some(Command::Quit) => return,
+                Some(Command::FailHealthCheck(done) | Command::PassHealthCheck(done) | Command::DrainListeners { done, .. }) => {
+                    let _ = done.send(());
+                }
+                Some(Command::StopListeners(_)) => {}
+            }
+        }
+    }
+}
+
+fn warming(plan: &Plan, type_url: &str) -> u64 {
+    plan.warming.iter().filter(|warming| warming.type_url == type_url).count() as u64
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    if let Some(deadline) = deadline {
+        time::sleep_until(deadline.into()).await;
+    }
+}

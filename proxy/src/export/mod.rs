@@ -1,0 +1,3 @@
+//! What leaves the process besides traffic.
+
+pub mod access_log;
