@@ -1,0 +1,205 @@
+//! The arguments of `shika-cp run`. Where Kuma has a setting, its environment variable is read.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+/// Where resources are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StoreType {
+    /// Gone with the process.
+    Memory,
+    /// One file, see `--store-path`.
+    Sqlite,
+    /// Not available in this version.
+    Postgres,
+}
+
+/// Which part of a mesh over several zones this control plane is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Serves data planes; stands alone or in a zone.
+    #[value(alias = "standalone")]
+    Zone,
+    /// Not available in this version.
+    Global,
+}
+
+/// How data planes prove who they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DpAuth {
+    /// By a data plane token.
+    #[value(name = "dpToken")]
+    DpToken,
+    /// Not at all: whoever reaches the server may join any mesh.
+    None,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    /// Nothing.
+    Off,
+    /// What stops the control plane from doing its work.
+    Error,
+    /// What somebody should look at.
+    Warn,
+    /// What was done.
+    Info,
+    /// Every request.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl LogLevel {
+    /// The level by the name that filters take.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LogLevel::Off => "off",
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
+}
+
+/// Arguments of `shika-cp run`. Port 0 stands for any free port; see `--ports-file`.
+#[derive(Clone, Debug, Args)]
+pub struct Config {
+    /// Where resources are kept
+    #[arg(long = "store", value_enum, default_value = "sqlite", env = "KUMA_STORE_TYPE")]
+    pub store: StoreType,
+    /// The file of the SQLite store; by default shika.db in the work directory
+    #[arg(long, value_name = "FILE", env = "SHIKA_STORE_PATH")]
+    pub store_path: Option<PathBuf>,
+    /// Directory for what the control plane makes for itself: its TLS certificate, its database; by default ~/.shika
+    #[arg(long, value_name = "DIR", env = "KUMA_GENERAL_WORK_DIR")]
+    pub work_dir: Option<PathBuf>,
+    /// Address that the REST API listens on
+    #[arg(long, value_name = "IP", default_value = "0.0.0.0", env = "KUMA_API_SERVER_HTTP_INTERFACE")]
+    pub api_http_interface: IpAddr,
+    /// Port of the REST API
+    #[arg(long, value_name = "PORT", default_value_t = 5681, env = "KUMA_API_SERVER_HTTP_PORT")]
+    pub api_http_port: u16,
+    /// Whether callers of the REST API on this host are administrators without a token
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value_t = true,
+        action = clap::ArgAction::Set,
+        env = "KUMA_API_SERVER_AUTHN_LOCALHOST_IS_ADMIN"
+    )]
+    pub localhost_is_admin: bool,
+    /// Address that the data-plane server listens on
+    #[arg(long, value_name = "IP", default_value = "0.0.0.0", env = "SHIKA_DP_SERVER_INTERFACE")]
+    pub dp_server_interface: IpAddr,
+    /// Port of the data-plane server: bootstrap and ADS, over TLS
+    #[arg(long, value_name = "PORT", default_value_t = 5678, env = "KUMA_DP_SERVER_PORT")]
+    pub dp_server_port: u16,
+    /// Certificate chain of the data-plane server, PEM; by default one is made in the work directory
+    #[arg(long, value_name = "FILE", requires = "dp_tls_key", env = "KUMA_DP_SERVER_TLS_CERT_FILE")]
+    pub dp_tls_cert: Option<PathBuf>,
+    /// Private key of the data-plane server, PEM
+    #[arg(long, value_name = "FILE", requires = "dp_tls_cert", env = "KUMA_DP_SERVER_TLS_KEY_FILE")]
+    pub dp_tls_key: Option<PathBuf>,
+    /// How data planes prove who they are
+    #[arg(long, value_enum, default_value = "dpToken", env = "KUMA_DP_SERVER_AUTHN_DP_PROXY_TYPE")]
+    pub dp_auth: DpAuth,
+    /// Host that proxies are told to connect to; by default the one they called for their bootstrap
+    #[arg(long, value_name = "HOST", env = "KUMA_BOOTSTRAP_SERVER_PARAMS_XDS_HOST")]
+    pub xds_host: Option<String>,
+    /// Address that the diagnostics server listens on
+    #[arg(long, value_name = "IP", default_value = "0.0.0.0", env = "SHIKA_DIAGNOSTICS_INTERFACE")]
+    pub diagnostics_interface: IpAddr,
+    /// Port of the diagnostics server: /healthy, /ready, /metrics
+    #[arg(long, value_name = "PORT", default_value_t = 5680, env = "KUMA_DIAGNOSTICS_SERVER_PORT")]
+    pub diagnostics_port: u16,
+    /// Which part of a mesh over several zones this control plane is
+    #[arg(long, value_enum, default_value = "zone", env = "KUMA_MODE")]
+    pub mode: Mode,
+    /// Whether not to create the mesh "default" on start
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_value_t = false,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set,
+        env = "KUMA_DEFAULTS_SKIP_MESH_CREATION"
+    )]
+    pub skip_mesh_creation: bool,
+    /// File that the actual ports are written to as JSON, once all servers listen
+    #[arg(long, value_name = "FILE", env = "SHIKA_PORTS_FILE")]
+    pub ports_file: Option<PathBuf>,
+    /// How much is logged
+    #[arg(long, value_enum, default_value = "info", env = "SHIKA_LOG_LEVEL")]
+    pub log_level: LogLevel,
+}
+
+impl Config {
+    /// What is not available in this version, by name and with what to do instead.
+    pub fn unavailable(&self) -> Option<&'static str> {
+        match (self.store, self.mode) {
+            (StoreType::Postgres, _) => Some(
+                "--store postgres is not available in this version; use --store sqlite, which keeps everything in one file",
+            ),
+            (_, Mode::Global) => Some(
+                "--mode global is not available in this version: it runs a single zone; use --mode zone, the default",
+            ),
+            (StoreType::Memory | StoreType::Sqlite, Mode::Zone) => None,
+        }
+    }
+
+    /// The work directory, with its default.
+    pub fn work_dir(&self) -> PathBuf {
+        self.work_dir.clone().unwrap_or_else(|| match std::env::home_dir() {
+            Some(home) => home.join(".shika"),
+            None => PathBuf::from(".shika"),
+        })
+    }
+
+    /// The file of the SQLite store, with its default.
+    pub fn store_path(&self) -> PathBuf {
+        self.store_path.clone().unwrap_or_else(|| self.work_dir().join("shika.db"))
+    }
+
+    /// The configuration as `GET /config` shows it, under Kuma's keys. There are no secrets in it.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "mode": "zone",
+            "environment": "universal",
+            "store": {
+                "type": match self.store {
+                    StoreType::Memory => "memory",
+                    StoreType::Sqlite => "sqlite",
+                    StoreType::Postgres => "postgres",
+                },
+                "sqlite": {"path": self.store_path()},
+            },
+            "general": {"workDir": self.work_dir()},
+            "apiServer": {
+                "http": {"enabled": true, "interface": self.api_http_interface, "port": self.api_http_port},
+                "https": {"enabled": false},
+                "authn": {"type": "tokens", "localhostIsAdmin": self.localhost_is_admin},
+                "readOnly": false,
+            },
+            "dpServer": {
+                "port": self.dp_server_port,
+                "tlsCertFile": self.dp_tls_cert,
+                "tlsKeyFile": self.dp_tls_key,
+                "authn": {"dpProxy": {"type": match self.dp_auth {
+                    DpAuth::DpToken => "dpToken",
+                    DpAuth::None => "none",
+                }}},
+            },
+            "bootstrapServer": {"params": {"xdsHost": self.xds_host}},
+            "diagnostics": {"serverPort": self.diagnostics_port},
+            "defaults": {"skipMeshCreation": self.skip_mesh_creation},
+        })
+    }
+}

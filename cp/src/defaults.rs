@@ -1,0 +1,98 @@
+//! What a fresh control plane and a new mesh start with (Kuma `pkg/defaults`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::auth::{ADMIN_GROUP, USER_SIGNING_KEY_PREFIX, User, UserTokens, new_signing_key, signing_key_prefix};
+use crate::resource::{Kind, Mesh, Meta, Resource, Secret, Spec};
+use crate::store::{Expect, Store, StoreError};
+
+/// The mesh that a fresh control plane has.
+pub const DEFAULT_MESH: &str = "default";
+/// The GlobalSecret that holds a token of the administrator (Kuma `AdminUserToken`).
+pub const ADMIN_TOKEN_SECRET: &str = "admin-user-token";
+/// How long the administrator's token is valid: ten years, as Kuma's.
+const ADMIN_TOKEN_VALIDITY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Why the defaults could not be created.
+#[derive(Debug, thiserror::Error)]
+pub enum DefaultsError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A key or token could not be made.
+    #[error("{0}")]
+    Key(String),
+}
+
+/// Creates what is missing: the mesh `default` (unless told not to), the signing key of every mesh, the signing key of
+/// user tokens and the administrator's token. What is there already is left alone.
+///
+/// # Errors
+/// [`DefaultsError`] naming what could not be created.
+pub async fn ensure(store: &Store, skip_mesh_creation: bool) -> Result<(), DefaultsError> {
+    ensure_user_keys(store).await?;
+    if !skip_mesh_creation {
+        let mesh = Resource::new(Meta::new("", DEFAULT_MESH), Spec::Mesh(Arc::new(Mesh::default())));
+        match store.put(mesh, Expect::Absent).await {
+            Ok(_) => tracing::info!(mesh = DEFAULT_MESH, "created the default mesh"),
+            Err(StoreError::Exists(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    for mesh in store.list(Kind::Mesh, None).await? {
+        ensure_mesh(store, &mesh.meta.name).await?;
+    }
+    Ok(())
+}
+
+/// Creates what every mesh has: the key that signs its data plane tokens.
+///
+/// # Errors
+/// [`DefaultsError`] naming what could not be created.
+pub async fn ensure_mesh(store: &Store, mesh: &str) -> Result<(), DefaultsError> {
+    ensure_key(store, mesh, &signing_key_prefix(mesh)).await
+}
+
+async fn ensure_user_keys(store: &Store) -> Result<(), DefaultsError> {
+    ensure_key(store, "", USER_SIGNING_KEY_PREFIX).await?;
+    let secret = |data: String| {
+        let spec = Spec::GlobalSecret(Arc::new(Secret::new(data)));
+        Resource::new(Meta::new("", ADMIN_TOKEN_SECRET), spec)
+    };
+    if store.get(&secret(String::new()).key()).await?.is_some() {
+        return Ok(());
+    }
+    let admin = User { name: ADMIN_GROUP.to_owned(), groups: vec![ADMIN_GROUP.to_owned()] };
+    let token = UserTokens::new(store.clone()).issue(&admin, ADMIN_TOKEN_VALIDITY).await;
+    let token = token.map_err(|e| DefaultsError::Key(format!("GlobalSecret {ADMIN_TOKEN_SECRET:?}: {e}")))?;
+    match store.put(secret(token), Expect::Absent).await {
+        Ok(_) | Err(StoreError::Exists(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Creates the key `<prefix>-1` where there is no key of that prefix.
+async fn ensure_key(store: &Store, mesh: &str, prefix: &str) -> Result<(), DefaultsError> {
+    let kind = if mesh.is_empty() { Kind::GlobalSecret } else { Kind::Secret };
+    let secrets = store.list(kind, (!mesh.is_empty()).then_some(mesh)).await?;
+    let is_key = |name: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('-'));
+    if secrets.iter().any(|secret| is_key(&secret.meta.name)) {
+        return Ok(());
+    }
+    let key = tokio::task::spawn_blocking(new_signing_key)
+        .await
+        .map_err(|e| DefaultsError::Key(format!("signing key {prefix}-1: {e}")))?
+        .map_err(|e| DefaultsError::Key(format!("signing key {prefix}-1: {e}")))?;
+    let spec = Arc::new(Secret::new(key));
+    let spec = if mesh.is_empty() { Spec::GlobalSecret(spec) } else { Spec::Secret(spec) };
+    match store.put(Resource::new(Meta::new(mesh, format!("{prefix}-1")), spec), Expect::Absent).await {
+        Ok(stored) => {
+            tracing::info!(secret = %stored.key(), "created a signing key");
+            Ok(())
+        }
+        // The mesh was deleted in the meantime, or another one was faster.
+        Err(StoreError::Exists(_) | StoreError::NoMesh { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,257 @@
+//! The data-plane server on 5678: bootstrap, ADS in both variants, SDS, all with TLS on one port, over HTTP/1.1 and HTTP/2.
+//!
+//! ```text
+//!   POST /bootstrap ─▶ bootstrap.rs ─▶ emit::bootstrap
+//!   ADS stream ─▶ grpc.rs ─▶ session.rs: node, token, Dataplane ─▶ view of the mesh ─▶ plan ─▶ emit ─▶ xds ─▶ responses
+//!                               └─▶ insight.rs: what was sent, what was answered, which certificate
+//! ```
+
+mod admit;
+mod bootstrap;
+mod grpc;
+mod insight;
+mod node;
+mod registry;
+mod session;
+pub mod stats;
+pub mod tls;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+
+use crate::auth::DataplaneTokens;
+use crate::identity::leaf::LeafIssuer;
+use crate::mesh::MeshViews;
+use crate::store::Store;
+use registry::Registry;
+use stats::DpStats;
+
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How often an idle HTTP/2 connection is asked whether it still lives, and how long it may take to answer.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(20));
+/// How long streams may take to say goodbye when the server stops.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// Settings of the data-plane server.
+#[derive(Clone, Debug)]
+pub struct DpConfig {
+    /// Directory for the certificate that is made on the first start.
+    pub work_dir: PathBuf,
+    /// Certificate and key to serve with, PEM files, instead of a self-made one.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Host to put into bootstraps (Kuma `bootstrapServer.params.xdsHost`); by default the host that the proxy asked.
+    pub xds_host: Option<String>,
+    /// More names and addresses for the self-made certificate.
+    pub extra_names: Vec<String>,
+    /// Port of the admin interface of proxies whose Dataplane names none (Kuma `bootstrapServer.params.adminPort`, 9901).
+    pub admin_port: u16,
+    /// Put the admin interface of proxies that name a working directory on a UNIX socket there (Kuma
+    /// `bootstrapServer.params.envoyAdminUnixSocket`). Off by default.
+    pub admin_unix_socket: bool,
+    /// Ask proxies for a token (Kuma `dpServer.authn.dpProxy.type: dpToken`). On by default.
+    pub require_token: bool,
+    /// How long after its stream ended a Dataplane is deleted that its proxy brought along (Kuma
+    /// `xdsServer.dataplaneDeregistrationDelay`, 10 s).
+    pub deregistration_delay: Duration,
+    /// How often what happened on a stream is written to the DataplaneInsight (Kuma `xdsServer.dataplaneStatusFlushInterval`, 10 s).
+    pub insight_interval: Duration,
+    /// Name of this instance in responses and insights.
+    pub instance_id: String,
+}
+
+impl DpConfig {
+    /// Defaults with this working directory.
+    pub fn new(work_dir: impl Into<PathBuf>) -> Self {
+        DpConfig {
+            work_dir: work_dir.into(),
+            tls: None,
+            xds_host: None,
+            extra_names: Vec::new(),
+            admin_port: 9901,
+            admin_unix_socket: false,
+            require_token: true,
+            deregistration_delay: Duration::from_secs(10),
+            insight_interval: Duration::from_secs(10),
+            instance_id: uuid::Uuid::new_v4().to_string(),
+        }
+    }
+}
+
+/// Why the server cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum DpError {
+    /// A certificate or key of the server cannot be read, made or used.
+    #[error("TLS of the data-plane server: {0}")]
+    Tls(String),
+    /// The listening socket failed.
+    #[error("data-plane server: {0}")]
+    Listen(#[from] std::io::Error),
+}
+
+/// What all connections share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    config: DpConfig,
+    store: Store,
+    tokens: DataplaneTokens,
+    views: Arc<MeshViews>,
+    issuer: LeafIssuer,
+    registry: Registry,
+    stats: Arc<DpStats>,
+    identity: tls::ServerIdentity,
+    port: u16,
+    /// Becomes true when streams must end.
+    stopping: watch::Sender<bool>,
+}
+
+/// The data-plane server, ready to serve.
+pub struct DpServer {
+    shared: Arc<Shared>,
+    acceptor: TlsAcceptor,
+    listener: TcpListener,
+}
+
+impl std::fmt::Debug for DpServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DpServer").field("port", &self.shared.port).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for tls::ServerIdentity {
+    /// Never shows the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerIdentity").field("names", &self.names).finish_non_exhaustive()
+    }
+}
+
+impl DpServer {
+    /// Prepares a server on `listener`: reads or makes its certificate.
+    ///
+    /// # Errors
+    /// [`DpError`], with the file and the reason.
+    pub fn new(
+        store: Store,
+        tokens: DataplaneTokens,
+        config: DpConfig,
+        listener: TcpListener,
+    ) -> Result<Self, DpError> {
+        let identity = tls::ServerIdentity::load(&config)?;
+        let acceptor = identity.acceptor()?;
+        let port = listener.local_addr()?.port();
+        // Issuing is pure CPU work: leave one core to everything else.
+        let parallel = std::thread::available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1));
+        let shared = Shared {
+            config,
+            store,
+            tokens,
+            views: MeshViews::new(),
+            issuer: LeafIssuer::new(parallel),
+            registry: Registry::default(),
+            stats: Arc::default(),
+            identity,
+            port,
+            stopping: watch::Sender::new(false),
+        };
+        Ok(DpServer { shared: Arc::new(shared), acceptor, listener })
+    }
+
+    /// The certificate authority that proxies must trust to reach this server, PEM.
+    pub fn ca(&self) -> &str {
+        &self.shared.identity.ca
+    }
+
+    /// File with [`ca`](Self::ca), for `--ca-cert-file` of proxies.
+    pub fn ca_path(&self) -> &std::path::Path {
+        &self.shared.identity.ca_path
+    }
+
+    /// Counters of the streams, for the diagnostics server and for tests.
+    pub fn stats(&self) -> Arc<DpStats> {
+        self.shared.stats.clone()
+    }
+
+    /// Serves until `shutdown` completes; then ends the streams and returns. Dataplanes stay: their proxies come back.
+    ///
+    /// # Errors
+    /// When the listening socket is unusable.
+    pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), DpError> {
+        let DpServer { shared, acceptor, listener } = self;
+        let views = tokio::spawn(shared.views.clone().run(shared.store.clone()));
+        let router = grpc::router(shared.clone()).merge(bootstrap::router(shared.clone()));
+        let mut connections = tokio::task::JoinSet::new();
+        tokio::pin!(shutdown);
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                accepted = listener.accept() => match accepted {
+                    Ok((socket, _)) => {
+                        let connection = connection(socket, acceptor.clone(), router.clone(), shared.stopping.subscribe());
+                        connections.spawn(connection);
+                    }
+                    // Out of file descriptors, or a connection that was gone at once: neither ends the server.
+                    Err(error) => {
+                        tracing::warn!(%error, "data-plane server could not accept a connection");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                },
+                Some(_) = connections.join_next() => {}
+            }
+        }
+        drop(listener);
+        shared.stopping.send_replace(true);
+        let goodbye = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(GOODBYE, goodbye).await.is_err() {
+            connections.abort_all();
+        }
+        views.abort();
+        Ok(())
+    }
+}
+
+/// Completes when the server stops, or is gone.
+async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+/// Serves one connection until it ends, or until the server stops and the requests on it are answered.
+async fn connection(
+    socket: TcpStream,
+    acceptor: TlsAcceptor,
+    router: axum::Router,
+    mut stopping: watch::Receiver<bool>,
+) {
+    // Small frames of a request-response protocol: waiting for more of them only delays.
+    let _ = socket.set_nodelay(true);
+    let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(socket)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "TLS handshake with the data-plane server failed");
+            return;
+        }
+        Err(_) => return,
+    };
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new());
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(KEEPALIVE.0).keep_alive_timeout(KEEPALIVE.1);
+    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    tokio::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stopped(&mut stopping) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "connection to the data-plane server ended");
+    }
+}

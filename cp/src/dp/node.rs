@@ -1,0 +1,105 @@
+//! What a proxy says of itself: the node of its first request.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+use shika_proto::envoy::config::core::v3::Node;
+use shika_proto::google::protobuf::value::Kind;
+use shika_proto::google::protobuf::{self, Struct};
+
+use crate::plan::ProxyFeatures;
+use crate::resource::{EnvoyVersion, InsightVersion, KumaDpVersion};
+
+/// Deepest nesting of the metadata that is looked at.
+const MAX_DEPTH: usize = 32;
+
+/// A proxy as its node describes it.
+#[derive(Clone, Debug)]
+pub(super) struct ProxyNode {
+    pub(super) mesh: String,
+    pub(super) name: String,
+    /// Text of the Dataplane that the proxy brings along (`dataplane.resource`).
+    pub(super) dataplane: Option<String>,
+    pub(super) features: ProxyFeatures,
+    pub(super) version: Option<InsightVersion>,
+    pub(super) metadata: Value,
+}
+
+/// Splits a node id at the first dot: `<mesh>.<name>`.
+pub(super) fn split_id(id: &str) -> Option<(&str, &str)> {
+    id.split_once('.').filter(|(mesh, name)| !mesh.is_empty() && !name.is_empty())
+}
+
+impl ProxyNode {
+    /// Reads a node; the error says what is wrong with it.
+    pub(super) fn read(node: &Node) -> Result<Self, String> {
+        let (mesh, name) = split_id(&node.id).ok_or_else(|| {
+            format!("node.id {:?} is not <mesh>.<name>; is the bootstrap from this control plane?", node.id)
+        })?;
+        let metadata = node.metadata.as_ref().map_or_else(|| Value::Object(Map::new()), |s| object(s, 0));
+        let text = |key: &str| metadata.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+        match text("dataplane.proxyType") {
+            None | Some("dataplane") => {}
+            Some(other) => {
+                return Err(format!(
+                    "node.metadata[\"dataplane.proxyType\"] is {other:?}; only dataplane is supported"
+                ));
+            }
+        }
+        let announced = metadata.get("features").and_then(Value::as_array);
+        let has = |feature: &str| announced.is_some_and(|all| all.iter().any(|f| f.as_str() == Some(feature)));
+        Ok(ProxyNode {
+            mesh: mesh.to_owned(),
+            name: name.to_owned(),
+            dataplane: text("dataplane.resource").map(str::to_owned),
+            features: ProxyFeatures {
+                reuse_port: has("feature-reuse-port"),
+                ipv6: metadata.get("ipv6Enabled").and_then(Value::as_bool).unwrap_or(true),
+            },
+            version: metadata.get("version").map(version),
+            metadata,
+        })
+    }
+}
+
+/// `{kumaDp: {…}, envoy: {…}}` of the metadata.
+fn version(value: &Value) -> InsightVersion {
+    let text = |part: &str, key: &str| {
+        value.get(part).and_then(|part| part.get(key)).and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
+    let flag = |part: &str, key: &str| {
+        value.get(part).and_then(|part| part.get(key)).and_then(Value::as_bool).unwrap_or_default()
+    };
+    InsightVersion {
+        kuma_dp: KumaDpVersion {
+            version: text("kumaDp", "version"),
+            git_tag: text("kumaDp", "gitTag"),
+            git_commit: text("kumaDp", "gitCommit"),
+            build_date: text("kumaDp", "buildDate"),
+            kuma_cp_compatible: true,
+        },
+        envoy: EnvoyVersion {
+            version: text("envoy", "version"),
+            build: text("envoy", "build"),
+            kuma_dp_compatible: flag("envoy", "kumaDpCompatible"),
+        },
+        dependencies: BTreeMap::new(),
+    }
+}
+
+fn object(fields: &Struct, depth: usize) -> Value {
+    let sorted: BTreeMap<&String, &protobuf::Value> = fields.fields.iter().collect();
+    Value::Object(sorted.into_iter().map(|(key, value)| (key.clone(), json(value, depth + 1))).collect())
+}
+
+fn json(value: &protobuf::Value, depth: usize) -> Value {
+    match &value.kind {
+        _ if depth > MAX_DEPTH => Value::Null,
+        None | Some(Kind::NullValue(_)) => Value::Null,
+        Some(Kind::NumberValue(number)) => serde_json::Number::from_f64(*number).map_or(Value::Null, Value::Number),
+        Some(Kind::StringValue(text)) => Value::String(text.clone()),
+        Some(Kind::BoolValue(flag)) => Value::Bool(*flag),
+        Some(Kind::StructValue(fields)) => object(fields, depth),
+        Some(Kind::ListValue(list)) => Value::Array(list.values.iter().map(|value| json(value, depth + 1)).collect()),
+    }
+}

@@ -1,0 +1,439 @@
+//! One ADS stream from its first request to its end.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::{SubsecRound as _, Utc};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use shika_proto::envoy::config::core::v3::Node;
+use tokio::sync::{mpsc, watch};
+use tonic::Status;
+
+use super::admit::{Opened, open};
+use super::insight::InsightWriter;
+use super::node::ProxyNode;
+use super::{Shared, stopped};
+use crate::emit::{self, Identity};
+use crate::identity::IdentityError;
+use crate::identity::leaf::{Leaf, LeafRequest};
+use crate::identity::rotation::{Due, Rotation};
+use crate::mesh::MeshView;
+use crate::plan::{PlanError, ProxyPlan, plan};
+use crate::resource::{Kind, ResourceKey};
+use crate::store::StoreError;
+use crate::xds::delta::{DeltaRequest, DeltaResponse, DeltaStream};
+use crate::xds::sotw::{SotwRequest, SotwResponse, SotwStream};
+use crate::xds::{Answer, ResourceType, Snapshot, StreamError};
+
+/// How long the first request may take after the stream opened.
+const FIRST_REQUEST: Duration = Duration::from_secs(30);
+
+/// A request, whatever the variant.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    pub(super) type_url: String,
+    pub(super) node: Option<Node>,
+    pub(super) body: Body,
+}
+
+/// What differs between the variants.
+#[derive(Debug)]
+pub(super) enum Body {
+    Delta(DeltaRequest),
+    Sotw(SotwRequest),
+}
+
+/// A response, whatever the variant.
+#[derive(Debug)]
+pub(super) enum Outgoing {
+    Delta(DeltaResponse),
+    Sotw(SotwResponse),
+}
+
+/// State of the protocol.
+#[derive(Debug)]
+pub(super) enum StreamState {
+    Delta(DeltaStream),
+    Sotw(SotwStream),
+}
+
+impl StreamState {
+    fn request(&mut self, kind: ResourceType, body: Body, now: Instant) -> Result<Answer, StreamError> {
+        match (self, body) {
+            (StreamState::Delta(stream), Body::Delta(request)) => stream.request(kind, request, now),
+            (StreamState::Sotw(stream), Body::Sotw(request)) => stream.request(kind, request, now),
+            // A stream has requests of its own variant only.
+            (StreamState::Delta(_), Body::Sotw(_)) | (StreamState::Sotw(_), Body::Delta(_)) => Ok(Answer::None),
+        }
+    }
+
+    fn next(&mut self, snapshot: &Snapshot, now: Instant) -> Option<Outgoing> {
+        match self {
+            StreamState::Delta(stream) => stream.next(snapshot, now).map(Outgoing::Delta),
+            StreamState::Sotw(stream) => stream.next(snapshot, now).map(Outgoing::Sotw),
+        }
+    }
+
+    fn take_missing_content(&mut self) -> bool {
+        match self {
+            StreamState::Delta(stream) => stream.take_missing_content(),
+            StreamState::Sotw(stream) => stream.take_missing_content(),
+        }
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        match self {
+            StreamState::Delta(stream) => stream.wake_at(),
+            StreamState::Sotw(stream) => stream.wake_at(),
+        }
+    }
+}
+
+/// Serves one stream to its end.
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    token: Option<String>,
+    mut requests: impl Stream<Item = Result<Incoming, Status>> + Send + Unpin,
+    responses: mpsc::Sender<Result<Outgoing, Status>>,
+    state: StreamState,
+) {
+    let first = tokio::select! {
+        first = tokio::time::timeout(FIRST_REQUEST, requests.next()) => first,
+        () = responses.closed() => return,
+    };
+    let Ok(Some(Ok(first))) = first else { return };
+    let opened = match open(&shared, token, &first).await {
+        Ok(opened) => opened,
+        Err(status) => {
+            let node = first.node.as_ref().map(|node| node.id.as_str()).unwrap_or_default();
+            tracing::warn!(node, reason = status.message(), "refused a proxy");
+            let _ = responses.send(Err(status)).await;
+            return;
+        }
+    };
+    let Opened { node, view, brought } = opened;
+    let delta = matches!(state, StreamState::Delta(_));
+    let stream = shared.stats.open(&node.mesh, &node.name, delta);
+    shared.registry.connected(&node.mesh, &node.name, stream);
+    tracing::info!(mesh = node.mesh, dataplane = node.name, delta, stream, "proxy connected");
+    let insight = InsightWriter::new(
+        shared.store.clone(),
+        &node.mesh,
+        &node.name,
+        &shared.config.instance_id,
+        shared.config.insight_interval,
+        node.version.clone(),
+        node.metadata.clone(),
+    );
+    let mut session = Session {
+        shared: shared.clone(),
+        stream,
+        view,
+        state,
+        insight,
+        responses,
+        plan: None,
+        plan_error: None,
+        rotation: Rotation::new(),
+        adoption: None,
+        content_needed: false,
+        issuing: None,
+        snapshot: Snapshot::default(),
+        node,
+    };
+    let ended = session.serve(first, &mut requests).await;
+    let Session { node, insight, responses, .. } = session;
+    match &ended {
+        End::ProxyLeft => tracing::info!(mesh = node.mesh, dataplane = node.name, stream, "proxy disconnected"),
+        End::Stopping => {}
+        End::Refused(status) => {
+            tracing::warn!(
+                mesh = node.mesh,
+                dataplane = node.name,
+                stream,
+                reason = status.message(),
+                "ended a stream"
+            );
+            let _ = responses.send(Err(status.clone())).await;
+        }
+    }
+    drop(responses);
+    shared.stats.close(stream);
+    insight.end().await;
+    if !brought {
+        shared.registry.forget(&node.mesh, &node.name, stream);
+        return;
+    }
+    if matches!(ended, End::Stopping) {
+        return;
+    }
+    // The proxy brought its Dataplane along, so it goes with the proxy, unless it comes back in time.
+    let mut stopping = shared.stopping.subscribe();
+    tokio::select! {
+        () = tokio::time::sleep(shared.config.deregistration_delay) => {}
+        () = stopped(&mut stopping) => return,
+    }
+    if shared.registry.forget(&node.mesh, &node.name, stream) {
+        let key = ResourceKey::new(Kind::Dataplane, &node.mesh, &node.name);
+        match shared.store.delete(&key).await {
+            Ok(()) | Err(StoreError::NotFound(_)) => {
+                tracing::info!(dataplane = %key, "proxy is gone, deleted its Dataplane")
+            }
+            Err(error) => {
+                tracing::warn!(dataplane = %key, %error, "could not delete the Dataplane of a proxy that is gone")
+            }
+        }
+    }
+}
+
+/// Why a stream ended.
+#[derive(Debug)]
+enum End {
+    ProxyLeft,
+    Stopping,
+    Refused(Status),
+}
+
+type Issuing = BoxFuture<'static, (LeafRequest, Result<Leaf, IdentityError>)>;
+
+/// A stream that was let in.
+struct Session {
+    shared: Arc<Shared>,
+    node: ProxyNode,
+    stream: u64,
+    view: watch::Receiver<Arc<MeshView>>,
+    state: StreamState,
+    insight: InsightWriter,
+    responses: mpsc::Sender<Result<Outgoing, Status>>,
+    /// The last plan that could be made.
+    plan: Option<ProxyPlan>,
+    plan_error: Option<PlanError>,
+    rotation: Rotation,
+    /// The certificate that an earlier stream issued, until it is known what one would have to say now.
+    adoption: Option<(chrono::DateTime<Utc>, String)>,
+    /// The proxy needs the certificate itself, and this process does not have it.
+    content_needed: bool,
+    issuing: Option<Issuing>,
+    snapshot: Snapshot,
+}
+
+impl Session {
+    /// The life of a stream: wait for the proxy, the mesh, a certificate or a moment; plan; send.
+    async fn serve(
+        &mut self,
+        first: Incoming,
+        requests: &mut (impl Stream<Item = Result<Incoming, Status>> + Send + Unpin),
+    ) -> End {
+        let mut stopping = self.shared.stopping.subscribe();
+        match self.insight.last_certificate().await {
+            Ok(noted) => self.adoption = noted,
+            Err(error) => return End::Refused(Status::unavailable(error.to_string())),
+        }
+        self.insight.write().await;
+        self.replan();
+        if let Err(end) = self.take(first) {
+            return end;
+        }
+        loop {
+            self.refresh();
+            if self.send().await.is_err() {
+                return End::ProxyLeft;
+            }
+            let wake = self.wake_at();
+            let alarm = async {
+                match wake {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = stopped(&mut stopping) => return End::Stopping,
+                () = self.responses.closed() => return End::ProxyLeft,
+                request = requests.next() => match request {
+                    Some(Ok(request)) => if let Err(end) = self.take(request) {
+                        return end;
+                    },
+                    Some(Err(_)) | None => return End::ProxyLeft,
+                },
+                changed = self.view.changed() => match changed {
+                    Ok(()) => self.replan(),
+                    Err(_) => return End::Refused(Status::not_found(format!("mesh {:?} was deleted", self.node.mesh))),
+                },
+                (request, result) = issued(&mut self.issuing) => self.certificate(request, result).await,
+                () = alarm => {}
+            }
+            if self.insight.due().is_some_and(|due| due <= tokio::time::Instant::now()) {
+                self.insight.write().await;
+            }
+        }
+    }
+
+    /// Takes in a request.
+    fn take(&mut self, request: Incoming) -> Result<(), End> {
+        let id = format!("{}.{}", self.node.mesh, self.node.name);
+        if let Some(node) = request.node.filter(|node| !node.id.is_empty() && node.id != id) {
+            let message = format!("node.id changed from {id:?} to {:?}; a stream serves one proxy", node.id);
+            return Err(End::Refused(Status::invalid_argument(message)));
+        }
+        let Some(kind) = ResourceType::from_url(&request.type_url) else {
+            tracing::warn!(
+                node = id,
+                type_url = request.type_url,
+                "proxy asks for a type that is not served; it gets no answer"
+            );
+            return Ok(());
+        };
+        match self.state.request(kind, request.body, Instant::now()) {
+            Ok(Answer::None) => {}
+            Ok(Answer::Acknowledged(kind)) => {
+                self.shared.stats.acknowledged(self.stream, kind);
+                self.insight.acknowledged(kind);
+            }
+            Ok(Answer::Rejected(kind, message)) => {
+                tracing::warn!(node = id, type_url = kind.url(), message, "proxy refused its configuration");
+                self.shared.stats.rejected(self.stream, kind, &message);
+                self.insight.rejected(kind);
+            }
+            Err(error) => return Err(End::Refused(Status::resource_exhausted(error.to_string()))),
+        }
+        Ok(())
+    }
+
+    /// Plans anew from the current view. What cannot be planned leaves the proxy with what it has.
+    fn replan(&mut self) {
+        let view = self.view.borrow_and_update().clone();
+        let (mesh, name) = (&self.node.mesh, &self.node.name);
+        match plan(&view, name, self.node.features) {
+            Ok(new) => {
+                let known = self.plan.as_ref().map(|plan| &plan.warnings);
+                for warning in
+                    new.warnings.iter().filter(|warning| !known.is_some_and(|known| known.contains(*warning)))
+                {
+                    tracing::warn!(mesh, dataplane = name, "{warning}");
+                }
+                self.plan = Some(new);
+                self.plan_error = None;
+            }
+            Err(error) => {
+                if self.plan_error.as_ref() != Some(&error) {
+                    // A Dataplane that was stored a moment ago is in the next view.
+                    let expected = self.plan.is_none() && matches!(error, PlanError::NoDataplane { .. });
+                    if !expected {
+                        tracing::error!(mesh, dataplane = name, %error, "the proxy keeps its configuration");
+                    }
+                }
+                self.plan_error = Some(error);
+            }
+        }
+    }
+
+    /// Sees to the certificate and emits what changed.
+    fn refresh(&mut self) {
+        let Some(plan) = &self.plan else { return };
+        match &plan.mtls {
+            None => self.insight.no_certificate(),
+            Some(mtls) => {
+                if let Some((issued, backend)) = self.adoption.take()
+                    && backend == mtls.leaf.backend
+                {
+                    self.rotation.adopt(mtls.leaf.clone(), issued);
+                }
+                let due = self.rotation.due(&mtls.leaf, self.content_needed, Utc::now());
+                let authority = self.view.borrow().authority.clone().ok().flatten();
+                if let (Due::Now, None, Some(authority)) = (due, &self.issuing, authority) {
+                    let (issuer, request) = (self.shared.issuer.clone(), mtls.leaf.clone());
+                    self.issuing = Some(
+                        async move {
+                            let result = issuer.issue(authority, request.clone()).await;
+                            (request, result)
+                        }
+                        .boxed(),
+                    );
+                }
+            }
+        }
+        let version = self.rotation.version();
+        let identity = version.map(|version| Identity { version, leaf: self.rotation.leaf() });
+        self.snapshot = emit::snapshot(plan, identity, &self.snapshot);
+    }
+
+    /// Takes in the outcome of issuing a certificate.
+    async fn certificate(&mut self, request: LeafRequest, result: Result<Leaf, IdentityError>) {
+        let (mesh, dataplane) = (&self.node.mesh, &self.node.name);
+        self.shared.stats.certificate(result.is_ok());
+        match result {
+            Ok(mut leaf) => {
+                // The insight keeps no more than this, and the version must be the same when it is read back.
+                leaf.issued = leaf.issued.trunc_subsecs(0);
+                tracing::info!(mesh, dataplane, expires = %leaf.expires, "issued a certificate");
+                self.insight.certificate(&request.backend, leaf.issued, leaf.expires);
+                self.content_needed = false;
+                self.rotation.issued(request, leaf);
+                // Written before it is sent: a control plane that dies in between must know what the proxy holds.
+                self.insight.write().await;
+            }
+            Err(error) => {
+                let retry_at = self.rotation.failed(error.to_string(), Utc::now());
+                let expires = self.rotation.validity().map(|(_, expires)| expires.to_rfc3339());
+                tracing::error!(
+                    mesh, dataplane, %error, retry_at = %retry_at, held_until = expires.as_deref().unwrap_or("none"),
+                    "could not issue a certificate; the proxy keeps the one it has"
+                );
+            }
+        }
+    }
+
+    /// Sends everything that the proxy lacks. An error means that the proxy is gone.
+    async fn send(&mut self) -> Result<(), ()> {
+        // An incomplete snapshot would take away from a proxy that reconnects what it lives on. So nothing is sent before there is a
+        // plan, and with mutual TLS a certificate.
+        let Some(plan) = &self.plan else { return Ok(()) };
+        if plan.mtls.is_some() && self.rotation.version().is_none() {
+            return Ok(());
+        }
+        while let Some(response) = self.state.next(&self.snapshot, Instant::now()) {
+            let (kind, resources, removed) = match &response {
+                Outgoing::Delta(response) => (response.kind, response.resources.len(), response.removed.len()),
+                Outgoing::Sotw(response) => (response.kind, response.resources.len(), 0),
+            };
+            self.responses.send(Ok(response)).await.map_err(|_| ())?;
+            self.shared.stats.sent(self.stream, kind, resources, removed);
+            self.insight.sent(kind);
+        }
+        if self.state.take_missing_content() && self.rotation.leaf().is_none() && !self.content_needed {
+            self.content_needed = true;
+            self.refresh();
+        }
+        Ok(())
+    }
+
+    /// When something is to be done although nothing happens.
+    fn wake_at(&self) -> Option<Instant> {
+        let insight = self.insight.due().map(tokio::time::Instant::into_std);
+        let mtls = self.plan.as_ref().and_then(|plan| plan.mtls.as_ref()).filter(|_| self.issuing.is_none());
+        let now = Utc::now();
+        // Without an authority nothing can be issued until the view changes.
+        let can_issue = self.view.borrow().authority.as_ref().is_ok_and(Option::is_some);
+        let certificate =
+            mtls.filter(|_| can_issue).map(|mtls| match self.rotation.due(&mtls.leaf, self.content_needed, now) {
+                Due::Now => Instant::now(),
+                Due::At(at) => Instant::now() + (at - now).to_std().unwrap_or_default(),
+            });
+        [self.state.wake_at(), insight, certificate].into_iter().flatten().min()
+    }
+}
+
+/// The outcome of issuing a certificate, if one is being issued; else nothing ever.
+async fn issued(issuing: &mut Option<Issuing>) -> (LeafRequest, Result<Leaf, IdentityError>) {
+    match issuing {
+        Some(future) => {
+            let outcome = future.await;
+            *issuing = None;
+            outcome
+        }
+        None => pending().await,
+    }
+}

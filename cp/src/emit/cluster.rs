@@ -1,0 +1,90 @@
+//! Clusters.
+
+use std::collections::HashMap;
+
+use shika_proto::any::pack;
+use shika_proto::envoy::config::cluster::v3::Cluster;
+use shika_proto::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig};
+use shika_proto::envoy::config::core::v3 as core;
+use shika_proto::envoy::config::endpoint::v3::{
+    ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint,
+};
+use shika_proto::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
+use shika_proto::envoy::extensions::upstreams::http::v3::http_protocol_options::explicit_http_config::ProtocolConfig;
+use shika_proto::envoy::extensions::upstreams::http::v3::http_protocol_options::{
+    ExplicitHttpConfig, UpstreamProtocolOptions,
+};
+use shika_proto::google::protobuf::Any;
+
+use super::{address, ads, seconds, tls};
+use crate::mesh::Protocol;
+use crate::plan::{ClusterPlan, WorkloadPlan, stat_name};
+
+/// Key of the HTTP options of a cluster.
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+/// Kuma's default for connections to the application: how long connecting may take, seconds.
+const WORKLOAD_CONNECT: u64 = 10;
+/// Kuma's default for connections to the application: how long one may be idle, seconds.
+pub(super) const WORKLOAD_IDLE: u64 = 7200;
+
+/// The application behind an inbound.
+pub(super) fn workload(plan: &WorkloadPlan) -> Any {
+    let options = match plan.protocol {
+        Protocol::Tcp => None,
+        Protocol::Http => Some(http_options(ProtocolConfig::HttpProtocolOptions(Default::default()), true)),
+        Protocol::Http2 | Protocol::Grpc => {
+            Some(http_options(ProtocolConfig::Http2ProtocolOptions(Default::default()), true))
+        }
+    };
+    pack(&Cluster {
+        name: plan.name.clone(),
+        alt_stat_name: stat_name(&plan.name),
+        connect_timeout: seconds(WORKLOAD_CONNECT),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static.into())),
+        load_assignment: Some(static_endpoint(&plan.name, address(&plan.address, plan.port))),
+        typed_extension_protocol_options: options.into_iter().collect(),
+        ..Cluster::default()
+    })
+}
+
+/// A destination. Inside the mesh HTTP/2 with prior knowledge is spoken whatever the application speaks (Kuma).
+pub(super) fn upstream(plan: &ClusterPlan) -> Any {
+    let alt_stat_name = stat_name(&plan.name);
+    pack(&Cluster {
+        alt_stat_name: if alt_stat_name == plan.name { String::new() } else { alt_stat_name },
+        name: plan.name.clone(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
+        eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(ads()), ..EdsClusterConfig::default() }),
+        transport_socket: plan.tls.as_ref().map(tls::upstream),
+        typed_extension_protocol_options: HashMap::from([http_options(
+            ProtocolConfig::Http2ProtocolOptions(Default::default()),
+            false,
+        )]),
+        ..Cluster::default()
+    })
+}
+
+/// Assignment of one address to a static cluster.
+pub(super) fn static_endpoint(cluster: &str, address: core::Address) -> ClusterLoadAssignment {
+    let endpoint = Endpoint { address: Some(address), ..Endpoint::default() };
+    let endpoint =
+        LbEndpoint { host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(endpoint)), ..LbEndpoint::default() };
+    ClusterLoadAssignment {
+        cluster_name: cluster.to_owned(),
+        endpoints: vec![LocalityLbEndpoints { lb_endpoints: vec![endpoint], ..LocalityLbEndpoints::default() }],
+        ..ClusterLoadAssignment::default()
+    }
+}
+
+/// HTTP options of a cluster, as a map entry.
+pub(super) fn http_options(protocol: ProtocolConfig, idle_timeout: bool) -> (String, Any) {
+    let options = HttpProtocolOptions {
+        common_http_protocol_options: idle_timeout
+            .then(|| core::HttpProtocolOptions { idle_timeout: seconds(WORKLOAD_IDLE), ..Default::default() }),
+        upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
+            protocol_config: Some(protocol),
+        })),
+        ..HttpProtocolOptions::default()
+    };
+    (HTTP_OPTIONS.to_owned(), pack(&options))
+}

@@ -1,0 +1,47 @@
+//! Endpoints.
+
+use std::collections::BTreeMap;
+
+use shika_proto::any::pack;
+use shika_proto::envoy::config::core::v3::Locality;
+use shika_proto::envoy::config::endpoint::v3::{
+    self as envoy, ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints, lb_endpoint,
+};
+use shika_proto::google::protobuf::{Any, UInt32Value};
+
+use super::{address, metadata, tags};
+use crate::mesh::Endpoint;
+
+/// Where a destination is: one locality for each zone, those without a zone first. Tags go into the metadata twice, for subsets of the
+/// load balancer and for the choice of the transport socket.
+pub(super) fn assignment(cluster: &str, endpoints: &[Endpoint]) -> Any {
+    let mut zones: BTreeMap<&str, Vec<LbEndpoint>> = BTreeMap::new();
+    for endpoint in endpoints {
+        zones.entry(&endpoint.zone).or_default().push(lb_endpoint(endpoint));
+    }
+    let localities = zones.into_iter().map(|(zone, lb_endpoints)| LocalityLbEndpoints {
+        locality: (!zone.is_empty()).then(|| Locality { zone: zone.to_owned(), ..Locality::default() }),
+        lb_endpoints,
+        ..LocalityLbEndpoints::default()
+    });
+    pack(&ClusterLoadAssignment {
+        cluster_name: cluster.to_owned(),
+        endpoints: localities.collect(),
+        ..ClusterLoadAssignment::default()
+    })
+}
+
+fn lb_endpoint(endpoint: &Endpoint) -> LbEndpoint {
+    let Endpoint { zone: _, address: ip, port, tags: endpoint_tags, labels } = endpoint;
+    let host = envoy::Endpoint { address: Some(address(ip, *port)), ..envoy::Endpoint::default() };
+    LbEndpoint {
+        host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(host)),
+        load_balancing_weight: Some(UInt32Value { value: 1 }),
+        metadata: metadata([
+            ("envoy.lb", tags(endpoint_tags)),
+            ("envoy.transport_socket_match", tags(endpoint_tags)),
+            ("io.kuma.labels", tags(labels)),
+        ]),
+        ..LbEndpoint::default()
+    }
+}

@@ -1,0 +1,21 @@
+//! Shika's control plane: Kuma's resources, REST API and tokens on one side, Envoy's xDS on the other.
+//!
+//! Flow: [`api`] parses and checks a resource, puts it into the [`store`], whose watch wakes [`mesh`], which rebuilds the
+//! view of that mesh; every connected proxy then gets a new [`plan`], which [`emit`] turns into Envoy resources and
+//! [`xds`] sends as far as the proxy does not hold them already.
+
+pub mod api;
+pub mod app;
+pub mod auth;
+pub mod config;
+pub mod ctl;
+pub mod defaults;
+pub mod dp;
+pub mod emit;
+pub mod identity;
+pub mod mesh;
+pub mod plan;
+pub mod policy;
+pub mod resource;
+pub mod store;
+pub mod xds;

@@ -1,0 +1,155 @@
+//! The real Envoy as sidecar on both sides: it takes what the data-plane server sends, in both variants of ADS, and enforces it.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, missing_docs)]
+
+#[path = "dp/support.rs"]
+mod support;
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use shika_cp::resource::{Kind, ResourceKey};
+use shika_cp::store::Store;
+use shika_cp::xds::ResourceType;
+use support::{Cp, PATIENCE, free_port, two_services};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, Command};
+
+/// Status and body of `GET path`; `None` if the connection fails or is closed without an answer.
+async fn get(port: u16, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    let status = answer.split_whitespace().nth(1)?.parse().ok()?;
+    let (_, body) = answer.split_once("\r\n\r\n")?;
+    Some((status, body.to_owned()))
+}
+
+/// Asks until the answer is what is waited for; the last answer if it never is.
+async fn until(port: u16, path: &str, wanted: impl Fn(u16, &str) -> bool) -> (u16, String) {
+    let mut last = None;
+    let search = async {
+        loop {
+            if let Some((status, body)) = get(port, path).await {
+                if wanted(status, &body) {
+                    return (status, body);
+                }
+                last = Some((status, body));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let found = tokio::time::timeout(PATIENCE, search).await;
+    found.unwrap_or_else(|_| panic!("{path} on {port} is still {last:?}"))
+}
+
+/// An application that answers every request with its headers.
+async fn application() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = Vec::new();
+                let mut chunk = [0; 4096];
+                while let Ok(read @ 1..) = socket.read(&mut chunk).await {
+                    request.extend_from_slice(&chunk[..read]);
+                    if request.ends_with(b"\r\n\r\n") {
+                        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", request.len());
+                        socket.write_all(head.as_bytes()).await.unwrap();
+                        socket.write_all(&request).await.unwrap();
+                        request.clear();
+                    }
+                }
+            });
+        }
+    });
+    port
+}
+
+async fn start_envoy(cp: &Cp, envoy: &Path, dir: &Path, name: &str, delta: bool) -> (Child, u16) {
+    let admin = free_port();
+    let features = if delta { json!(["feature-delta-grpc"]) } else { json!([]) };
+    let request = json!({
+        "mesh": "default", "name": name, "dataplaneToken": cp.token(name).await, "workdir": dir, "features": features,
+        "version": {"envoy": {"version": "1.40.0"}},
+    });
+    let (status, _, yaml) = cp.bootstrap("*/*", &request.to_string()).await;
+    assert_eq!(status, 200);
+    let yaml = String::from_utf8(yaml).unwrap();
+    let mut bootstrap: Value = serde_yaml_ng::from_str(&yaml).unwrap();
+    // Two Envoys on one machine need two admin ports.
+    bootstrap["admin"]["address"]["socketAddress"]["portValue"] = json!(admin);
+    let file = dir.join(format!("{name}.json"));
+    std::fs::write(&file, bootstrap.to_string()).unwrap();
+    let log = std::fs::File::create(dir.join(format!("{name}.log"))).unwrap();
+    let child = Command::new(envoy)
+        .args(["--use-dynamic-base-id", "--concurrency", "1", "-l", "warning", "-c"])
+        .arg(&file)
+        .stderr(log.try_clone().unwrap())
+        .stdout(log)
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    (child, admin)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_envoys_call_each_other_and_obey_permissions() {
+    let Some(envoy) = support::envoy() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let cp = Cp::start(Store::memory(), dir.path()).await;
+    let (inbound, outbound, client_inbound) = (free_port(), free_port(), free_port());
+    let app = application().await;
+    cp.apply(&two_services(inbound, app, outbound, client_inbound)).await;
+
+    let (mut server, server_admin) = start_envoy(&cp, &envoy, dir.path(), "server-1", false).await;
+    let (mut client, client_admin) = start_envoy(&cp, &envoy, dir.path(), "web-1", true).await;
+    for admin in [server_admin, client_admin] {
+        until(admin, "/ready", |status, _| status == 200).await;
+    }
+    let listener = format!("inbound:127.0.0.1:{inbound}");
+    until(server_admin, "/listeners", |_, body| body.contains(&listener)).await;
+    let listener = format!("outbound:127.0.0.1:{outbound}");
+    until(client_admin, "/listeners", |_, body| body.contains(&listener)).await;
+
+    let (_, echoed) = until(outbound, "/hello", |status, _| status == 200).await;
+    assert!(echoed.starts_with("GET /hello HTTP/1.1"), "{echoed}");
+    let xfcc = "x-forwarded-client-cert: By=spiffe://default/server";
+    assert!(echoed.contains(xfcc) && echoed.contains("URI=spiffe://default/web"), "{echoed}");
+
+    // The permission is taken away: the same call is refused, by the server's sidecar.
+    let permission = ResourceKey::new(Kind::MeshTrafficPermission, "default", "web-to-server");
+    let stored = cp.store.get(&permission).await.unwrap().unwrap();
+    cp.store.delete(&permission).await.unwrap();
+    let (_, body) = until(outbound, "/hello", |status, _| status == 403).await;
+    assert!(body.contains("RBAC: access denied"), "{body}");
+    let (_, dump) = get(server_admin, "/config_dump").await.unwrap();
+    assert!(dump.contains("no MeshTrafficPermission of mesh default selects this inbound"), "the denial is explained");
+    cp.store.put(stored, shika_cp::store::Expect::Absent).await.unwrap();
+    until(outbound, "/hello", |status, _| status == 200).await;
+
+    // Mutual TLS is switched off and on again: cluster and listener change kind, calls go on.
+    cp.apply("{type: Mesh, name: default}").await;
+    let plain = |status: u16, body: &str| status == 200 && !body.contains("x-forwarded-client-cert");
+    until(outbound, "/plain", plain).await;
+    cp.apply("{type: Mesh, name: default, mtls: {enabledBackend: ca-1, backends: [{name: ca-1, type: builtin}]}}")
+        .await;
+    until(outbound, "/tls", |status, body| status == 200 && body.contains("x-forwarded-client-cert")).await;
+
+    let mut variants = Vec::new();
+    for (_, stream) in cp.stats.streams() {
+        assert_eq!(stream.rejected, [0; 5], "{}: {:?}", stream.name, stream.last_rejection);
+        assert!(stream.resources_sent(ResourceType::Listener) > 0, "{stream:?}");
+        variants.push(stream.delta);
+    }
+    variants.sort_unstable();
+    assert_eq!(variants, [false, true]);
+    for child in [&mut server, &mut client] {
+        child.kill().await.unwrap();
+    }
+    cp.stop().await;
+}
