@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     fs, io,
+    path::Path,
     process::ExitCode,
     rc::Rc,
     sync::Arc,
@@ -22,6 +23,7 @@ use tracing::{error, info};
 use crate::{
     admin::{self, tags::Tags},
     control::{Control, End},
+    dns::{self, Dns},
     export::access_log::{self, AccessLogs, Flush},
     logging::Logging,
     options::{DrainStrategy, Mode, Options},
@@ -44,7 +46,7 @@ pub enum Role {
     /// In Envoy's place.
     Envoy,
     /// In kuma-dp's place too.
-    Sidecar(sidecar::Sidecar),
+    Sidecar(Box<sidecar::Sidecar>),
 }
 
 /// Runs a bootstrap until the process is told to end.
@@ -105,8 +107,17 @@ async fn run(
     let admin = plan.admin.as_ref().map(|admin| admin::Listener::bind(&admin.address)).transpose().map_err(one)?;
     write_address_files(&options, admin.as_ref()).map_err(one)?;
     let readiness = match &role {
+        Role::Envoy => Vec::new(),
+        Role::Sidecar(sidecar) => readiness::Listener::bind(sidecar, plan.admin.as_ref()).map_err(one)?,
+    };
+    let dns = match &role {
         Role::Envoy => None,
-        Role::Sidecar(sidecar) => readiness::Listener::bind(sidecar).map_err(one)?,
+        Role::Sidecar(sidecar) => sidecar
+            .dns
+            .as_ref()
+            .map(|(addresses, resolv_conf)| start_dns(addresses, resolv_conf))
+            .transpose()
+            .map_err(one)?,
     };
 
     // Threads.
@@ -137,6 +148,7 @@ async fn run(
         snapshot: RefCell::new(Arc::default()),
         bound: RefCell::default(),
         token_file,
+        dns,
         registry,
         groups,
         tags,
@@ -147,6 +159,7 @@ async fn run(
         initialized: Cell::new(false),
         health_failed: Cell::new(false),
         terminating: Cell::new(false),
+        dns_wait_over: Cell::new(false),
         warming: RefCell::default(),
         connections: Cell::new(0),
         commands,
@@ -157,7 +170,7 @@ async fn run(
     if let Some(listener) = admin {
         tokio::task::spawn_local(admin::serve(listener, state.clone()));
     }
-    if let Some(listener) = readiness {
+    for listener in readiness {
         tokio::task::spawn_local(readiness::serve(listener, state.clone()));
     }
     let end = control.run(&mut received, &mut signals, init_only).await;
@@ -194,10 +207,22 @@ fn start_access_logs(options: &Options, groups: &ServerGroups) -> io::Result<Acc
     Ok(access_logs)
 }
 
+/// The DNS server's thread. It ends with the process: queries are answered as long as there may be clients.
+fn start_dns(addresses: &dns::Addresses, resolv_conf: &Path) -> Result<Arc<Dns>, String> {
+    let sockets = dns::Sockets::bind(addresses)?;
+    let shared = Arc::new(Dns::new(resolv_conf.to_owned()));
+    let served = shared.clone();
+    let failed = |error: io::Error| format!("DNS thread: {error}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    std::thread::Builder::new()
+        .name("dns".into())
+        .spawn(move || LocalSet::new().block_on(&runtime, dns::run(sockets, served)))
+        .map_err(failed)?;
+    Ok(shared)
+}
+
 fn write_address_files(options: &Options, admin: Option<&admin::Listener>) -> Result<(), String> {
-    let write = |path: &std::path::Path, text: &str| {
-        fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
-    };
+    let write = |path: &Path, text: &str| fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()));
     if let (Some(path), Some(address)) = (&options.admin_address_path, admin.and_then(admin::Listener::address)) {
         write(path, &address)?;
     }

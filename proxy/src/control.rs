@@ -24,6 +24,7 @@ use crate::{
     files::Files,
     resolve::{Answer, Resolver},
     server_stats,
+    sidecar::documents::Documents,
     signals::{Event, Signals},
     state::{Command, State},
 };
@@ -52,13 +53,23 @@ pub struct Control {
     answers: mpsc::Receiver<Answer>,
     ads: Option<AdsLink>,
     files: Files,
+    documents: Documents,
 }
 
 impl Control {
     /// A loop that has published nothing yet. Has to be made in a [`tokio::task::LocalSet`].
     pub fn new(state: Rc<State>, workers: Workers) -> Self {
         let (resolver, answers) = Resolver::new();
-        Control { state, workers, listening: BTreeSet::new(), resolver, answers, ads: None, files: Files::new() }
+        Control {
+            state,
+            workers,
+            listening: BTreeSet::new(),
+            resolver,
+            answers,
+            ads: None,
+            files: Files::new(),
+            documents: Documents::default(),
+        }
     }
 
     /// Publishes the static resources. A listener that cannot be bound ends the start, as in Envoy.
@@ -70,6 +81,7 @@ impl Control {
         if !rejects.is_empty() {
             return Err(rejects);
         }
+        self.read_documents();
         self.ads = AdsLink::start(&self.state);
         self.files.watch(self.state.compiler.borrow().wanted_files());
         self.follow_up();
@@ -185,9 +197,39 @@ impl Control {
     }
 
     async fn publish_and_log(&mut self) -> Vec<Reject> {
-        let rejects = self.publish().await;
+        let mut rejects = self.publish().await;
         for reject in &rejects {
             error!("{reject}");
+        }
+        rejects.extend(self.read_documents());
+        rejects
+    }
+
+    /// Hands the control plane's documents to what they are for. What of one cannot be used is refused like a resource: the control plane should know,
+    /// and what was there before stays.
+    fn read_documents(&mut self) -> Vec<Reject> {
+        let mut rejects = Vec::new();
+        for document in self.documents.changed(&self.state.snapshot.borrow()) {
+            let left_out = match (&*document.path, &self.state.dns) {
+                ("/dns", Some(dns)) => dns.configure(&document.body),
+                // Kuma sends what the proxy's features ask for. What else it has does no harm, but is said once for each version.
+                _ => {
+                    warn!("{} of {}: nothing here reads this document", document.path, document.listener);
+                    continue;
+                }
+            };
+            let refused = match left_out {
+                Ok(left_out) => {
+                    info!("{} of {} is in force", document.path, document.listener);
+                    left_out.into_iter().map(|what| format!("{what}; it is left out")).collect()
+                }
+                Err(error) => vec![format!("{error}; what was there before stays")],
+            };
+            for why in refused {
+                let reject = Reject::new(shika_proto::type_url::LISTENER, &document.listener, &*document.path, why);
+                warn!("{reject}");
+                rejects.push(reject);
+            }
         }
         rejects
     }

@@ -159,7 +159,8 @@ async fn command(state: &State, make: impl FnOnce(oneshot::Sender<()>) -> Comman
     }
 }
 
-fn ready(state: &State) -> Response<Body> {
+/// `/ready`
+pub fn ready(state: &State) -> Response<Body> {
     let now = state.server_state();
     let status = if now == ServerState::Live { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     reply(status, TEXT, format!("{}\n", now.name()))
