@@ -177,6 +177,14 @@ pub enum PlanError {
         /// Dataplane looked for.
         name: String,
     },
+    /// Zone ingresses and zone egresses are let in and registered, but not configured.
+    #[error("{kind} {name:?} is registered; this version has no configuration for it")]
+    ZoneProxy {
+        /// The kind of proxy.
+        kind: crate::resource::Kind,
+        /// Its name.
+        name: String,
+    },
     /// Mutual TLS is on and the authority cannot be used. Nothing is planned without it: plain text in its place would be worse.
     #[error("mesh {mesh:?} has mTLS enabled, but its certificate authority cannot be used: {reason}")]
     NoAuthority {

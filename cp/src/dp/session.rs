@@ -11,17 +11,16 @@ use shika_proto::envoy::config::core::v3::Node;
 use tokio::sync::{mpsc, watch};
 use tonic::Status;
 
-use super::admit::{Opened, open};
+use super::admit::{Opened, View, open};
 use super::insight::InsightWriter;
 use super::node::ProxyNode;
 use super::{Shared, stopped};
 use crate::emit::{self, Identity};
 use crate::identity::IdentityError;
+use crate::identity::ca::CertificateAuthority;
 use crate::identity::leaf::{Leaf, LeafRequest};
 use crate::identity::rotation::{Due, Rotation};
-use crate::mesh::MeshView;
 use crate::plan::{PlanError, ProxyPlan, plan};
-use crate::resource::{Kind, ResourceKey};
 use crate::store::StoreError;
 use crate::xds::delta::{DeltaRequest, DeltaResponse, DeltaStream};
 use crate::xds::sotw::{SotwRequest, SotwResponse, SotwStream};
@@ -116,12 +115,13 @@ pub(super) async fn run(
     let Opened { node, view, brought } = opened;
     let delta = matches!(state, StreamState::Delta(_));
     let stream = shared.stats.open(&node.mesh, &node.name, delta);
-    shared.registry.connected(&node.mesh, &node.name, stream);
-    tracing::info!(mesh = node.mesh, dataplane = node.name, delta, stream, "proxy connected");
+    let key = node.key();
+    shared.registry.connected(&key, stream);
+    tracing::info!(proxy = %key, delta, stream, "proxy connected");
     let insight = InsightWriter::new(
         shared.store.clone(),
-        &node.mesh,
-        &node.name,
+        key.clone(),
+        node.proxy_type.insight(),
         &shared.config.instance_id,
         shared.config.insight_interval,
         node.version.clone(),
@@ -144,18 +144,12 @@ pub(super) async fn run(
         node,
     };
     let ended = session.serve(first, &mut requests).await;
-    let Session { node, insight, responses, .. } = session;
+    let Session { insight, responses, .. } = session;
     match &ended {
-        End::ProxyLeft => tracing::info!(mesh = node.mesh, dataplane = node.name, stream, "proxy disconnected"),
+        End::ProxyLeft => tracing::info!(proxy = %key, stream, "proxy disconnected"),
         End::Stopping => {}
         End::Refused(status) => {
-            tracing::warn!(
-                mesh = node.mesh,
-                dataplane = node.name,
-                stream,
-                reason = status.message(),
-                "ended a stream"
-            );
+            tracing::warn!(proxy = %key, stream, reason = status.message(), "ended a stream");
             let _ = responses.send(Err(status.clone())).await;
         }
     }
@@ -163,26 +157,25 @@ pub(super) async fn run(
     shared.stats.close(stream);
     insight.end().await;
     if !brought {
-        shared.registry.forget(&node.mesh, &node.name, stream);
+        shared.registry.forget(&key, stream);
         return;
     }
     if matches!(ended, End::Stopping) {
         return;
     }
-    // The proxy brought its Dataplane along, so it goes with the proxy, unless it comes back in time.
+    // What the proxy brought along goes with it, unless it comes back in time.
     let mut stopping = shared.stopping.subscribe();
     tokio::select! {
         () = tokio::time::sleep(shared.config.deregistration_delay) => {}
         () = stopped(&mut stopping) => return,
     }
-    if shared.registry.forget(&node.mesh, &node.name, stream) {
-        let key = ResourceKey::new(Kind::Dataplane, &node.mesh, &node.name);
+    if shared.registry.forget(&key, stream) {
         match shared.store.delete(&key).await {
             Ok(()) | Err(StoreError::NotFound(_)) => {
-                tracing::info!(dataplane = %key, "proxy is gone, deleted its Dataplane")
+                tracing::info!(proxy = %key, "proxy is gone, deleted what it brought along")
             }
             Err(error) => {
-                tracing::warn!(dataplane = %key, %error, "could not delete the Dataplane of a proxy that is gone")
+                tracing::warn!(proxy = %key, %error, "could not delete what a proxy brought along that is gone")
             }
         }
     }
@@ -203,7 +196,7 @@ struct Session {
     shared: Arc<Shared>,
     node: ProxyNode,
     stream: u64,
-    view: watch::Receiver<Arc<MeshView>>,
+    view: View,
     state: StreamState,
     insight: InsightWriter,
     responses: mpsc::Sender<Result<Outgoing, Status>>,
@@ -258,7 +251,7 @@ impl Session {
                     },
                     Some(Err(_)) | None => return End::ProxyLeft,
                 },
-                changed = self.view.changed() => match changed {
+                changed = changed(&mut self.view) => match changed {
                     Ok(()) => self.replan(),
                     Err(_) => return End::Refused(Status::not_found(format!("mesh {:?} was deleted", self.node.mesh))),
                 },
@@ -304,9 +297,18 @@ impl Session {
 
     /// Plans anew from the current view. What cannot be planned leaves the proxy with what it has.
     fn replan(&mut self) {
-        let view = self.view.borrow_and_update().clone();
         let (mesh, name) = (&self.node.mesh, &self.node.name);
-        match plan(&view, name, self.node.features) {
+        let planned = match &mut self.view {
+            View::Mesh(view) => {
+                let view = view.borrow_and_update().clone();
+                plan(&view, name, self.node.features)
+            }
+            View::Zone(view) => {
+                view.mark_unchanged();
+                Err(PlanError::ZoneProxy { kind: self.node.proxy_type.kind(), name: name.clone() })
+            }
+        };
+        match planned {
             Ok(new) => {
                 let known = self.plan.as_ref().map(|plan| &plan.warnings);
                 for warning in
@@ -342,7 +344,7 @@ impl Session {
                     self.rotation.adopt(mtls.leaf.clone(), issued);
                 }
                 let due = self.rotation.due(&mtls.leaf, self.content_needed, Utc::now());
-                let authority = self.view.borrow().authority.clone().ok().flatten();
+                let authority = authority(&self.view);
                 if let (Due::Now, None, Some(authority)) = (due, &self.issuing, authority) {
                     let (issuer, request) = (self.shared.issuer.clone(), mtls.leaf.clone());
                     self.issuing = Some(
@@ -416,13 +418,29 @@ impl Session {
         let mtls = self.plan.as_ref().and_then(|plan| plan.mtls.as_ref()).filter(|_| self.issuing.is_none());
         let now = Utc::now();
         // Without an authority nothing can be issued until the view changes.
-        let can_issue = self.view.borrow().authority.as_ref().is_ok_and(Option::is_some);
+        let can_issue = authority(&self.view).is_some();
         let certificate =
             mtls.filter(|_| can_issue).map(|mtls| match self.rotation.due(&mtls.leaf, self.content_needed, now) {
                 Due::Now => Instant::now(),
                 Due::At(at) => Instant::now() + (at - now).to_std().unwrap_or_default(),
             });
         [self.state.wake_at(), insight, certificate].into_iter().flatten().min()
+    }
+}
+
+/// Waits until the view changes; an error when what it shows was deleted.
+async fn changed(view: &mut View) -> Result<(), watch::error::RecvError> {
+    match view {
+        View::Mesh(view) => view.changed().await,
+        View::Zone(view) => view.changed().await,
+    }
+}
+
+/// The authority that issues the certificate of the proxy.
+fn authority(view: &View) -> Option<Arc<CertificateAuthority>> {
+    match view {
+        View::Mesh(view) => view.borrow().authority.clone().ok().flatten(),
+        View::Zone(_) => None,
     }
 }
 

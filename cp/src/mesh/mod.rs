@@ -4,23 +4,31 @@
 //! immutable; streams hold a `watch` on it and plan again when it changes. A view also makes sure that a mesh with mTLS has its
 //! certificate authority.
 
+mod authority;
+mod resolve;
+mod vips;
+mod zones;
+
+pub use vips::{LegacyOutbound, LegacyVip, LegacyVips, Vip, VipOutbound, legacy_config};
+pub use zones::{ZoneView, Zones};
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::identity::IdentityError;
-use crate::identity::ca::{self, CaPem, CertificateAuthority};
+use crate::identity::ca::{CaPem, CertificateAuthority};
 use crate::resource::{
-    CaBackend, Dataplane, Kind, Mesh, MeshTrafficPermission, Meta, MtlsMode, Resource, ResourceKey, SERVICE_TAG,
-    Secret, Spec,
+    Dataplane, ExternalService, Kind, Mesh, MeshExternalService, MeshMultiZoneService, MeshService,
+    MeshTrafficPermission, Meta, MtlsMode, Resource, ResourceKey, SERVICE_TAG,
 };
-use crate::store::{Event, Expect, Store, StoreError};
+use crate::store::{Event, Store, StoreError};
+use authority::authority;
 
 /// Changes that come closer together than this are built into one view.
 const DEBOUNCE: Duration = Duration::from_millis(50);
@@ -99,6 +107,9 @@ pub struct Service {
     pub tls_ready: bool,
 }
 
+/// Resources by name.
+pub type Named<T> = BTreeMap<String, (Meta, Arc<T>)>;
+
 /// One mesh at one moment.
 #[derive(Debug)]
 pub struct MeshView {
@@ -112,6 +123,19 @@ pub struct MeshView {
     pub permissions: Vec<(Meta, Arc<MeshTrafficPermission>)>,
     /// Services by name.
     pub services: BTreeMap<String, Service>,
+    /// ExternalServices by name.
+    pub external_services: Named<ExternalService>,
+    /// MeshExternalServices by name, with their virtual address and host names in `status`.
+    pub mesh_external_services: Named<MeshExternalService>,
+    /// MeshMultiZoneServices by name, with the MeshServices they stand for in `status`.
+    pub mesh_multi_zone_services: Named<MeshMultiZoneService>,
+    /// MeshServices by name, of this zone and of others ([`Zones::is_local`]), with their virtual addresses, host names and
+    /// identities. What `status` has besides these is left out: it changes no plan.
+    pub mesh_services: Named<MeshService>,
+    /// Addresses that stand for destinations, in the order of their addresses.
+    pub vips: Vec<Vip>,
+    /// The zones and their proxies.
+    pub zones: Arc<Zones>,
     /// The authority; `None` while mTLS is off, an error when it is on and the authority cannot be used.
     pub authority: Result<Option<Arc<CertificateAuthority>>, IdentityError>,
     /// The Secrets that `authority` was read from.
@@ -135,10 +159,65 @@ impl MeshView {
             dataplanes: dataplanes.into_iter().map(|(meta, spec)| (meta.name.clone(), (meta, spec))).collect(),
             permissions,
             services,
+            external_services: BTreeMap::new(),
+            mesh_external_services: BTreeMap::new(),
+            mesh_multi_zone_services: BTreeMap::new(),
+            mesh_services: BTreeMap::new(),
+            vips: Vec::new(),
+            zones: Arc::default(),
             authority,
             authority_pem: None,
         }
     }
+
+    /// Whether every plan made from the other view is the plan made from this one.
+    fn plans_as(&self, other: &MeshView) -> bool {
+        let MeshView {
+            name,
+            mesh,
+            dataplanes,
+            permissions,
+            services,
+            external_services,
+            mesh_external_services,
+            mesh_multi_zone_services,
+            mesh_services,
+            vips,
+            zones,
+            authority,
+            authority_pem: _,
+        } = self;
+        let same_authority = match (authority, &other.authority) {
+            (Ok(None), Ok(None)) => true,
+            (Ok(Some(one)), Ok(Some(other))) => Arc::ptr_eq(one, other),
+            _ => false,
+        };
+        same_authority
+            && *name == other.name
+            && *mesh == other.mesh
+            && same(dataplanes, &other.dataplanes)
+            && permissions.len() == other.permissions.len()
+            && permissions.iter().zip(&other.permissions).all(|(a, b)| same_resource(a, b))
+            && *services == other.services
+            && same(external_services, &other.external_services)
+            && same(mesh_external_services, &other.mesh_external_services)
+            && same(mesh_multi_zone_services, &other.mesh_multi_zone_services)
+            && same(mesh_services, &other.mesh_services)
+            && *vips == other.vips
+            && *zones == other.zones
+    }
+}
+
+/// Whether two resources plan the same. Times and versions do not count, but for the order of creation.
+fn same_resource<T: PartialEq>((meta, spec): &(Meta, Arc<T>), (other, other_spec): &(Meta, Arc<T>)) -> bool {
+    meta.name == other.name
+        && meta.labels == other.labels
+        && meta.creation_time == other.creation_time
+        && (Arc::ptr_eq(spec, other_spec) || spec == other_spec)
+}
+
+fn same<T: PartialEq>(one: &Named<T>, other: &Named<T>) -> bool {
+    one.len() == other.len() && one.values().zip(other.values()).all(|(a, b)| same_resource(a, b))
 }
 
 fn services(dataplanes: &[(Meta, Arc<Dataplane>)], with_certificate: &BTreeSet<String>) -> BTreeMap<String, Service> {
@@ -185,18 +264,21 @@ pub struct MeshViews {
     views: Mutex<HashMap<String, watch::Sender<Arc<MeshView>>>>,
     /// Counts the changes of the set of meshes.
     meshes: watch::Sender<u64>,
-}
-
-impl Default for MeshViews {
-    fn default() -> Self {
-        MeshViews { views: Mutex::default(), meshes: watch::Sender::new(0) }
-    }
+    /// All meshes together, for the proxies of the zone.
+    zone: watch::Sender<Arc<ZoneView>>,
 }
 
 impl MeshViews {
-    /// No views yet; [`run`](Self::run) builds them.
-    pub fn new() -> Arc<Self> {
-        Arc::new(MeshViews::default())
+    /// No views yet; [`run`](Self::run) builds them, as the zone of that name sees its meshes.
+    pub fn new(zone: &str) -> Arc<Self> {
+        let zones = Arc::new(Zones::new(zone));
+        let zone = Arc::new(ZoneView { zones, meshes: BTreeMap::new() });
+        Arc::new(MeshViews { views: Mutex::default(), meshes: watch::Sender::new(0), zone: watch::Sender::new(zone) })
+    }
+
+    /// Follows all meshes together, as the proxies of the zone need them.
+    pub fn follow_zone(&self) -> watch::Receiver<Arc<ZoneView>> {
+        self.zone.subscribe()
     }
 
     /// Follows the view of a mesh. `None` if there is no such mesh. The channel closes when the mesh is deleted.
@@ -223,7 +305,7 @@ impl MeshViews {
     /// Keeps the views up to date until the store is gone. Errors of the store are logged, and what failed is tried again.
     pub async fn run(self: Arc<Self>, store: Store) {
         let mut watch = store.watch();
-        let mut dirty = Dirty { all: true, ..Dirty::default() };
+        let mut dirty = Dirty { all: true, zones: true, ..Dirty::default() };
         let mut build_at = Some(Instant::now());
         let mut first_change = None;
         loop {
@@ -262,6 +344,17 @@ impl MeshViews {
 
     /// Builds what is marked, and unmarks it as it succeeds.
     async fn build(&self, store: &Store, dirty: &mut Dirty) -> Result<(), StoreError> {
+        let before = self.zone.borrow().zones.clone();
+        let mut zones = before.clone();
+        if dirty.zones {
+            let read = Zones::read(store, &before.local).await?;
+            if read != *before {
+                zones = Arc::new(read);
+                // Every mesh looks at the zones.
+                dirty.all = true;
+            }
+            dirty.zones = false;
+        }
         if dirty.all {
             let stored = store.list(Kind::Mesh, None).await?.into_iter().map(|mesh| mesh.meta.name);
             let known: Vec<String> = self.views.lock().keys().cloned().collect();
@@ -269,15 +362,32 @@ impl MeshViews {
             dirty.all = false;
         }
         while let Some(mesh) = dirty.meshes.pop_first() {
-            if let Err(error) = self.build_mesh(store, &mesh).await {
+            if let Err(error) = self.build_mesh(store, &mesh, &zones).await {
                 dirty.meshes.insert(mesh);
+                // The zones were not given to every mesh yet.
+                dirty.zones = true;
                 return Err(error);
             }
         }
+        let views = self.views.lock();
+        let meshes: BTreeMap<String, Arc<MeshView>> =
+            views.iter().map(|(name, view)| (name.clone(), view.borrow().clone())).collect();
+        drop(views);
+        self.zone.send_if_modified(|view| {
+            let same = |(one, other): (&Arc<MeshView>, &Arc<MeshView>)| Arc::ptr_eq(one, other);
+            if Arc::ptr_eq(&view.zones, &zones)
+                && view.meshes.len() == meshes.len()
+                && view.meshes.values().zip(meshes.values()).all(same)
+            {
+                return false;
+            }
+            *view = Arc::new(ZoneView { zones, meshes });
+            true
+        });
         Ok(())
     }
 
-    async fn build_mesh(&self, store: &Store, name: &str) -> Result<(), StoreError> {
+    async fn build_mesh(&self, store: &Store, name: &str, zones: &Arc<Zones>) -> Result<(), StoreError> {
         let key = ResourceKey::global(Kind::Mesh, name);
         let stored = store.get(&key).await?;
         let Some(mesh) = stored.as_ref().and_then(Resource::mesh) else {
@@ -296,7 +406,7 @@ impl MeshViews {
         let mut dataplanes = Vec::new();
         for resource in store.list(Kind::Dataplane, Some(name)).await? {
             if let Some(dataplane) = resource.dataplane() {
-                dataplanes.push((resource.meta.clone(), resolved(dataplane).await));
+                dataplanes.push((resource.meta.clone(), resolve::dataplane(dataplane).await));
             }
         }
         let mut permissions = Vec::new();
@@ -308,6 +418,11 @@ impl MeshViews {
         let with_certificate = with_certificate(store, name, mesh).await?;
         let mut view = MeshView::new(name, mesh.clone(), dataplanes, permissions, authority, &with_certificate);
         view.authority_pem = authority_pem;
+        view.zones.clone_from(zones);
+        view.read_services(store).await?;
+        if before.is_some_and(|before| before.plans_as(&view)) {
+            return Ok(());
+        }
         let view = Arc::new(view);
 
         let mut views = self.views.lock();
@@ -328,6 +443,7 @@ impl MeshViews {
 #[derive(Debug, Default)]
 struct Dirty {
     all: bool,
+    zones: bool,
     meshes: BTreeSet<String>,
 }
 
@@ -337,17 +453,26 @@ impl Dirty {
         let key = match event {
             Event::Changed(key) | Event::Deleted(key) => key,
             Event::Resync => {
-                self.all = true;
+                (self.all, self.zones) = (true, true);
                 return true;
             }
         };
         match key.kind {
             Kind::Mesh => self.meshes.insert(key.name),
-            Kind::Dataplane | Kind::MeshTrafficPermission => self.meshes.insert(key.mesh),
             Kind::Secret if key.name.contains(".ca-builtin-") => self.meshes.insert(key.mesh),
             // Insights say who has a certificate, which matters in PERMISSIVE mode only.
             Kind::DataplaneInsight if permissive(&key.mesh) => self.meshes.insert(key.mesh),
-            Kind::DataplaneInsight | Kind::Secret | Kind::GlobalSecret => return false,
+            Kind::DataplaneInsight | Kind::Secret => return false,
+            Kind::Zone | Kind::ZoneIngress | Kind::ZoneEgress => {
+                self.zones = true;
+                return true;
+            }
+            Kind::Config => match vips::mesh_of_config(&key.name) {
+                Some(mesh) => self.meshes.insert(mesh.to_owned()),
+                None => return false,
+            },
+            kind if kind.in_mesh() => self.meshes.insert(key.mesh),
+            _ => return false,
         };
         true
     }
@@ -364,127 +489,6 @@ async fn with_certificate(store: &Store, name: &str, mesh: &Mesh) -> Result<BTre
         mtls.is_some_and(|mtls| mtls.issued_backend == backend.name)
     };
     Ok(insights.iter().filter(has_certificate).map(|resource| resource.meta.name.clone()).collect())
-}
-
-/// The Dataplane with host names in its addresses replaced by what they resolve to now. A name that does not resolve stays, and the
-/// proxies of the mesh do without that endpoint.
-async fn resolved(dataplane: &Arc<Dataplane>) -> Arc<Dataplane> {
-    let Some(networking) = &dataplane.networking else { return dataplane.clone() };
-    let names: Vec<&String> = [&networking.address, &networking.advertised_address]
-        .into_iter()
-        .filter(|address| !address.is_empty() && !crate::plan::is_ip(address))
-        .collect();
-    if names.is_empty() {
-        return dataplane.clone();
-    }
-    let mut addresses = BTreeMap::new();
-    for name in names {
-        match tokio::net::lookup_host((name.as_str(), 0)).await {
-            Ok(found) => {
-                let mut found: Vec<_> = found.map(|address| address.ip()).collect();
-                // IPv4 first, then in numerical order: the same answer in another order is no change.
-                found.sort_by_key(|ip| (ip.is_ipv6(), *ip));
-                if let Some(ip) = found.first() {
-                    addresses.insert(name.clone(), ip.to_string());
-                }
-            }
-            Err(error) => tracing::warn!(address = name, %error, "the address of a Dataplane does not resolve"),
-        }
-    }
-    let mut dataplane = Dataplane::clone(dataplane);
-    if let Some(networking) = &mut dataplane.networking {
-        for address in [&mut networking.address, &mut networking.advertised_address] {
-            if let Some(ip) = addresses.get(address.as_str()) {
-                address.clone_from(ip);
-            }
-        }
-    }
-    Arc::new(dataplane)
-}
-
-type Authority = (Result<Option<Arc<CertificateAuthority>>, IdentityError>, Option<CaPem>);
-
-/// The authority of a mesh, created if mTLS is on and it has none. Read again only if its Secrets changed.
-async fn authority(store: &Store, name: &str, mesh: &Mesh, before: Option<&MeshView>) -> Result<Authority, StoreError> {
-    let Some(backend) = mesh.enabled_backend() else { return Ok((Ok(None), None)) };
-    if backend.kind != "builtin" {
-        let error = IdentityError::Crypto {
-            doing: format!("using mTLS backend {:?}", backend.name),
-            reason: format!("type {:?} is not supported, only builtin is", backend.kind),
-        };
-        return Ok((Err(error), None));
-    }
-    let pem = match ensure(store, name, backend).await? {
-        Ok(pem) => pem,
-        Err(error) => return Ok((Err(error), None)),
-    };
-    if let Some(before) = before
-        && before.authority_pem.as_ref().is_some_and(|old| old.certificate == pem.certificate && old.key == pem.key)
-    {
-        return Ok((before.authority.clone(), Some(pem)));
-    }
-    Ok((CertificateAuthority::from_pem(name, &pem).map(|authority| Some(Arc::new(authority))), Some(pem)))
-}
-
-/// The Secrets of a builtin authority, created when they are missing. The certificate makes the pair complete: a key alone is what a
-/// crash left behind, with which nothing was signed.
-async fn ensure(store: &Store, mesh: &str, backend: &CaBackend) -> Result<Result<CaPem, IdentityError>, StoreError> {
-    let certificate_key = ResourceKey::new(Kind::Secret, mesh, ca::certificate_secret(mesh, &backend.name));
-    let key_key = ResourceKey::new(Kind::Secret, mesh, ca::key_secret(mesh, &backend.name));
-    // The second round reads what another instance created first.
-    for _ in 0..2 {
-        if let Some(certificate) = text(store, &certificate_key).await? {
-            let missing = IdentityError::AuthorityMissing { mesh: mesh.to_owned(), secret: key_key.name.clone() };
-            return Ok(text(store, &key_key).await?.map(|key| CaPem { certificate, key }).ok_or(missing));
-        }
-        let conf = match backend.builtin_conf() {
-            Ok(conf) => conf,
-            Err(reason) => {
-                return Ok(Err(IdentityError::Crypto {
-                    doing: format!("reading conf of mTLS backend {:?}", backend.name),
-                    reason,
-                }));
-            }
-        };
-        let owner = mesh.to_owned();
-        let job = move || ca::create(&owner, conf.rsa_bits, conf.expiration, Utc::now());
-        let pem = match tokio::task::spawn_blocking(job).await {
-            Ok(Ok(pem)) => pem,
-            Ok(Err(error)) => return Ok(Err(error)),
-            Err(stopped) => return Err(StoreError::Database(stopped.to_string())),
-        };
-        let secret = |key: &ResourceKey, pem: &str| {
-            let spec = Spec::Secret(Arc::new(Secret::new(pem.as_bytes())));
-            Resource::new(Meta::new(mesh, key.name.clone()), spec)
-        };
-        match store.put(secret(&key_key, &pem.key), Expect::Absent).await {
-            Ok(_) => {}
-            // Either another instance is at it, and its certificate is about to appear, or it died half way.
-            Err(StoreError::Exists(_)) => {
-                tokio::time::sleep(Duration::from_millis(500)).await;
-                if text(store, &certificate_key).await?.is_some() {
-                    continue;
-                }
-                store.put(secret(&key_key, &pem.key), Expect::Any).await?;
-            }
-            Err(error) => return Err(error),
-        }
-        match store.put(secret(&certificate_key, &pem.certificate), Expect::Absent).await {
-            Ok(_) => {
-                tracing::info!(mesh, backend = backend.name, "created the certificate authority of the mesh");
-                return Ok(Ok(pem));
-            }
-            Err(StoreError::Exists(_)) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(Err(IdentityError::AuthorityMissing { mesh: mesh.to_owned(), secret: certificate_key.name }))
-}
-
-async fn text(store: &Store, key: &ResourceKey) -> Result<Option<String>, StoreError> {
-    let resource = store.get(key).await?;
-    let secret = resource.as_ref().and_then(Resource::secret);
-    Ok(secret.map(|secret| String::from_utf8_lossy(&secret.data).into_owned()))
 }
 
 #[cfg(test)]
