@@ -18,7 +18,7 @@ demo: ## Two services, two sidecars, one control plane: a call over mutual TLS, 
 	@demo/run.sh
 
 test: ## Formatting, clippy, licences, every test, parity with Envoy
-	@scripts/setup.sh build lint deny envoy curl
+	@scripts/setup.sh build lint deny envoy curl netns
 	@scripts/test.sh
 
 bench: ## CPU per request, memory and start-up beside Envoy: make bench ROUNDS=5 SUBJECT=both|shika|envoy
@@ -41,4 +41,4 @@ lint: ## Formatting, clippy, licences
 	@scripts/test.sh lint
 
 setup: ## Install everything that the other targets need
-	@scripts/setup.sh build lint deny envoy curl
+	@scripts/setup.sh build lint deny envoy curl netns

@@ -1,4 +1,4 @@
-//! The rules as iptables has them: Kuma's tables, chains and order, in the text that iptables-restore reads, and how it is applied.
+//! How the rules get into iptables and out again, where the kernel has no nftables.
 //!
 //! iptables-restore commits each table whole or not at all, so what an earlier installation left goes and what is new comes in one commit per table.
 //! When a later table fails the earlier ones are put back as they were saved.
@@ -14,17 +14,13 @@ use std::{
 };
 
 use super::{
-    redirection::Transport,
-    rules::{Chain, Family, Match, Rule, Ruleset, Verdict},
+    iptables_text::{COMMENT_PREFIX, tables},
+    rules::{Family, Ruleset},
 };
 
 /// Start of the names of our chains, as in Kuma, so that kumactl can remove what was installed here and the other way round.
 pub const CHAIN_PREFIX: &str = "KUMA_MESH";
-/// Start of every comment.
-const COMMENT_PREFIX: &str = "kuma/mesh/transparent/proxy";
 const TABLES: [&str; 3] = ["raw", "nat", "mangle"];
-/// iptables-restore can match so many ports in one rule, a range counting as two (iptables-extensions(8), multiport).
-const PORTS_PER_RULE: usize = 15;
 /// iptables(8): the exit code for "another app holds the lock" and other shortages.
 const RESOURCE_PROBLEM: i32 = 4;
 
@@ -48,154 +44,6 @@ pub struct Settings {
 pub struct Programs {
     save: PathBuf,
     restore: PathBuf,
-}
-
-/// Name of a chain.
-fn chain_name(chain: Chain) -> &'static str {
-    match chain {
-        Chain::Inbound => "KUMA_MESH_INBOUND",
-        Chain::Outbound => "KUMA_MESH_OUTBOUND",
-        Chain::InboundRedirect => "KUMA_MESH_INBOUND_REDIRECT",
-        Chain::OutboundRedirect => "KUMA_MESH_OUTBOUND_REDIRECT",
-    }
-}
-
-/// The lines of one table, without its frame; chains of our own are declared apart.
-struct Table {
-    name: &'static str,
-    chains: Vec<&'static str>,
-    lines: Vec<String>,
-}
-
-fn tables(ruleset: &Ruleset, comments: bool) -> Vec<Table> {
-    let append = |chain: &str, rules: &[Rule]| -> Vec<String> {
-        rules.iter().flat_map(|rule| words(rule, comments)).map(|rule| format!("-A {chain} {rule}")).collect()
-    };
-    let insert = |chain: &str, rules: &[Rule]| -> Vec<String> {
-        let rules = rules.iter().flat_map(|rule| words(rule, comments));
-        rules.enumerate().map(|(index, rule)| format!("-I {chain} {} {rule}", index + 1)).collect()
-    };
-    // The order in which Kuma prints them.
-    let own = [
-        (Chain::Inbound, &ruleset.inbound),
-        (Chain::Outbound, &ruleset.outbound),
-        (Chain::InboundRedirect, &ruleset.inbound_redirect),
-        (Chain::OutboundRedirect, &ruleset.outbound_redirect),
-    ];
-    let mut nat = match ruleset.prerouting_first {
-        true => insert("PREROUTING", &ruleset.prerouting),
-        false => append("PREROUTING", &ruleset.prerouting),
-    };
-    nat.extend(insert("OUTPUT", &ruleset.output_first));
-    nat.extend(append("OUTPUT", &ruleset.output_last));
-    nat.extend(own.iter().flat_map(|(chain, rules)| append(chain_name(*chain), rules)));
-    let mut raw = append("PREROUTING", &ruleset.raw_prerouting);
-    raw.extend(append("OUTPUT", &ruleset.raw_output));
-    [
-        Table { name: "raw", chains: Vec::new(), lines: raw },
-        Table { name: "nat", chains: own.iter().map(|(chain, _)| chain_name(*chain)).collect(), lines: nat },
-        Table { name: "mangle", chains: Vec::new(), lines: append("PREROUTING", &ruleset.mangle_prerouting) },
-    ]
-    .into_iter()
-    .filter(|table| !table.lines.is_empty())
-    .collect()
-}
-
-/// What iptables-restore would read on a host without earlier rules of ours, in Kuma's form.
-pub fn text(rulesets: &[Ruleset], comments: bool) -> String {
-    let mut out = String::new();
-    for (index, ruleset) in rulesets.iter().enumerate() {
-        let _ = writeln!(out, "{}### {} ###\n", if index == 0 { "" } else { "\n" }, ruleset.family.name());
-        for table in tables(ruleset, comments) {
-            let _ = writeln!(out, "* {}", table.name);
-            table.chains.iter().for_each(|chain| {
-                let _ = writeln!(out, "-N {chain}");
-            });
-            table.lines.iter().for_each(|line| {
-                let _ = writeln!(out, "{line}");
-            });
-            out.push_str("COMMIT\n");
-        }
-    }
-    out
-}
-
-/// A rule in the words of iptables; more than one where it has more ports than one can match.
-fn words(rule: &Rule, comments: bool) -> Vec<String> {
-    let comment = if comments && !rule.comment.is_empty() {
-        format!("-m comment --comment \"{COMMENT_PREFIX}/{}\" ", rule.comment)
-    } else {
-        String::new()
-    };
-    let target = match &rule.verdict {
-        Verdict::Return => "-j RETURN".into(),
-        Verdict::Jump(chain) => format!("-j {}", chain_name(*chain)),
-        Verdict::JumpTo(chain) => format!("-j {chain}"),
-        Verdict::Redirect(port) => format!("-j REDIRECT --to-ports {port}"),
-        Verdict::Zone(zone) => format!("-j CT --zone {zone}"),
-        Verdict::Drop => "-j DROP".into(),
-        Verdict::Log { prefix, level } => format!("-j LOG --log-prefix {prefix} --log-level {level}"),
-    };
-    port_lists(rule)
-        .into_iter()
-        .map(|ports| {
-            let multiport = if ports.is_empty() { "" } else { "-m multiport " };
-            let matches: String = rule.matches.iter().map(|part| match_words(part, &ports) + " ").collect();
-            format!("{comment}{multiport}{matches}{target}")
-        })
-        .collect()
-}
-
-/// The rule's port lists, cut to what one rule holds; one empty list where it has none.
-fn port_lists(rule: &Rule) -> Vec<String> {
-    let ranges = rule.matches.iter().find_map(|part| match part {
-        Match::DestinationPorts(ranges) => Some(ranges),
-        _ => None,
-    });
-    let Some(ranges) = ranges else { return vec![String::new()] };
-    let mut lists: Vec<String> = Vec::new();
-    let mut room = 0;
-    for range in ranges {
-        let (text, size) = if range.first == range.last {
-            (range.first.to_string(), 1)
-        } else {
-            (format!("{}:{}", range.first, range.last), 2)
-        };
-        match lists.last_mut() {
-            Some(list) if room >= size => {
-                list.push(',');
-                list.push_str(&text);
-                room -= size;
-            }
-            _ => {
-                lists.push(text);
-                room = PORTS_PER_RULE - size;
-            }
-        }
-    }
-    lists
-}
-
-fn match_words(part: &Match, ports: &str) -> String {
-    match part {
-        Match::Transport(Transport::Tcp) => "-p tcp".into(),
-        Match::Transport(Transport::Udp) => "-p udp".into(),
-        Match::DestinationPort(port) => format!("--dport {port}"),
-        Match::DestinationPorts(_) => format!("--dport {ports}"),
-        Match::SourcePort(port) => format!("--sport {port}"),
-        // With its prefix length, as iptables-save prints it.
-        Match::Source(network) => format!("-s {}/{}", network.addr(), network.prefix_len()),
-        Match::Destination(network) => format!("-d {}/{}", network.addr(), network.prefix_len()),
-        Match::NotDestination(network) => format!("! -d {}/{}", network.addr(), network.prefix_len()),
-        Match::InInterface(name) => format!("-i {name}"),
-        Match::OutInterface(name) => format!("-o {name}"),
-        Match::Owner(uids) if uids.first == uids.last => format!("-m owner --uid-owner {}", uids.first),
-        Match::Owner(uids) => format!("-m owner --uid-owner {}:{}", uids.first, uids.last),
-        Match::NotOwner(uid) => format!("-m owner ! --uid-owner {uid}"),
-        Match::Mark(mark) => format!("-m mark --mark {mark:#x}"),
-        Match::NotMark(mark) => format!("-m mark ! --mark {mark:#x}"),
-        Match::Invalid => "-m conntrack --ctstate INVALID".into(),
-    }
 }
 
 /// What an earlier installation left in a table.
@@ -410,6 +258,9 @@ pub fn install(rulesets: &[Ruleset], comments: bool, settings: &Settings) -> Res
             return Err(undo(&touched, settings, error));
         }
     }
+    // IPv6 may not be redirected any more, and the other kind of iptables may have been used before.
+    let kept: Vec<_> = touched.iter().map(|(family, programs, _)| (*family, programs.is_legacy())).collect();
+    remove(&removals_but(settings, &kept)?, settings)?;
     Ok(v4.name())
 }
 
@@ -468,22 +319,29 @@ fn removal(found: &BTreeMap<String, Left>) -> String {
     out
 }
 
-/// What [`uninstall`] would feed to iptables-restore, for each family and kind of iptables that has rules of ours.
+/// Text that removes our rules, for each family and kind of iptables that has some.
 ///
 /// # Errors
-/// A given program is not there.
+/// A given program is not there, or our rules cannot be told from others'.
 pub fn removals(settings: &Settings) -> Result<Vec<(Programs, String)>, String> {
+    removals_but(settings, &[])
+}
+
+/// The same without those of some families in some kinds of iptables.
+fn removals_but(settings: &Settings, kept: &[(Family, bool)]) -> Result<Vec<(Programs, String)>, String> {
     let mut all: Vec<(Programs, String)> = Vec::new();
     for family in [Family::V4, Family::V6] {
-        for programs in variants(family, settings)? {
+        // Where programs were given, those that are installed may have been used before.
+        let given = variants(family, settings)?.into_iter().chain(variants(family, &Settings::default())?);
+        let mut seen: Vec<(bool, String)> = Vec::new();
+        for programs in given.filter(|programs| !kept.contains(&(family, programs.is_legacy()))) {
             // A program of a kind that this kernel does not have cannot have left anything.
             let Ok(saved) = programs.save(family) else { continue };
-            let text = removal(&ours(&saved)?);
             // Plain `iptables` is one of the other two.
-            if !text.is_empty()
-                && !all.iter().any(|(other, known)| other.is_legacy() == programs.is_legacy() && *known == text)
-            {
-                all.push((programs, text));
+            let found = (programs.is_legacy(), removal(&ours(&saved)?));
+            if !found.1.is_empty() && !seen.contains(&found) {
+                all.push((programs, found.1.clone()));
+                seen.push(found);
             }
         }
     }
@@ -502,7 +360,10 @@ impl Programs {
 /// # Errors
 /// What could not be removed.
 pub fn uninstall(settings: &Settings) -> Result<Vec<String>, String> {
-    let removals = removals(settings)?;
+    remove(&removals(settings)?, settings)
+}
+
+fn remove(removals: &[(Programs, String)], settings: &Settings) -> Result<Vec<String>, String> {
     removals.iter().map(|(programs, text)| programs.restore(text, settings, true).map(|()| programs.name())).collect()
 }
 

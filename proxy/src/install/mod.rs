@@ -8,6 +8,7 @@ mod config;
 mod flags;
 mod host;
 mod iptables;
+mod iptables_text;
 mod netlink;
 mod nft;
 mod nft_expression;
@@ -90,7 +91,7 @@ fn install(config: &Config) -> Result<String, Vec<String>> {
     };
     let text = match backend {
         Backend::Auto | Backend::Nftables => nft::text(&rulesets, redirection.comments),
-        Backend::Iptables => iptables::text(&rulesets, redirection.comments),
+        Backend::Iptables => iptables_text::text(&rulesets, redirection.comments),
     };
     if config.dry_run {
         return Ok(text);

@@ -270,7 +270,9 @@ fn output(redirection: &Redirection, family: Family) -> (Vec<Rule>, Vec<Rule>) {
     }
     if let Some((queries, dns)) = queries(redirection, family).zip(redirection.dns.as_ref()) {
         let to_dns = [UDP, Match::DestinationPort(DNS_PORT)];
-        let onwards = dns.upstream_chain.clone().map_or(Verdict::Return, Verdict::JumpTo);
+        // As in Kuma, IPv4 alone: Docker's chain for instance has no twin in IPv6.
+        let chain = dns.upstream_chain.clone().filter(|_| family == Family::V4);
+        let onwards = chain.map_or(Verdict::Return, Verdict::JumpTo);
         first.extend(by_proxy(redirection, &to_dns, &onwards, "DNS of the proxy"));
         last.push(not_by_proxy(
             redirection,
