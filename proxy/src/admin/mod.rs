@@ -45,8 +45,17 @@ const TEXT: &str = "text/plain; charset=UTF-8";
 const JSON: &str = "application/json";
 const HTML: &str = "text/html; charset=UTF-8";
 
+/// What a socket of the interface lets its clients do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Everything.
+    Full,
+    /// Nothing that changes the process.
+    ReadOnly,
+}
+
 /// Answers one request.
-pub async fn answer<B>(state: &Rc<State>, request: Request<B>) -> Response<Body> {
+pub async fn answer<B>(state: &Rc<State>, request: Request<B>, access: Access) -> Response<Body> {
     let (method, uri) = (request.method(), request.uri());
     let path = match uri.path() {
         "" => "/",
@@ -55,6 +64,13 @@ pub async fn answer<B>(state: &Rc<State>, request: Request<B>) -> Response<Body>
     let Some(endpoint) = help::ENDPOINTS.iter().find(|endpoint| endpoint.path == path) else {
         return reply(StatusCode::NOT_FOUND, TEXT, format!("invalid path. {}", help::text()));
     };
+    if endpoint.post && access == Access::ReadOnly {
+        return reply(
+            StatusCode::FORBIDDEN,
+            TEXT,
+            format!("{path} changes the process, which only the admin interface's Unix socket may do.\n"),
+        );
+    }
     if endpoint.post && *method != Method::POST {
         return reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, format!("Method {method} not allowed, POST required."));
     }
@@ -196,7 +212,12 @@ async fn prometheus_stats(state: &State, query: &Query) -> Response<Body> {
         Err(text) => return reply(StatusCode::BAD_REQUEST, TEXT, text),
     };
     server_stats::refresh(state);
-    let exposition = prometheus::Exposition::new(state.registry.groups(), state.tags.clone(), &selection).await;
+    let mut exposition = prometheus::Exposition::new(state.registry.groups(), state.tags.clone(), &selection).await;
+    if let Some(dns) = &state.dns
+        && query.value("filter").is_none_or(str::is_empty)
+    {
+        exposition.push(&dns.exposition());
+    }
     streamed(TEXT, Body::Prometheus(Box::new(exposition)))
 }
 

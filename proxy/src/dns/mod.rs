@@ -65,6 +65,22 @@ impl Dns {
         Ok(left_out)
     }
 
+    /// All counters in Prometheus' text format, with the labels that the control plane wants.
+    pub fn exposition(&self) -> String {
+        let table = self.table.load();
+        let mut labels = String::new();
+        for (name, value) in &table.labels {
+            if !labels.is_empty() {
+                labels.push(',');
+            }
+            let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            labels.push_str(&format!("{}=\"{value}\"", name.replace(|c: char| !c.is_ascii_alphanumeric(), "_")));
+        }
+        let mut text = String::new();
+        self.metrics.write(&mut text, &labels);
+        text
+    }
+
     /// A table has arrived.
     pub fn configured(&self) -> bool {
         self.configured.load(Relaxed)

@@ -466,7 +466,7 @@ mod tests {
         ])
         .expect("good arguments");
         let flags: Vec<_> = arguments.ineffective().into_iter().map(|(flag, _)| flag).collect();
-        assert_eq!(flags.len(), 9, "{flags:?}");
+        assert_eq!(flags.len(), 10, "{flags:?}");
         assert_eq!(arguments.variables(), [("a", "1"), ("b", "2"), ("c", "x,y")]);
         assert_eq!(arguments.transparent_proxy(), Ok(Some(TransparentProxy::default())));
     }

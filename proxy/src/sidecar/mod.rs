@@ -5,6 +5,7 @@
 
 mod arguments;
 mod client;
+pub mod credentials;
 pub mod documents;
 pub mod readiness;
 mod request;
@@ -50,6 +51,8 @@ pub struct Sidecar {
     pub work_directory: PathBuf,
     /// File with the dataplane token; read again for each stream.
     pub token_file: Option<PathBuf>,
+    /// File with the control plane's CA, where that is where it came from.
+    pub ca_file: Option<PathBuf>,
     /// Where DNS is served, and the file with the resolvers of what is not the mesh's.
     pub dns: Option<(dns::Addresses, PathBuf)>,
 }
@@ -135,6 +138,7 @@ fn prepare(arguments: &Arguments) -> Result<(Bootstrap, Sidecar, WorkDirectory),
         address: address.and_then(|address| address.parse().ok()),
         work_directory: directory.path().to_owned(),
         token_file: arguments.token_file.clone(),
+        ca_file: arguments.ca_cert_file.clone().filter(|_| arguments.ca_cert.as_deref().is_none_or(str::is_empty)),
         dns: dns_port.map(|port| (addresses(port), arguments.dns_resolv_conf.clone())),
     };
     Ok((bootstrap, sidecar, directory))

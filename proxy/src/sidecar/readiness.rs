@@ -194,6 +194,7 @@ mod tests {
             address: address.and_then(|address| address.parse().ok()),
             work_directory: "/nowhere".into(),
             token_file: None,
+            ca_file: None,
             dns: None,
         };
         for (in_pod, address, expected) in [

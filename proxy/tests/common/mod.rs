@@ -1,6 +1,9 @@
 //! A real proxy process and a plain HTTP client.
 #![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
+pub mod control_plane;
+pub mod sidecar;
+
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
