@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::pending;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -99,6 +100,26 @@ pub struct Service {
     pub tls_ready: bool,
 }
 
+/// An address that stands for destinations of the mesh, with the names that lead to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vip {
+    /// The address; nothing listens on it but proxies that traffic to it is redirected to.
+    pub address: IpAddr,
+    /// Names that resolve to it.
+    pub names: Vec<String>,
+    /// What is reached on its ports.
+    pub outbounds: Vec<VipOutbound>,
+}
+
+/// A destination behind an address that stands for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VipOutbound {
+    /// The port.
+    pub port: u32,
+    /// The destination by tags, `kuma.io/service` among them.
+    pub tags: BTreeMap<String, String>,
+}
+
 /// One mesh at one moment.
 #[derive(Debug)]
 pub struct MeshView {
@@ -112,6 +133,8 @@ pub struct MeshView {
     pub permissions: Vec<(Meta, Arc<MeshTrafficPermission>)>,
     /// Services by name.
     pub services: BTreeMap<String, Service>,
+    /// Addresses that stand for destinations.
+    pub vips: Vec<Vip>,
     /// The authority; `None` while mTLS is off, an error when it is on and the authority cannot be used.
     pub authority: Result<Option<Arc<CertificateAuthority>>, IdentityError>,
     /// The Secrets that `authority` was read from.
@@ -135,6 +158,7 @@ impl MeshView {
             dataplanes: dataplanes.into_iter().map(|(meta, spec)| (meta.name.clone(), (meta, spec))).collect(),
             permissions,
             services,
+            vips: Vec::new(),
             authority,
             authority_pem: None,
         }

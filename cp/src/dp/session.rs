@@ -306,7 +306,7 @@ impl Session {
     fn replan(&mut self) {
         let view = self.view.borrow_and_update().clone();
         let (mesh, name) = (&self.node.mesh, &self.node.name);
-        match plan(&view, name, self.node.features) {
+        match plan(&view, name, self.node.features.clone()) {
             Ok(new) => {
                 let known = self.plan.as_ref().map(|plan| &plan.warnings);
                 for warning in
