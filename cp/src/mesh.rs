@@ -367,11 +367,12 @@ impl Dirty {
         };
         match key.kind {
             Kind::Mesh => self.meshes.insert(key.name),
-            Kind::Dataplane | Kind::MeshTrafficPermission => self.meshes.insert(key.mesh),
             Kind::Secret if key.name.contains(".ca-builtin-") => self.meshes.insert(key.mesh),
             // Insights say who has a certificate, which matters in PERMISSIVE mode only.
             Kind::DataplaneInsight if permissive(&key.mesh) => self.meshes.insert(key.mesh),
-            Kind::DataplaneInsight | Kind::Secret | Kind::GlobalSecret => return false,
+            Kind::DataplaneInsight | Kind::Secret => return false,
+            kind if kind.in_mesh() => self.meshes.insert(key.mesh),
+            _ => return false,
         };
         true
     }

@@ -113,22 +113,20 @@ async fn route(api: &Api, request: &Request, user: &User) -> Result<Answer, ApiE
         ["meshes", mesh, "dataplanes", "_overview"] if get => overview::list(api, request, Some(mesh)).await,
         ["meshes", mesh, "dataplanes", name, "_overview"] if get => overview::one(api, mesh, name).await,
         ["_kri", kri] if get => resources::by_kri(api, kri).await,
-        ["meshes"] => collection(api, request, user, Kind::Mesh, None).await,
-        ["meshes", name] => single(api, request, user, ResourceKey::global(Kind::Mesh, *name)).await,
-        ["globalsecrets" | "global-secrets"] => collection(api, request, user, Kind::GlobalSecret, None).await,
-        ["globalsecrets" | "global-secrets", name] => {
-            single(api, request, user, ResourceKey::global(Kind::GlobalSecret, *name)).await
-        }
-        [plural] => match kind_in_mesh(plural) {
-            Some(kind) => collection(api, request, user, kind, None).await,
-            None => Err(not_here(request)),
-        },
-        ["meshes", mesh, plural] => match kind_in_mesh(plural) {
+        ["meshes", mesh, plural] => match Kind::from_path(plural).filter(|kind| kind.in_mesh()) {
             Some(kind) => collection(api, request, user, kind, Some(mesh)).await,
             None => Err(not_here(request)),
         },
-        ["meshes", mesh, plural, name] => match kind_in_mesh(plural) {
+        ["meshes", mesh, plural, name] => match Kind::from_path(plural).filter(|kind| kind.in_mesh()) {
             Some(kind) => single(api, request, user, ResourceKey::new(kind, *mesh, *name)).await,
+            None => Err(not_here(request)),
+        },
+        [plural] => match Kind::from_path(plural) {
+            Some(kind) => collection(api, request, user, kind, None).await,
+            None => Err(not_here(request)),
+        },
+        [plural, name] => match Kind::from_path(plural).filter(|kind| !kind.in_mesh()) {
+            Some(kind) => single(api, request, user, ResourceKey::global(kind, *name)).await,
             None => Err(not_here(request)),
         },
         _ => Err(not_here(request)),
@@ -157,10 +155,6 @@ async fn single(api: &Api, request: &Request, user: &User, key: ResourceKey) -> 
         Method::DELETE => resources::delete(api, &key).await,
         _ => Err(ApiError::method_not_allowed(format!("{} is not allowed on {}", request.method, request.path()))),
     }
-}
-
-fn kind_in_mesh(plural: &str) -> Option<Kind> {
-    Kind::ALL.into_iter().find(|kind| kind.in_mesh() && kind.path() == plural)
 }
 
 fn not_here(request: &Request) -> ApiError {

@@ -5,8 +5,11 @@
 //! [`immutable_labels`] and [`membership`].
 
 mod dataplane;
+mod external;
 mod mesh;
 mod permission;
+mod service;
+mod zone;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -50,8 +53,21 @@ pub fn resource(resource: &Resource) -> Vec<Violation> {
             mesh::mesh(spec, &mut violations);
         }
         Spec::Dataplane(spec) => dataplane::dataplane(spec, &resource.meta, &mut violations),
+        Spec::ZoneEgress(spec) => zone::egress(spec, &mut violations),
+        Spec::ZoneIngress(spec) => zone::ingress(spec, &mut violations),
+        Spec::ExternalService(spec) => external::external_service(spec, &mut violations),
+        Spec::HostnameGenerator(spec) => service::hostname_generator(spec, &mut violations),
+        Spec::MeshExternalService(spec) => external::mesh_external_service(spec, &resource.meta, &mut violations),
+        Spec::MeshMultiZoneService(spec) => service::mesh_multi_zone_service(spec, &mut violations),
+        Spec::MeshService(spec) => service::mesh_service(spec, &resource.meta, &mut violations),
         Spec::MeshTrafficPermission(spec) => permission::permission(spec, &mut violations),
-        Spec::DataplaneInsight(_) | Spec::Secret(_) | Spec::GlobalSecret(_) => {}
+        Spec::DataplaneInsight(_)
+        | Spec::GlobalSecret(_)
+        | Spec::Secret(_)
+        | Spec::Zone(_)
+        | Spec::ZoneEgressInsight(_)
+        | Spec::ZoneIngressInsight(_)
+        | Spec::ZoneInsight(_) => {}
     }
     violations
 }
@@ -61,8 +77,11 @@ pub fn without_effect(resource: &Resource) -> Vec<String> {
     match &resource.spec {
         Spec::Mesh(spec) => mesh::without_effect(spec),
         Spec::Dataplane(spec) => dataplane::without_effect(spec),
+        Spec::ExternalService(spec) => external::external_service_without_effect(spec),
+        Spec::HostnameGenerator(spec) => service::hostname_generator_without_effect(spec),
+        Spec::MeshExternalService(spec) => external::mesh_external_service_without_effect(spec),
         Spec::MeshTrafficPermission(spec) => permission::without_effect(spec),
-        Spec::DataplaneInsight(_) | Spec::Secret(_) | Spec::GlobalSecret(_) => Vec::new(),
+        _ => Vec::new(),
     }
 }
 
@@ -223,6 +242,21 @@ fn tags(field: &str, tags: &BTreeMap<String, String>, values: TagValues, violati
     }
 }
 
+/// Kuma's limit for names that become a label of a host name.
+fn short_name(meta: &Meta, violations: &mut Vec<Violation>) {
+    let name = meta.labels.get("kuma.io/display-name").unwrap_or(&meta.name);
+    if name.len() > 63 {
+        violations.push(Violation::new("name", "must be no longer than 63 characters"));
+    }
+}
+
+fn one_of(field: String, value: &str, allowed: &[&str], violations: &mut Vec<Violation>) {
+    if !allowed.contains(&value) {
+        let name = field.rsplit('.').next().unwrap_or_default().to_owned();
+        violations.push(Violation::new(field, format!("{name:?} must be one of [{}]", allowed.join(", "))));
+    }
+}
+
 fn require_service(field: &str, tags: &BTreeMap<String, String>, violations: &mut Vec<Violation>) {
     if !tags.contains_key(SERVICE_TAG) {
         violations.push(Violation::new(field, format!("mandatory tag {SERVICE_TAG:?} is missing")));
@@ -242,3 +276,7 @@ fn positive_duration(field: &str, text: Option<&str>, violations: &mut Vec<Viola
 #[cfg(test)]
 #[path = "validate_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "kinds_tests.rs"]
+mod kinds_tests;
