@@ -301,7 +301,7 @@ impl Session {
         let planned = match &mut self.view {
             View::Mesh(view) => {
                 let view = view.borrow_and_update().clone();
-                plan(&view, name, self.node.features)
+                plan(&view, name, self.node.features.clone())
             }
             View::Zone(view) => {
                 view.mark_unchanged();

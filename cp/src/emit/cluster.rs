@@ -16,7 +16,7 @@ use shika_proto::envoy::extensions::upstreams::http::v3::http_protocol_options::
 };
 use shika_proto::google::protobuf::Any;
 
-use super::{address, ads, seconds, tls};
+use super::{address, ads, seconds, tls, transparent};
 use crate::mesh::Protocol;
 use crate::plan::{ClusterPlan, WorkloadPlan, stat_name};
 
@@ -43,6 +43,7 @@ pub(super) fn workload(plan: &WorkloadPlan) -> Any {
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static.into())),
         load_assignment: Some(static_endpoint(&plan.name, address(&plan.address, plan.port))),
         typed_extension_protocol_options: options.into_iter().collect(),
+        upstream_bind_config: plan.source.map(transparent::bind_from),
         ..Cluster::default()
     })
 }

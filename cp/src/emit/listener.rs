@@ -65,6 +65,7 @@ pub(super) fn inbound(plan: &InboundPlan) -> Any {
     pack(&Listener {
         name: plan.name.clone(),
         address: Some(address(&plan.address, plan.port)),
+        bind_to_port: unbound(plan.bind),
         enable_reuse_port: Some(BoolValue { value: plan.reuse_port }),
         filter_chains: chains,
         listener_filters,
@@ -142,11 +143,24 @@ pub(super) fn outbound(plan: &OutboundPlan) -> Any {
     pack(&Listener {
         name: plan.name.clone(),
         address: Some(address(&plan.address, plan.port)),
+        bind_to_port: unbound(plan.bind),
         filter_chains: vec![FilterChain { filters: vec![filter], ..FilterChain::default() }],
         metadata: metadata([(TAGS_METADATA, tags(&plan.tags))]),
         traffic_direction: TrafficDirection::Outbound.into(),
         ..Listener::default()
     })
+}
+
+/// A listener that is not bound is reached by redirected traffic only.
+fn unbound(bind: bool) -> Option<BoolValue> {
+    (!bind).then_some(BoolValue { value: false })
+}
+
+/// Answers requests by these routes, and does nothing else to them.
+pub(super) fn static_http(stat_prefix: &str, internal: &[Cidr], routes: RouteConfiguration) -> Filter {
+    let router = http_filter("envoy.filters.http.router", pack(&Router::default()));
+    let manager = HttpConnectionManager { http_filters: vec![router], ..http_manager(stat_prefix, internal, routes) };
+    network_filter("envoy.filters.network.http_connection_manager", pack(&manager))
 }
 
 fn http_manager(stat_prefix: &str, internal: &[Cidr], routes: RouteConfiguration) -> HttpConnectionManager {
@@ -214,7 +228,7 @@ fn network_rbac(listener: &str, tls: &InboundTls) -> Filter {
     )
 }
 
-fn tcp_proxy(cluster: &str, stat_prefix: &str, idle_timeout: Option<u64>) -> Filter {
+pub(super) fn tcp_proxy(cluster: &str, stat_prefix: &str, idle_timeout: Option<u64>) -> Filter {
     network_filter(
         "envoy.filters.network.tcp_proxy",
         pack(&TcpProxy {

@@ -7,12 +7,15 @@
 //!   change of a permission; that of the chain does not.
 //! * [`crate::policy::permission`] and the names of clusters of applications (see [`crate::plan`]).
 
+mod admin;
 mod cluster;
+mod dynconf;
 mod endpoint;
 mod listener;
 mod rbac;
 mod secret;
 mod tls;
+mod transparent;
 
 pub mod bootstrap;
 
@@ -27,7 +30,7 @@ use shika_proto::google::protobuf::Any;
 use shika_proto::google::protobuf::value::Kind;
 
 use crate::identity::leaf::Leaf;
-use crate::plan::ProxyPlan;
+use crate::plan::{DnsPlan, ProxyPlan};
 use crate::xds::{Resource, ResourceType, Snapshot, Version};
 
 /// Key of the filter chain metadata that names the policies behind a permission check.
@@ -55,7 +58,19 @@ pub struct Identity<'a> {
 /// Emits a plan. Whatever did not change since `before` is taken over from it, without being built again.
 pub fn snapshot(plan: &ProxyPlan, identity: Option<Identity<'_>>, before: &Snapshot) -> Snapshot {
     let mut to = Emitter { before, snapshot: Snapshot::default() };
-    let ProxyPlan { inbounds, workloads, outbounds, upstreams, mtls, warnings: _ } = plan;
+    let ProxyPlan {
+        inbounds,
+        workloads,
+        outbounds,
+        upstreams,
+        captures,
+        direct_access,
+        dns,
+        dynamic,
+        admin,
+        mtls,
+        warnings: _,
+    } = plan;
     for workload in workloads {
         to.add(ResourceType::Cluster, &workload.name, workload, || cluster::workload(workload));
     }
@@ -70,6 +85,19 @@ pub fn snapshot(plan: &ProxyPlan, identity: Option<Identity<'_>>, before: &Snaps
     }
     for outbound in outbounds {
         to.add(ResourceType::Listener, &outbound.name, outbound, || listener::outbound(outbound));
+    }
+    transparent::captures(captures, &mut to);
+    if let Some(direct_access) = direct_access {
+        transparent::direct_access(direct_access, &mut to);
+    }
+    if let Some(DnsPlan::Filter { port, records }) = dns {
+        to.add(ResourceType::Listener, dynconf::DNS, &(port, records), || dynconf::dns_filter(*port, records));
+    }
+    if let Some(dynamic) = dynamic {
+        to.add(ResourceType::Listener, dynconf::DYNAMIC_CONFIG, dynamic, || dynconf::documents(dynamic));
+    }
+    if let Some(admin) = admin {
+        admin::admin(admin, &mut to);
     }
     if let Some(mtls) = mtls {
         let name = ca_secret(&mtls.mesh);
@@ -161,5 +189,12 @@ fn metadata<const N: usize>(parts: [(&str, protobuf::Struct); N]) -> Option<core
 }
 
 #[cfg(test)]
+mod testing;
+
+#[cfg(test)]
 #[path = "emit_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "transparent_tests.rs"]
+mod transparent_tests;

@@ -41,6 +41,12 @@ pub(super) fn upstream(tls: &UpstreamTls) -> TransportSocket {
     }))
 }
 
+/// What a proxy shows to any destination of a mesh and demands of it: an identity of that mesh.
+pub(super) fn upstream_of_mesh(mesh: &str) -> TransportSocket {
+    let common = common(mesh, MatchPattern::Prefix(format!("spiffe://{mesh}/")), vec![ALPN.to_owned()]);
+    socket(pack(&UpstreamTlsContext { common_tls_context: Some(common), ..UpstreamTlsContext::default() }))
+}
+
 fn common(mesh: &str, peer: MatchPattern, alpn_protocols: Vec<String>) -> CommonTlsContext {
     let matcher = SubjectAltNameMatcher {
         san_type: SanType::Uri.into(),

@@ -9,9 +9,9 @@ use serde_json::Value;
 
 use super::document::{ParseError, read};
 use super::{
-    Config, Dataplane, DataplaneInsight, ExternalService, HostnameGenerator, Mesh, MeshExternalService,
-    MeshMultiZoneService, MeshService, MeshTrafficPermission, Resource, Secret, Zone, ZoneEgress, ZoneIngress,
-    ZoneInsight, ZoneProxyInsight,
+    Config, Dataplane, DataplaneInsight, ExternalService, HostnameGenerator, Mesh, MeshCircuitBreaker,
+    MeshExternalService, MeshHTTPRoute, MeshMetric, MeshMultiZoneService, MeshRetry, MeshService, MeshTimeout,
+    MeshTrafficPermission, Resource, Secret, Zone, ZoneEgress, ZoneIngress, ZoneInsight, ZoneProxyInsight,
 };
 
 /// In what a kind differs from others (Kuma `model.ResourceTypeDescriptor`).
@@ -252,6 +252,36 @@ kinds! {
 
     // Policies.
 
+    /// How much a destination is given, and when an instance of it is left out.
+    MeshCircuitBreaker(MeshCircuitBreaker) = Info {
+        path: "meshcircuitbreakers", singular: "meshcircuitbreaker",
+        display: ("Mesh Circuit Breaker", "Mesh Circuit Breakers"), short: "mcb", spec_field: true,
+        policy: Some(PolicyRefs { from: true, to: true, rules: true, from_as_rules: true }), sync: POLICY, ..IN_MESH
+    };
+    /// Where HTTP requests go.
+    MeshHTTPRoute(MeshHTTPRoute) = Info {
+        path: "meshhttproutes", singular: "meshhttproute", display: ("Mesh HTTP Route", "Mesh HTTP Routes"),
+        short: "mhttpr", spec_field: true,
+        policy: Some(PolicyRefs { from: false, to: true, rules: false, from_as_rules: false }), sync: POLICY, ..IN_MESH
+    };
+    /// Which metrics proxies offer, and to whom.
+    MeshMetric(MeshMetric) = Info {
+        path: "meshmetrics", singular: "meshmetric", display: ("Mesh Metric", "Mesh Metrics"), short: "mm",
+        spec_field: true, policy: Some(PolicyRefs { from: false, to: false, rules: false, from_as_rules: false }),
+        sync: POLICY, ..IN_MESH
+    };
+    /// What is tried again.
+    MeshRetry(MeshRetry) = Info {
+        path: "meshretries", singular: "meshretry", display: ("Mesh Retry", "Mesh Retries"), short: "mr",
+        spec_field: true, policy: Some(PolicyRefs { from: false, to: true, rules: false, from_as_rules: false }),
+        sync: POLICY, ..IN_MESH
+    };
+    /// How long what may take.
+    MeshTimeout(MeshTimeout) = Info {
+        path: "meshtimeouts", singular: "meshtimeout", display: ("Mesh Timeout", "Mesh Timeouts"), short: "mt",
+        spec_field: true, policy: Some(PolicyRefs { from: true, to: true, rules: true, from_as_rules: true }),
+        sync: POLICY, ..IN_MESH
+    };
     /// Who may call whom.
     MeshTrafficPermission(MeshTrafficPermission) = Info {
         path: "meshtrafficpermissions", singular: "meshtrafficpermission",

@@ -3,7 +3,9 @@
 //! A [`Resource`] is metadata plus a closed enum of specifications. `document` turns Kuma's universal YAML or JSON into
 //! one and back, `validate` holds the rules that Kuma applies before it stores one.
 
+mod circuit_breaker;
 mod dataplane;
+mod decimal;
 mod document;
 mod duration;
 mod external;
@@ -11,20 +13,31 @@ mod hostname;
 mod insight;
 mod kind;
 mod mesh;
+mod metric;
 mod permission;
+mod policy_item;
+mod retry;
+mod route;
 mod secret;
 mod service;
+mod target_ref;
+mod timeout;
 pub mod validate;
 mod wire;
 mod zone;
 
+pub use circuit_breaker::{
+    CircuitBreaker, CircuitBreakerRule, ConnectionLimits, Consecutive, Detectors, FailurePercentage,
+    MeshCircuitBreaker, OutlierDetection, SuccessRate,
+};
 pub use dataplane::{
     Admin, BackendRef, Dataplane, Gateway, GatewayType, Health, Inbound, InboundState, Listener, Networking, Outbound,
     ServiceProbe, TransparentProxying,
 };
+pub use decimal::IntOrString;
 pub use document::{ParseError, Parsed, documents, parse};
 pub(crate) use document::{set_status, status_to_value, time};
-pub use duration::{parse_duration, parse_go_duration};
+pub use duration::{GoDuration, parse_duration, parse_go_duration};
 pub use external::{
     DataSource, Extension, ExternalEndpoint, ExternalMatch, ExternalNetworking, ExternalService, ExternalTls,
     MeshExternalService, MeshExternalServiceStatus, MeshExternalTls, SanMatch, TlsVerification, TlsVersions,
@@ -40,9 +53,24 @@ pub use mesh::{
     BuiltinCaConf, CaBackend, Constraints, DataplaneConstraints, DpCert, Mesh, MeshNetworking, MeshOutbound,
     MeshServices, MeshServicesMode, Mtls, MtlsMode, RootChain, Rotation, Routing, TagRule,
 };
+pub use metric::{
+    ApplicationMetrics, BackendResourceRef, MeshMetric, Metric, MetricsBackend, MetricsBackendType, MetricsProfile,
+    MetricsProfileName, MetricsProfiles, MetricsSelector, MetricsSelectorType, OpenTelemetryBackend, PrometheusBackend,
+    PrometheusTls, PrometheusTlsMode, SidecarMetrics,
+};
 pub use permission::{
     Action, From, FromDefault, MeshTrafficPermission, Rule, RuleDefault, RuleMatch, SniMatch, SpiffeIdMatch,
-    SpiffeIdMatchType, TargetRef, TargetRefKind,
+    SpiffeIdMatchType,
+};
+pub use policy_item::{PolicyItem, PolicyRule};
+pub use retry::{
+    BackOff, GrpcRetry, HostPredicate, HttpCondition, HttpRetry, MeshRetry, PredicateType, RateLimitedBackOff,
+    ResetFormat, ResetHeader, Retry, TcpRetry, grpc_condition,
+};
+pub use route::{
+    HeaderKeyValue, HeaderMatch, HeaderMatchType, HeaderModifier, HttpMethod, MeshHTTPRoute, PathMatch, PathMatchType,
+    PathRewrite, PathRewriteType, QueryMatch, QueryMatchType, RequestMirror, RequestRedirect, RouteConf, RouteFilter,
+    RouteFilterType, RouteMatch, RouteRule, RouteTo, UrlRewrite,
 };
 pub use secret::{Config, Secret};
 pub use service::{
@@ -51,6 +79,8 @@ pub use service::{
     MeshServiceStatus, MultiZoneSelector, ServiceIdentity, ServiceIdentityKind, ServicePort, ServiceSelector,
     ServiceState, ServiceTls, TargetPort, TlsStatus, Vip,
 };
+pub use target_ref::{RouteBackendRef, TargetRef, TargetRefKind};
+pub use timeout::{HttpTimeout, MeshTimeout, Timeout};
 pub use validate::is_hostname;
 pub use zone::{
     AvailableService, HealthCheck, KdsStatus, KdsStream, KdsStreams, KdsSubscription, ProxyType, Zone, ZoneEgress,

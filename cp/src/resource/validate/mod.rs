@@ -1,14 +1,21 @@
 //! The rules that Kuma applies to a resource before it stores it, with Kuma's fields and messages
-//! (`pkg/core/resources/apis/mesh/*_validator.go` and `pkg/plugins/policies/meshtrafficpermission`).
+//! (`pkg/core/resources/apis/mesh/*_validator.go` and `pkg/plugins/policies/*/api`).
 //!
 //! [`resource`] needs the resource alone. Rules that compare it with what is stored stand in [`mesh_update`],
 //! [`immutable_labels`] and [`membership`].
 
+mod circuit_breaker;
 mod dataplane;
 mod external;
 mod mesh;
+mod metric;
 mod permission;
+mod policy;
+mod retry;
+mod route;
 mod service;
+mod target_ref;
+mod timeout;
 mod zone;
 
 use std::collections::BTreeMap;
@@ -60,6 +67,11 @@ pub fn resource(resource: &Resource) -> Vec<Violation> {
         Spec::MeshExternalService(spec) => external::mesh_external_service(spec, &resource.meta, &mut violations),
         Spec::MeshMultiZoneService(spec) => service::mesh_multi_zone_service(spec, &mut violations),
         Spec::MeshService(spec) => service::mesh_service(spec, &resource.meta, &mut violations),
+        Spec::MeshCircuitBreaker(spec) => circuit_breaker::circuit_breaker(spec, &mut violations),
+        Spec::MeshHTTPRoute(spec) => route::route(spec, &resource.meta, &mut violations),
+        Spec::MeshMetric(spec) => metric::metric(spec, &resource.meta, &mut violations),
+        Spec::MeshRetry(spec) => retry::retry(spec, &resource.meta, &mut violations),
+        Spec::MeshTimeout(spec) => timeout::timeout(spec, &resource.meta, &mut violations),
         Spec::MeshTrafficPermission(spec) => permission::permission(spec, &mut violations),
         Spec::Config(_)
         | Spec::DataplaneInsight(_)
@@ -81,6 +93,11 @@ pub fn without_effect(resource: &Resource) -> Vec<String> {
         Spec::ExternalService(spec) => external::external_service_without_effect(spec),
         Spec::HostnameGenerator(spec) => service::hostname_generator_without_effect(spec),
         Spec::MeshExternalService(spec) => external::mesh_external_service_without_effect(spec),
+        Spec::MeshCircuitBreaker(spec) => circuit_breaker::without_effect(spec),
+        Spec::MeshHTTPRoute(spec) => route::without_effect(spec),
+        Spec::MeshMetric(spec) => metric::without_effect(spec),
+        Spec::MeshRetry(spec) => retry::without_effect(spec),
+        Spec::MeshTimeout(spec) => timeout::without_effect(spec),
         Spec::MeshTrafficPermission(spec) => permission::without_effect(spec),
         _ => Vec::new(),
     }
@@ -286,3 +303,7 @@ mod tests;
 #[cfg(test)]
 #[path = "kinds_tests.rs"]
 mod kinds_tests;
+
+#[cfg(test)]
+#[path = "policies_tests.rs"]
+mod policies_tests;

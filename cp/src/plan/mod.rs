@@ -3,6 +3,12 @@
 //! [`plan`] is a pure function of a [`MeshView`] and the proxy's name. Its parts implement `Hash`: a part whose hash did not change is
 //! neither emitted nor sent again (see [`crate::xds::Version`]). Names and defaults are those of Kuma 2.14 without Mesh* policies.
 
+mod admin;
+mod dns;
+mod features;
+mod outbound;
+mod transparent;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -10,23 +16,14 @@ use crate::identity::leaf;
 use crate::mesh::{Endpoint, MeshView, Protocol};
 use crate::policy::permission::{Permission, permission};
 use crate::policy::select::Target;
-use crate::resource::{Dataplane, Inbound, Meta, MtlsMode, Outbound, SERVICE_TAG};
-use crate::xds::Version;
+use crate::resource::{Dataplane, Inbound, Meta, MtlsMode};
 
-/// What the proxy announced that changes what it is given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ProxyFeatures {
-    /// `feature-reuse-port`: listeners share their port between workers.
-    pub reuse_port: bool,
-    /// `ipv6Enabled` of the node metadata.
-    pub ipv6: bool,
-}
-
-impl Default for ProxyFeatures {
-    fn default() -> Self {
-        ProxyFeatures { reuse_port: false, ipv6: true }
-    }
-}
+pub use admin::{AdminPlan, AdminTarget};
+pub(crate) use dns::TTL;
+pub use dns::{DNS_PATH, DnsPlan, Record};
+pub use features::{AdminEndpoint, ProxyFeatures, Redirection};
+pub(crate) use transparent::NO_PORT;
+pub use transparent::{CapturePlan, DirectAccessPlan, Family};
 
 /// Everything that one proxy needs.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -39,6 +36,16 @@ pub struct ProxyPlan {
     pub outbounds: Vec<OutboundPlan>,
     /// One cluster for each destination, by cluster name.
     pub upstreams: BTreeMap<String, UpstreamPlan>,
+    /// What takes in redirected traffic, one for each IP family.
+    pub captures: Vec<CapturePlan>,
+    /// Instances that are reached past load balancing.
+    pub direct_access: Option<DirectAccessPlan>,
+    /// What the proxy is told of names.
+    pub dns: Option<DnsPlan>,
+    /// What the proxy asks for on a socket of its own, by path.
+    pub dynamic: Option<DynamicPlan>,
+    /// What is offered of the admin interface.
+    pub admin: Option<AdminPlan>,
     /// The mesh's mutual TLS, if it is on.
     pub mtls: Option<MtlsPlan>,
     /// What was asked for and is not done, in words; sorted.
@@ -54,6 +61,8 @@ pub struct InboundPlan {
     pub address: String,
     /// Port to listen on.
     pub port: u32,
+    /// Whether to bind the address; otherwise only redirected traffic gets here.
+    pub bind: bool,
     /// Protocol of the application.
     pub protocol: Protocol,
     /// Name of the virtual host: the service, or the listener's name without one.
@@ -92,6 +101,8 @@ pub struct WorkloadPlan {
     pub address: String,
     /// Port of the application.
     pub port: u32,
+    /// Address from which to connect; absent for whatever the host chooses.
+    pub source: Option<&'static str>,
     /// What it speaks.
     pub protocol: Protocol,
 }
@@ -105,6 +116,8 @@ pub struct OutboundPlan {
     pub address: String,
     /// Port to listen on.
     pub port: u32,
+    /// Whether to bind the address; otherwise only redirected traffic gets here.
+    pub bind: bool,
     /// Protocol of the destination.
     pub protocol: Protocol,
     /// Service that is called.
@@ -155,6 +168,17 @@ pub struct MtlsPlan {
     pub trust_bundle: String,
     /// The certificate to issue.
     pub leaf: leaf::LeafRequest,
+}
+
+/// Documents that the proxy asks for, over HTTP on a socket of its own (Kuma `pkg/xds/dynconf`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct DynamicPlan {
+    /// Directory of the socket; empty means the directory in which the proxy was started.
+    pub work_dir: String,
+    /// Addresses that count as internal.
+    pub internal: Vec<Cidr>,
+    /// JSON by path.
+    pub documents: BTreeMap<&'static str, String>,
 }
 
 /// A range of addresses.
@@ -212,23 +236,40 @@ pub fn plan(view: &MeshView, name: &str, features: ProxyFeatures) -> Result<Prox
         }
     }
     let Some(networking) = networking else { return Ok(plan) };
-    if networking.transparent_proxying.is_some() {
-        plan.warnings.insert(format!(
-            "Dataplane {name:?}: networking.transparentProxying has no effect; traffic reaches the proxy on the ports \
-             of inbound and outbound only"
-        ));
-    }
     if !networking.listeners.is_empty() {
         plan.warnings.insert(format!("Dataplane {name:?}: networking.listeners has no effect"));
     }
+    let redirection = Redirection::of(networking, &features);
     let internal = internal_addresses(features.ipv6);
-    for inbound in &networking.inbound {
-        plan_inbound(view, (meta, dataplane), inbound, features, &internal, &mut plan);
+    for inbound in networking.inbound.iter().filter(|inbound| inbound.port != NO_PORT) {
+        plan_inbound(view, (meta, dataplane), inbound, (&features, redirection), &internal, &mut plan);
     }
-    for (index, outbound) in networking.outbound.iter().enumerate() {
-        plan_outbound(view, name, (index, outbound), &internal, &mut plan);
+    outbound::outbounds(view, meta, networking, (&features, redirection), &internal, &mut plan);
+    if let Some(redirection) = redirection {
+        plan.captures = transparent::captures(view, networking, redirection, &features);
+        let taken = plan.outbounds.iter().map(|outbound| (outbound.address.clone(), outbound.port)).collect();
+        plan.direct_access = transparent::direct_access(view, name, networking, &taken);
+    }
+    match admin::admin(dataplane.address(), &features) {
+        Ok(admin) => plan.admin = admin,
+        Err(warning) => drop(plan.warnings.insert(format!("Dataplane {name:?}: {warning}"))),
+    }
+    if let Some(DnsPlan::Document(document)) = &plan.dns {
+        plan.add_document(&features, DNS_PATH, document.clone());
     }
     Ok(plan)
+}
+
+impl ProxyPlan {
+    /// Adds a document to the dynamic configuration.
+    pub(crate) fn add_document(&mut self, features: &ProxyFeatures, path: &'static str, json: String) {
+        let dynamic = self.dynamic.get_or_insert_with(|| DynamicPlan {
+            work_dir: features.work_dir.clone(),
+            internal: loopback_addresses(features.ipv6),
+            documents: BTreeMap::new(),
+        });
+        dynamic.documents.insert(path, json);
+    }
 }
 
 fn mtls(view: &MeshView, dataplane: &Dataplane) -> Result<Option<MtlsPlan>, PlanError> {
@@ -257,7 +298,7 @@ fn plan_inbound(
     view: &MeshView,
     (meta, dataplane): (&Meta, &Dataplane),
     inbound: &Inbound,
-    features: ProxyFeatures,
+    (features, redirection): (&ProxyFeatures, Option<Redirection>),
     internal: &[Cidr],
     plan: &mut ProxyPlan,
 ) {
@@ -269,7 +310,9 @@ fn plan_inbound(
     }
     let service_address =
         if inbound.service_address.is_empty() { address.clone() } else { inbound.service_address.clone() };
-    let workload = workload(service_address, inbound.application_port(), protocol, plan);
+    let source = redirection.and_then(|_| transparent::workload_source(&service_address));
+    let application = (service_address, inbound.application_port(), source);
+    let workload = workload(application, protocol, plan);
 
     let tls = plan.mtls.is_some().then(|| {
         let mut warnings = Vec::new();
@@ -286,6 +329,7 @@ fn plan_inbound(
         name,
         address,
         port: inbound.port,
+        bind: redirection.is_none(),
         protocol,
         tags: inbound.tags.clone(),
         tls,
@@ -296,8 +340,12 @@ fn plan_inbound(
 
 /// The name of the application's cluster, which is added if it is not there. Kuma calls it `localhost:<port>` whatever the address, so
 /// that two applications on one port of two addresses become one; here the second is called `<address>:<port>`.
-fn workload(address: String, port: u32, protocol: Protocol, plan: &mut ProxyPlan) -> String {
-    let mut wanted = WorkloadPlan { name: format!("localhost:{port}"), address, port, protocol };
+fn workload(
+    (address, port, source): (String, u32, Option<&'static str>),
+    protocol: Protocol,
+    plan: &mut ProxyPlan,
+) -> String {
+    let mut wanted = WorkloadPlan { name: format!("localhost:{port}"), address, port, source, protocol };
     match plan.workloads.iter().find(|workload| workload.name == wanted.name) {
         Some(found) if *found == wanted => return wanted.name,
         Some(found) if found.address == wanted.address => {
@@ -313,72 +361,18 @@ fn workload(address: String, port: u32, protocol: Protocol, plan: &mut ProxyPlan
     name
 }
 
-fn plan_outbound(
-    view: &MeshView,
-    dataplane: &str,
-    (index, outbound): (usize, &Outbound),
-    internal: &[Cidr],
-    plan: &mut ProxyPlan,
-) {
-    let field = || format!("Dataplane {dataplane:?}: networking.outbound[{index}]");
-    if outbound.backend_ref.is_some() {
-        plan.warnings.insert(format!("{}.backendRef has no effect; name the service with tags", field()));
-        return;
-    }
-    let Some(service) = outbound.service() else {
-        plan.warnings.insert(format!("{} names no service with the tag {SERVICE_TAG}; it is left out", field()));
-        return;
-    };
-    let subset: BTreeMap<String, String> =
-        outbound.tags.iter().filter(|(tag, _)| *tag != SERVICE_TAG).map(|(k, v)| (k.clone(), v.clone())).collect();
-    let cluster =
-        if subset.is_empty() { service.to_owned() } else { format!("{service}-{}", Version::of(&outbound.tags)) };
-    let found = view.services.get(service);
-    let protocol = found.map_or(Protocol::Tcp, |service| service.protocol);
-    let address = outbound.listen_address().to_owned();
-    plan.outbounds.push(OutboundPlan {
-        name: format!("outbound:{}", host_port(&address, outbound.port)),
-        address,
-        port: outbound.port,
-        protocol,
-        service: service.to_owned(),
-        cluster: cluster.clone(),
-        tags: outbound.tags.clone(),
-        internal: internal.to_vec(),
-    });
-    if plan.upstreams.contains_key(&cluster) {
-        return;
-    }
-    let permissive = view.mesh.enabled_backend().is_some_and(|backend| backend.mode == MtlsMode::Permissive);
-    let tls_ready = !permissive || found.is_some_and(|service| service.tls_ready);
-    let tls = (plan.mtls.is_some() && tls_ready).then(|| UpstreamTls {
-        mesh: view.name.clone(),
-        sni: sni(service, &subset, &view.name),
-        expected: format!("spiffe://{}/{service}", view.name),
-    });
-    let endpoints = found.map(|service| service.endpoints.as_slice()).unwrap_or_default();
-    let matches = |endpoint: &&Endpoint| subset.iter().all(|(tag, value)| endpoint.tags.get(tag) == Some(value));
-    let upstream = UpstreamPlan {
-        cluster: ClusterPlan { name: cluster.clone(), tls },
-        endpoints: endpoints.iter().filter(matches).cloned().collect(),
-    };
-    plan.upstreams.insert(cluster, upstream);
-}
-
-/// Server name of a destination by tags: `<service>{mesh=<mesh>,<tag>=<value>}`, tags sorted (Kuma `pkg/xds/envoy/tls/sni.go`).
-fn sni(service: &str, tags: &BTreeMap<String, String>, mesh: &str) -> String {
-    let mut tags = tags.clone();
-    tags.insert("mesh".to_owned(), mesh.to_owned());
-    let pairs: Vec<String> = tags.iter().map(|(tag, value)| format!("{tag}={value}")).collect();
-    format!("{service}{{{}}}", pairs.join(","))
-}
-
 /// Kuma's `ipam.knownInternalCIDRs`; the IPv6 ranges only for a proxy that has IPv6.
 fn internal_addresses(ipv6: bool) -> Vec<Cidr> {
     let v4 = [("10.0.0.0", 8), ("192.168.0.0", 16), ("172.16.0.0", 12), ("127.0.0.1", 32)];
     let v6 = [("fc00::", 7), ("::1", 128)];
     let v6 = v6.iter().filter(|_| ipv6);
     v4.iter().chain(v6).map(|&(address, prefix)| Cidr { address, prefix }).collect()
+}
+
+/// What is internal to a listener that only the proxy's own host is meant to use.
+fn loopback_addresses(ipv6: bool) -> Vec<Cidr> {
+    let all = [("127.0.0.1", 32), ("::1", 128)];
+    all.iter().take(if ipv6 { 2 } else { 1 }).map(|&(address, prefix)| Cidr { address, prefix }).collect()
 }
 
 /// `<address>:<port>`, an IPv6 address in brackets.
