@@ -108,6 +108,8 @@ setup_netns() {
     { have iptables-nft-restore && have iptables-legacy-restore; } || missing+=(iptables)
     have setpriv || missing+=(util-linux)
     have sysctl || missing+=(procps)
+    # A server that speaks first, and its client.
+    { have mariadbd && have mariadb; } || missing+=(mariadb-server-core mariadb-client)
     [ ${#missing[@]} = 0 ] || apt_install "programs for network namespaces are missing" "${missing[@]}"
 }
 

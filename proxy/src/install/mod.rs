@@ -207,6 +207,9 @@ fn remove_inbound_source() {
 }
 
 /// Returns what goes to standard output: what a dry run would remove.
+///
+/// Connections that were redirected end with the rules where nothing else on the host uses NAT: the kernel translates no more. A new installation over an
+/// old one spares them.
 fn uninstall(config: &Config) -> Result<String, String> {
     let settings = settings(config);
     let installed = match nft_kernel::is_installed() {

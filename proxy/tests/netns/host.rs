@@ -72,14 +72,22 @@ impl Host {
 
     /// Servers in the place of the proxy, of applications and of the world.
     pub fn with_servers(self) -> Host {
-        for port in [15001, 15006, 22, 80, 8080] {
+        for port in [15001, 15006] {
+            probe::serve_tcp(&self.app, "app", port);
+        }
+        for address in ["127.0.0.1:15053", "[::1]:15053", "10.88.0.1:15053", "[fd88::1]:15053"] {
+            probe::serve_udp(&self.app, "proxy's DNS", PROXY_UID, address);
+        }
+        self.with_applications()
+    }
+
+    /// Servers in the place of applications and of the world.
+    pub fn with_applications(self) -> Host {
+        for port in [22, 80, 8080] {
             probe::serve_tcp(&self.app, "app", port);
         }
         for port in [22, 53, 80, 443, 444, 8080] {
             probe::serve_tcp(&self.peer, "peer", port);
-        }
-        for address in ["127.0.0.1:15053", "[::1]:15053", "10.88.0.1:15053", "[fd88::1]:15053"] {
-            probe::serve_udp(&self.app, "proxy's DNS", PROXY_UID, address);
         }
         for address in ["10.77.0.2:53", "[fd77::2]:53", "192.0.2.1:53", "[2001:db8::1]:53"] {
             probe::serve_udp(&self.peer, "peer's DNS", 0, address);
