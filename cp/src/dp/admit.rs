@@ -1,17 +1,18 @@
-//! Which proxies are let in: node, token, Dataplane and membership of the mesh.
+//! Which proxies are let in: node, token, the resource that describes them, and membership of the mesh.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tonic::Status;
 
 use super::Shared;
-use super::node::ProxyNode;
+use super::node::{ProxyKind, ProxyNode};
 use super::session::Incoming;
+use super::source::Source;
 use crate::auth::TokenError;
-use crate::mesh::MeshView;
-use crate::resource::{Kind, Mesh, Resource, ResourceKey, Spec, WORKLOAD_LABEL, documents, parse, validate};
+use crate::resource::{
+    Mesh, Resource, ResourceKey, Spec, WORKLOAD_LABEL, ZoneEgress, ZoneIngress, documents, parse, validate,
+};
 use crate::store::{Expect, StoreError};
 
 /// How long a proxy waits for the view of a mesh that was stored a moment ago.
@@ -20,8 +21,8 @@ const VIEW_PATIENCE: Duration = Duration::from_secs(5);
 /// What is known once a proxy was let in.
 pub(super) struct Opened {
     pub(super) node: ProxyNode,
-    pub(super) view: watch::Receiver<Arc<MeshView>>,
-    /// Whether the Dataplane came with the proxy and goes with it.
+    pub(super) source: Source,
+    /// Whether the resource that describes the proxy came with the proxy and goes with it.
     pub(super) brought: bool,
 }
 
@@ -30,11 +31,11 @@ pub(super) async fn open(shared: &Shared, token: Option<String>, first: &Incomin
     let node = first.node.as_ref().ok_or_else(|| Status::invalid_argument("the first request has no node"))?;
     let node = ProxyNode::read(node).map_err(Status::invalid_argument)?;
     let unavailable = |e: StoreError| Status::unavailable(e.to_string());
-    let key = ResourceKey::new(Kind::Dataplane, &node.mesh, &node.name);
+    let key = node.key();
     let stored = shared.store.get(&key).await.map_err(unavailable)?;
     let brought = match &node.dataplane {
         Some(text) => {
-            let resource = read_dataplane(text, &node.mesh, &node.name).map_err(|reason| {
+            let resource = read_resource(text, &key).map_err(|reason| {
                 Status::invalid_argument(format!("node.metadata[\"dataplane.resource\"]: {reason}"))
             })?;
             Some(resource)
@@ -53,37 +54,68 @@ pub(super) async fn open(shared: &Shared, token: Option<String>, first: &Incomin
             other => Status::unavailable(other.to_string()),
         })?;
     }
-    let view = shared.views.follow_soon(&node.mesh, VIEW_PATIENCE).await;
-    let view =
-        view.ok_or_else(|| Status::not_found(format!("mesh {:?} does not exist; create it first", node.mesh)))?;
-    let mesh = view.borrow().mesh.clone();
-    check_membership(&node.mesh, &mesh, resource).map_err(Status::permission_denied)?;
+    let source = if node.kind == ProxyKind::Dataplane {
+        let view = shared.views.follow_soon(&node.mesh, VIEW_PATIENCE).await;
+        let view =
+            view.ok_or_else(|| Status::not_found(format!("mesh {:?} does not exist; create it first", node.mesh)))?;
+        let mesh = view.borrow().mesh.clone();
+        check_membership(&node.mesh, &mesh, resource).map_err(Status::permission_denied)?;
+        Source::Mesh(view)
+    } else {
+        Source::All(shared.views.follow_all())
+    };
     let is_brought = brought.is_some();
     if let Some(resource) = brought {
+        let resource = of_this_zone(shared, resource, stored.as_ref());
         let unchanged = stored.is_some_and(|s| s.spec == resource.spec && s.meta.labels == resource.meta.labels);
         if !unchanged {
             shared.store.put(resource, Expect::Any).await.map_err(unavailable)?;
         }
     }
-    Ok(Opened { node, view, brought: is_brought })
+    Ok(Opened { node, source, brought: is_brought })
 }
 
-/// Reads a Dataplane that a proxy brings along; the error says which field is wrong. Mesh and name must be the proxy's.
-pub(super) fn read_dataplane(text: &str, mesh: &str, name: &str) -> Result<Resource, String> {
+/// A zone proxy is of the zone of its control plane, and what an ingress serves is for that to say.
+fn of_this_zone(shared: &Shared, resource: Resource, stored: Option<&Resource>) -> Resource {
+    let Resource { meta, spec } = resource;
+    let spec = match spec {
+        Spec::ZoneIngress(ingress) => {
+            let mut ingress = ZoneIngress::clone(&ingress);
+            ingress.zone.clone_from(&shared.config.zone);
+            ingress.available_services = stored
+                .and_then(Resource::zone_ingress)
+                .map(|stored| stored.available_services.clone())
+                .unwrap_or_default();
+            Spec::ZoneIngress(Arc::new(ingress))
+        }
+        Spec::ZoneEgress(egress) => {
+            let mut egress = ZoneEgress::clone(&egress);
+            egress.zone.clone_from(&shared.config.zone);
+            Spec::ZoneEgress(Arc::new(egress))
+        }
+        other => other,
+    };
+    Resource { meta, spec }
+}
+
+/// Reads the resource that a proxy brings along; the error says which field is wrong. Kind, mesh and name must be the proxy's.
+pub(super) fn read_resource(text: &str, key: &ResourceKey) -> Result<Resource, String> {
+    let kind = key.kind;
     let mut found = documents(text).map_err(|e| e.to_string())?;
     let document = match (found.pop(), found.is_empty()) {
         (Some(document), true) => document,
-        _ => return Err("exactly one Dataplane is expected".to_owned()),
+        _ => return Err(format!("exactly one {kind} is expected")),
     };
     let parsed = parse(document).map_err(|e| e.to_string())?;
     for warning in &parsed.warnings {
-        tracing::warn!(mesh, dataplane = name, "the Dataplane that the proxy brings along: {warning}");
+        tracing::warn!(proxy = %key, "the resource that the proxy brings along: {warning}");
     }
     let resource = parsed.resource;
-    let Spec::Dataplane(_) = &resource.spec else {
-        return Err(format!("type: a Dataplane is expected, not a {}", resource.kind()));
-    };
-    for (field, found, expected) in [("mesh", &resource.meta.mesh, mesh), ("name", &resource.meta.name, name)] {
+    if resource.kind() != kind {
+        return Err(format!("type: a {kind} is expected, not a {}", resource.kind()));
+    }
+    for (field, found, expected) in [("mesh", &resource.meta.mesh, &key.mesh), ("name", &resource.meta.name, &key.name)]
+    {
         if found != expected {
             return Err(format!("{field}: {found:?} is not the {field} of the proxy, {expected:?}"));
         }

@@ -186,11 +186,11 @@ async fn make(shared: &Shared, request: &BootstrapRequest, asked: &str) -> Resul
 /// The Dataplane of the request, or the stored one.
 async fn dataplane(shared: &Shared, request: &BootstrapRequest) -> Result<Resource, Refusal> {
     let internal = |e: crate::store::StoreError| Refusal::Internal(e.to_string());
+    let key = ResourceKey::new(Kind::Dataplane, &request.mesh, &request.name);
     if request.dataplane_resource.trim().is_empty() {
-        let key = ResourceKey::new(Kind::Dataplane, &request.mesh, &request.name);
         return shared.store.get(&key).await.map_err(internal)?.ok_or(Refusal::NotFound);
     }
-    let resource = admit::read_dataplane(&request.dataplane_resource, &request.mesh, &request.name)
+    let resource = admit::read_resource(&request.dataplane_resource, &key)
         .map_err(|reason| Refusal::Unprocessable(format!("dataplaneResource: {reason}")))?;
     let mesh = shared.store.get(&ResourceKey::global(Kind::Mesh, &request.mesh)).await.map_err(internal)?;
     match mesh.as_ref().and_then(Resource::mesh) {

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::resource::{
     DataplaneInsight, InsightVersion, Kind, Meta, MtlsInsight, Resource, ResourceKey, ServiceStats, Spec, Subscription,
+    ZoneProxyInsight,
 };
 use crate::store::{Expect, Store, StoreError};
 use crate::xds::ResourceType;
@@ -20,6 +21,8 @@ const SUBSCRIPTION_LIMIT: usize = 2;
 #[derive(Debug)]
 pub(super) struct InsightWriter {
     store: Store,
+    /// The resource that describes the proxy.
+    proxy: ResourceKey,
     key: ResourceKey,
     subscription: Subscription,
     mtls: Option<MtlsInsight>,
@@ -35,8 +38,7 @@ impl InsightWriter {
     /// A writer for a stream that begins now.
     pub(super) fn new(
         store: Store,
-        mesh: &str,
-        name: &str,
+        proxy: ResourceKey,
         instance: &str,
         interval: Duration,
         version: Option<InsightVersion>,
@@ -49,8 +51,19 @@ impl InsightWriter {
             version,
             ..Subscription::default()
         };
-        let key = ResourceKey::new(Kind::DataplaneInsight, mesh, name);
-        InsightWriter { store, key, subscription, mtls: None, mtls_changed: false, metadata, interval, due: None }
+        let kind = proxy.kind.insight().unwrap_or(Kind::DataplaneInsight);
+        let key = ResourceKey { kind, ..proxy.clone() };
+        InsightWriter {
+            store,
+            proxy,
+            key,
+            subscription,
+            mtls: None,
+            mtls_changed: false,
+            metadata,
+            interval,
+            due: None,
+        }
     }
 
     /// The certificate that an earlier stream noted: when it was issued, and by which backend.
@@ -150,35 +163,58 @@ impl InsightWriter {
     }
 
     async fn try_write(&self) -> Result<(), StoreError> {
-        // Without its Dataplane an insight would stay for ever.
-        let dataplane = ResourceKey::new(Kind::Dataplane, &self.key.mesh, &self.key.name);
-        if self.store.get(&dataplane).await?.is_none() {
+        // Without the resource that it is about an insight would stay for ever.
+        if self.store.get(&self.proxy).await?.is_none() {
             return Ok(());
         }
         // Streams of one proxy overlap while it reconnects, so each changes its own subscription only.
         for _ in 0..5 {
             let stored = self.store.get(&self.key).await?;
-            let before = stored.as_ref().and_then(Resource::insight).map(|insight| insight.as_ref().clone());
-            let mut insight: DataplaneInsight = before.unwrap_or_default();
-            match insight.subscriptions.iter_mut().find(|subscription| subscription.id == self.subscription.id) {
-                Some(found) => found.clone_from(&self.subscription),
-                None => insight.subscriptions.push(self.subscription.clone()),
-            }
-            let surplus = insight.subscriptions.len().saturating_sub(SUBSCRIPTION_LIMIT);
-            insight.subscriptions.drain(..surplus);
-            if self.mtls_changed {
-                insight.mtls.clone_from(&self.mtls);
-            }
-            insight.metadata = Some(self.metadata.clone());
+            let spec = self.spec(stored.as_ref());
             let meta = Meta::new(&self.key.mesh, &self.key.name);
             let expect = stored.map_or(Expect::Absent, |stored| Expect::Version(stored.meta.version));
-            match self.store.put(Resource::new(meta, Spec::DataplaneInsight(Arc::new(insight))), expect).await {
+            match self.store.put(Resource::new(meta, spec), expect).await {
                 Ok(_) => return Ok(()),
                 Err(StoreError::Conflict { .. } | StoreError::Exists(_) | StoreError::NotFound(_)) => {}
                 Err(error) => return Err(error),
             }
         }
         Err(StoreError::Database("others write the same insight all the time".to_owned()))
+    }
+}
+
+impl InsightWriter {
+    /// The insight with what this stream knows.
+    fn spec(&self, stored: Option<&Resource>) -> Spec {
+        if self.proxy.kind == Kind::Dataplane {
+            let before = stored.and_then(Resource::insight).map(|insight| insight.as_ref().clone());
+            let mut insight: DataplaneInsight = before.unwrap_or_default();
+            self.note(&mut insight.subscriptions);
+            if self.mtls_changed {
+                insight.mtls.clone_from(&self.mtls);
+            }
+            insight.metadata = Some(self.metadata.clone());
+            return Spec::DataplaneInsight(Arc::new(insight));
+        }
+        let before = stored.and_then(Resource::zone_proxy_insight).map(|insight| insight.as_ref().clone());
+        let mut insight: ZoneProxyInsight = before.unwrap_or_default();
+        self.note(&mut insight.subscriptions);
+        insight.metadata = Some(self.metadata.clone());
+        let insight = Arc::new(insight);
+        if self.proxy.kind == Kind::ZoneEgress {
+            Spec::ZoneEgressInsight(insight)
+        } else {
+            Spec::ZoneIngressInsight(insight)
+        }
+    }
+
+    fn note(&self, subscriptions: &mut Vec<Subscription>) {
+        match subscriptions.iter_mut().find(|subscription| subscription.id == self.subscription.id) {
+            Some(found) => found.clone_from(&self.subscription),
+            None => subscriptions.push(self.subscription.clone()),
+        }
+        let surplus = subscriptions.len().saturating_sub(SUBSCRIPTION_LIMIT);
+        subscriptions.drain(..surplus);
     }
 }
 

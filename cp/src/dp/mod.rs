@@ -8,11 +8,13 @@
 
 mod admit;
 mod bootstrap;
+mod certificates;
 mod grpc;
 mod insight;
 mod node;
 mod registry;
 mod session;
+mod source;
 pub mod stats;
 pub mod tls;
 
@@ -66,6 +68,8 @@ pub struct DpConfig {
     pub insight_interval: Duration,
     /// Name of this instance in responses and insights.
     pub instance_id: String,
+    /// Name of this zone (Kuma `multizone.zone.name`); empty if there is none.
+    pub zone: String,
 }
 
 impl DpConfig {
@@ -82,6 +86,7 @@ impl DpConfig {
             deregistration_delay: Duration::from_secs(10),
             insight_interval: Duration::from_secs(10),
             instance_id: uuid::Uuid::new_v4().to_string(),
+            zone: String::new(),
         }
     }
 }
@@ -150,10 +155,10 @@ impl DpServer {
         // Issuing is pure CPU work: leave one core to everything else.
         let parallel = std::thread::available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1));
         let shared = Shared {
+            views: MeshViews::new(&config.zone),
             config,
             store,
             tokens,
-            views: MeshViews::new(),
             issuer: LeafIssuer::new(parallel),
             registry: Registry::default(),
             stats: Arc::default(),

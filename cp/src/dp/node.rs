@@ -8,26 +8,60 @@ use shika_proto::google::protobuf::value::Kind;
 use shika_proto::google::protobuf::{self, Struct};
 
 use crate::plan::{AdminEndpoint, ProxyFeatures, Redirection};
-use crate::resource::{EnvoyVersion, InsightVersion, KumaDpVersion};
+use crate::resource::{self, EnvoyVersion, InsightVersion, KumaDpVersion, ResourceKey};
 
 /// Deepest nesting of the metadata that is looked at.
 const MAX_DEPTH: usize = 32;
 
+/// What a proxy is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ProxyKind {
+    /// A workload.
+    Dataplane,
+    /// Letting other zones' traffic in.
+    Ingress,
+    /// Letting traffic of the zone out.
+    Egress,
+}
+
+impl ProxyKind {
+    /// The kind of a `proxyType`.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "" | "dataplane" => Ok(ProxyKind::Dataplane),
+            "ingress" => Ok(ProxyKind::Ingress),
+            "egress" => Ok(ProxyKind::Egress),
+            other => Err(format!("{other:?} is not supported; it is dataplane, ingress or egress")),
+        }
+    }
+
+    /// The kind of the resource that describes such a proxy.
+    pub(super) fn resource(self) -> resource::Kind {
+        match self {
+            ProxyKind::Dataplane => resource::Kind::Dataplane,
+            ProxyKind::Ingress => resource::Kind::ZoneIngress,
+            ProxyKind::Egress => resource::Kind::ZoneEgress,
+        }
+    }
+}
+
 /// A proxy as its node describes it.
 #[derive(Clone, Debug)]
 pub(super) struct ProxyNode {
+    pub(super) kind: ProxyKind,
+    /// Empty for zone proxies.
     pub(super) mesh: String,
     pub(super) name: String,
-    /// Text of the Dataplane that the proxy brings along (`dataplane.resource`).
+    /// Text of the Dataplane, ZoneIngress or ZoneEgress that the proxy brings along (`dataplane.resource`).
     pub(super) dataplane: Option<String>,
     pub(super) features: ProxyFeatures,
     pub(super) version: Option<InsightVersion>,
     pub(super) metadata: Value,
 }
 
-/// Splits a node id at the first dot: `<mesh>.<name>`.
+/// Splits a node id at the first dot (trap 6): `<mesh>.<name>`, without a mesh for zone proxies.
 pub(super) fn split_id(id: &str) -> Option<(&str, &str)> {
-    id.split_once('.').filter(|(mesh, name)| !mesh.is_empty() && !name.is_empty())
+    id.split_once('.').filter(|(_, name)| !name.is_empty())
 }
 
 impl ProxyNode {
@@ -38,15 +72,13 @@ impl ProxyNode {
         })?;
         let metadata = node.metadata.as_ref().map_or_else(|| Value::Object(Map::new()), |s| object(s, 0));
         let text = |key: &str| metadata.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
-        match text("dataplane.proxyType") {
-            None | Some("dataplane") => {}
-            Some(other) => {
-                return Err(format!(
-                    "node.metadata[\"dataplane.proxyType\"] is {other:?}; only dataplane is supported"
-                ));
-            }
+        let kind = ProxyKind::parse(text("dataplane.proxyType").unwrap_or_default())
+            .map_err(|reason| format!("node.metadata[\"dataplane.proxyType\"]: {reason}"))?;
+        if mesh.is_empty() != (kind != ProxyKind::Dataplane) {
+            return Err(format!("node.id {:?} is not <mesh>.<name>, or .<name> for a zone proxy", node.id));
         }
         Ok(ProxyNode {
+            kind,
             mesh: mesh.to_owned(),
             name: name.to_owned(),
             dataplane: text("dataplane.resource").map(str::to_owned),
@@ -54,6 +86,18 @@ impl ProxyNode {
             version: metadata.get("version").map(version),
             metadata,
         })
+    }
+}
+
+impl ProxyNode {
+    /// The key of the resource that describes the proxy.
+    pub(super) fn key(&self) -> ResourceKey {
+        ResourceKey::new(self.kind.resource(), &self.mesh, &self.name)
+    }
+
+    /// The id of the node.
+    pub(super) fn id(&self) -> String {
+        format!("{}.{}", self.mesh, self.name)
     }
 }
 

@@ -1,28 +1,29 @@
-//! Which proxies have a stream, so that an old stream's end does not delete the Dataplane that a newer stream brought.
+//! Which proxies have a stream, so that an old stream's end does not delete what a newer stream brought along.
 
 use std::collections::HashMap;
 
 use parking_lot::Mutex;
 
+use crate::resource::ResourceKey;
+
 /// Streams by proxy.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
-    streams: Mutex<HashMap<(String, String), u64>>,
+    streams: Mutex<HashMap<ResourceKey, u64>>,
 }
 
 impl Registry {
     /// Notes that stream `stream` now speaks for the proxy.
-    pub(super) fn connected(&self, mesh: &str, name: &str, stream: u64) {
-        self.streams.lock().insert((mesh.to_owned(), name.to_owned()), stream);
+    pub(super) fn connected(&self, proxy: ResourceKey, stream: u64) {
+        self.streams.lock().insert(proxy, stream);
     }
 
     /// Forgets the proxy if `stream` is still its newest; true if it was.
-    pub(super) fn forget(&self, mesh: &str, name: &str, stream: u64) -> bool {
+    pub(super) fn forget(&self, proxy: &ResourceKey, stream: u64) -> bool {
         let mut streams = self.streams.lock();
-        let key = (mesh.to_owned(), name.to_owned());
-        let newest = streams.get(&key) == Some(&stream);
+        let newest = streams.get(proxy) == Some(&stream);
         if newest {
-            streams.remove(&key);
+            streams.remove(proxy);
         }
         newest
     }

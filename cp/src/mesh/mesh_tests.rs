@@ -1,7 +1,10 @@
 #![allow(clippy::unwrap_used)]
 
+use super::authority::authority;
 use super::*;
-use crate::resource::{documents, parse};
+use crate::identity::IdentityError;
+use crate::resource::{Meta, SERVICE_TAG, Secret, Spec, documents, parse};
+use crate::store::Expect;
 
 async fn apply(store: &Store, yaml: &str) {
     for document in documents(yaml).unwrap() {
@@ -54,7 +57,9 @@ fn services_have_healthy_endpoints_only() {
             "networking: {address: 10.0.0.5, inbound: [{port: 84, health: {ready: false}, tags: {kuma.io/service: sick}}]}",
         ),
     ];
-    let services = services(&dataplanes, &BTreeSet::from(["a".to_owned()]));
+    let with_certificate = BTreeSet::from(["a".to_owned()]);
+    let view = MeshView::new("default", Arc::default(), dataplanes.to_vec(), Vec::new(), Ok(None), &with_certificate);
+    let services = view.services;
     let found: Vec<(&str, u32)> = services["s"].endpoints.iter().map(|e| (e.address.as_str(), e.port)).collect();
     assert_eq!(found, [("1.1.1.1", 81), ("10.0.0.1", 80)]);
     assert_eq!(services["s"].protocol, Protocol::Http);
@@ -66,7 +71,7 @@ fn services_have_healthy_endpoints_only() {
 #[tokio::test]
 async fn views_follow_the_store_and_the_authority_is_made_once() {
     let store = Store::memory();
-    let views = MeshViews::new();
+    let views = MeshViews::new("");
     let run = tokio::spawn(views.clone().run(store.clone()));
     apply(&store, MESH).await;
     let patience = Duration::from_secs(60);
@@ -83,7 +88,7 @@ async fn views_follow_the_store_and_the_authority_is_made_once() {
     assert!(Arc::ptr_eq(&first, &second), "unchanged Secrets are not read again");
 
     // Another process over the same store uses the same authority.
-    let others = MeshViews::new();
+    let others = MeshViews::new("");
     let other_run = tokio::spawn(others.clone().run(store.clone()));
     let other = others.follow_soon("default", patience).await.unwrap();
     assert_eq!(other.borrow().authority.clone().unwrap().unwrap().fingerprint(), first.fingerprint());
