@@ -1,4 +1,4 @@
-//! Which proxies are let in: node, token, the resource that describes them, and membership of the mesh.
+//! Which proxies are let in: node, token, the resource that describes the proxy, and membership of the mesh.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,13 +6,11 @@ use std::time::Duration;
 use tonic::Status;
 
 use super::Shared;
-use super::node::{ProxyKind, ProxyNode};
+use super::node::ProxyNode;
 use super::session::Incoming;
 use super::source::Source;
-use crate::auth::TokenError;
-use crate::resource::{
-    Mesh, Resource, ResourceKey, Spec, WORKLOAD_LABEL, ZoneEgress, ZoneIngress, documents, parse, validate,
-};
+use crate::auth::{TokenError, ZoneScope};
+use crate::resource::{Kind, Mesh, ProxyType, Resource, Spec, WORKLOAD_LABEL, documents, parse, validate};
 use crate::store::{Expect, StoreError};
 
 /// How long a proxy waits for the view of a mesh that was stored a moment ago.
@@ -22,11 +20,12 @@ const VIEW_PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct Opened {
     pub(super) node: ProxyNode,
     pub(super) source: Source,
-    /// Whether the resource that describes the proxy came with the proxy and goes with it.
+    /// Whether the resource that describes the proxy came with it and goes with it.
     pub(super) brought: bool,
 }
 
-/// Lets a proxy in: reads its node, checks its token against its Dataplane, and stores the Dataplane if the proxy brought it.
+/// Lets a proxy in: reads its node, checks its token against the resource that describes it, and stores that resource if the proxy
+/// brought it.
 pub(super) async fn open(shared: &Shared, token: Option<String>, first: &Incoming) -> Result<Opened, Status> {
     let node = first.node.as_ref().ok_or_else(|| Status::invalid_argument("the first request has no node"))?;
     let node = ProxyNode::read(node).map_err(Status::invalid_argument)?;
@@ -35,7 +34,7 @@ pub(super) async fn open(shared: &Shared, token: Option<String>, first: &Incomin
     let stored = shared.store.get(&key).await.map_err(unavailable)?;
     let brought = match &node.dataplane {
         Some(text) => {
-            let resource = read_resource(text, &key).map_err(|reason| {
+            let resource = read_proxy(shared, text, node.proxy_type, &node.mesh, &node.name).map_err(|reason| {
                 Status::invalid_argument(format!("node.metadata[\"dataplane.resource\"]: {reason}"))
             })?;
             Some(resource)
@@ -50,23 +49,29 @@ pub(super) async fn open(shared: &Shared, token: Option<String>, first: &Incomin
         let token =
             token.ok_or_else(|| Status::unauthenticated("metadata authorization is missing: a token is required"))?;
         check_token(shared, &token, resource).await.map_err(|e| match e {
-            TokenError::Invalid(reason) => Status::unauthenticated(reason),
-            other => Status::unavailable(other.to_string()),
+            TokenError::Store(error) => Status::unavailable(error.to_string()),
+            other => Status::unauthenticated(other.to_string()),
         })?;
     }
-    let source = if node.kind == ProxyKind::Dataplane {
-        let view = shared.views.follow_soon(&node.mesh, VIEW_PATIENCE).await;
-        let view =
-            view.ok_or_else(|| Status::not_found(format!("mesh {:?} does not exist; create it first", node.mesh)))?;
-        let mesh = view.borrow().mesh.clone();
-        check_membership(&node.mesh, &mesh, resource).map_err(Status::permission_denied)?;
-        Source::Mesh(view)
-    } else {
-        Source::All(shared.views.follow_all())
+    let source = match node.proxy_type {
+        ProxyType::Dataplane => {
+            let view = shared.views.follow_soon(&node.mesh, VIEW_PATIENCE).await;
+            let view =
+                view.ok_or_else(|| Status::not_found(format!("mesh {:?} does not exist; create it first", node.mesh)))?;
+            let mesh = view.borrow().mesh.clone();
+            check_membership(&node.mesh, &mesh, resource).map_err(Status::permission_denied)?;
+            Source::Mesh(view)
+        }
+        ProxyType::Ingress | ProxyType::Egress => {
+            check_zone(shared, resource).map_err(Status::permission_denied)?;
+            Source::Zone(shared.views.follow_zone())
+        }
     };
     let is_brought = brought.is_some();
-    if let Some(resource) = brought {
-        let resource = of_this_zone(shared, resource, stored.as_ref());
+    if let Some(mut resource) = brought {
+        if let Some(stored) = &stored {
+            keep_own_fields(&mut resource, stored);
+        }
         let unchanged = stored.is_some_and(|s| s.spec == resource.spec && s.meta.labels == resource.meta.labels);
         if !unchanged {
             shared.store.put(resource, Expect::Any).await.map_err(unavailable)?;
@@ -75,32 +80,40 @@ pub(super) async fn open(shared: &Shared, token: Option<String>, first: &Incomin
     Ok(Opened { node, source, brought: is_brought })
 }
 
-/// A zone proxy is of the zone of its control plane, and what an ingress serves is for that to say.
-fn of_this_zone(shared: &Shared, resource: Resource, stored: Option<&Resource>) -> Resource {
-    let Resource { meta, spec } = resource;
-    let spec = match spec {
-        Spec::ZoneIngress(ingress) => {
-            let mut ingress = ZoneIngress::clone(&ingress);
-            ingress.zone.clone_from(&shared.config.zone);
-            ingress.available_services = stored
-                .and_then(Resource::zone_ingress)
-                .map(|stored| stored.available_services.clone())
-                .unwrap_or_default();
-            Spec::ZoneIngress(Arc::new(ingress))
-        }
-        Spec::ZoneEgress(egress) => {
-            let mut egress = ZoneEgress::clone(&egress);
-            egress.zone.clone_from(&shared.config.zone);
-            Spec::ZoneEgress(Arc::new(egress))
-        }
-        other => other,
-    };
-    Resource { meta, spec }
+/// What the control plane itself finds out about a zone ingress stays when the ingress comes again.
+fn keep_own_fields(resource: &mut Resource, stored: &Resource) {
+    if let (Spec::ZoneIngress(new), Spec::ZoneIngress(stored)) = (&mut resource.spec, &stored.spec) {
+        Arc::make_mut(new).available_services.clone_from(&stored.available_services);
+    }
 }
 
-/// Reads the resource that a proxy brings along; the error says which field is wrong. Kind, mesh and name must be the proxy's.
-pub(super) fn read_resource(text: &str, key: &ResourceKey) -> Result<Resource, String> {
-    let kind = key.kind;
+/// A zone ingress or a zone egress belongs to the zone of this control plane.
+pub(super) fn check_zone(shared: &Shared, resource: &Resource) -> Result<(), String> {
+    let zone = match &resource.spec {
+        Spec::ZoneIngress(ingress) => &ingress.zone,
+        Spec::ZoneEgress(egress) => &egress.zone,
+        _ => return Ok(()),
+    };
+    let local = &shared.config.zone;
+    if zone.is_empty() || zone == local {
+        return Ok(());
+    }
+    Err(format!(
+        "{} is in zone {zone:?}, and this is the control plane of zone {local:?}; connect it to the control plane of its own \
+         zone",
+        resource.key()
+    ))
+}
+
+/// Reads the resource that a proxy brings along; the error says which field is wrong. Type, mesh and name must be the proxy's.
+pub(super) fn read_proxy(
+    shared: &Shared,
+    text: &str,
+    proxy_type: ProxyType,
+    mesh: &str,
+    name: &str,
+) -> Result<Resource, String> {
+    let kind = proxy_type.kind();
     let mut found = documents(text).map_err(|e| e.to_string())?;
     let document = match (found.pop(), found.is_empty()) {
         (Some(document), true) => document,
@@ -108,17 +121,22 @@ pub(super) fn read_resource(text: &str, key: &ResourceKey) -> Result<Resource, S
     };
     let parsed = parse(document).map_err(|e| e.to_string())?;
     for warning in &parsed.warnings {
-        tracing::warn!(proxy = %key, "the resource that the proxy brings along: {warning}");
+        tracing::warn!(mesh, name, "the {kind} that the proxy brings along: {warning}");
     }
-    let resource = parsed.resource;
+    let mut resource = parsed.resource;
     if resource.kind() != kind {
         return Err(format!("type: a {kind} is expected, not a {}", resource.kind()));
     }
-    for (field, found, expected) in [("mesh", &resource.meta.mesh, &key.mesh), ("name", &resource.meta.name, &key.name)]
-    {
+    for (field, found, expected) in [("mesh", &resource.meta.mesh, mesh), ("name", &resource.meta.name, name)] {
         if found != expected {
             return Err(format!("{field}: {found:?} is not the {field} of the proxy, {expected:?}"));
         }
+    }
+    let zone = &shared.config.zone;
+    match &mut resource.spec {
+        Spec::ZoneIngress(ingress) if ingress.zone.is_empty() => Arc::make_mut(ingress).zone.clone_from(zone),
+        Spec::ZoneEgress(egress) if egress.zone.is_empty() => Arc::make_mut(egress).zone.clone_from(zone),
+        _ => {}
     }
     let violations = validate::resource(&resource);
     if violations.is_empty() {
@@ -135,8 +153,17 @@ pub(super) fn check_membership(name: &str, mesh: &Mesh, resource: &Resource) -> 
     }
 }
 
-/// Checks that the token was made for this Dataplane.
+/// Checks that the token was made for this proxy: a data plane token for a Dataplane, a zone token of this zone with the right scope
+/// for a zone ingress or a zone egress.
 pub(super) async fn check_token(shared: &Shared, token: &str, resource: &Resource) -> Result<(), TokenError> {
+    let scope = match resource.kind() {
+        Kind::ZoneIngress => Some(ZoneScope::Ingress),
+        Kind::ZoneEgress => Some(ZoneScope::Egress),
+        _ => None,
+    };
+    if let Some(scope) = scope {
+        return shared.zone_tokens.validate(token, &shared.config.zone, scope).await.map(|_| ());
+    }
     let tags = resource.dataplane().map(|dataplane| dataplane.tags()).unwrap_or_default();
     let workload = resource.meta.labels.get(WORKLOAD_LABEL).map(String::as_str);
     shared.tokens.validate(token, &resource.meta.mesh, &resource.meta.name, &tags, workload).await.map(|_| ())

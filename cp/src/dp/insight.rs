@@ -1,4 +1,4 @@
-//! What is known of a proxy, written to its DataplaneInsight: at once when it comes, goes or gets a certificate, otherwise every few
+//! What is known of a proxy, written to its insight: at once when it comes, goes or gets a certificate, otherwise every few
 //! seconds if there is news.
 
 use std::sync::Arc;
@@ -21,8 +21,9 @@ const SUBSCRIPTION_LIMIT: usize = 2;
 #[derive(Debug)]
 pub(super) struct InsightWriter {
     store: Store,
-    /// The resource that describes the proxy.
+    /// The proxy.
     proxy: ResourceKey,
+    /// Its insight.
     key: ResourceKey,
     subscription: Subscription,
     mtls: Option<MtlsInsight>,
@@ -39,6 +40,7 @@ impl InsightWriter {
     pub(super) fn new(
         store: Store,
         proxy: ResourceKey,
+        insight: Kind,
         instance: &str,
         interval: Duration,
         version: Option<InsightVersion>,
@@ -51,8 +53,7 @@ impl InsightWriter {
             version,
             ..Subscription::default()
         };
-        let kind = proxy.kind.insight().unwrap_or(Kind::DataplaneInsight);
-        let key = ResourceKey { kind, ..proxy.clone() };
+        let key = ResourceKey::new(insight, &proxy.mesh, &proxy.name);
         InsightWriter {
             store,
             proxy,
@@ -156,24 +157,34 @@ impl InsightWriter {
         self.subscription.disconnect_time = Some(now());
         match self.try_write().await {
             Ok(()) => {}
-            // The Dataplane, or its mesh, was deleted, and the insight with it.
+            // The proxy, or its mesh, was deleted, and the insight with it.
             Err(StoreError::NoMesh { .. }) => {}
             Err(error) => tracing::warn!(insight = %self.key, %error, "could not write that a proxy left"),
         }
     }
 
     async fn try_write(&self) -> Result<(), StoreError> {
-        // Without the resource that it is about an insight would stay for ever.
+        // Without its proxy an insight would stay for ever.
         if self.store.get(&self.proxy).await?.is_none() {
             return Ok(());
         }
         // Streams of one proxy overlap while it reconnects, so each changes its own subscription only.
         for _ in 0..5 {
             let stored = self.store.get(&self.key).await?;
-            let spec = self.spec(stored.as_ref());
+            let mut insight = stored.as_ref().map(read).unwrap_or_default();
+            match insight.subscriptions.iter_mut().find(|subscription| subscription.id == self.subscription.id) {
+                Some(found) => found.clone_from(&self.subscription),
+                None => insight.subscriptions.push(self.subscription.clone()),
+            }
+            let surplus = insight.subscriptions.len().saturating_sub(SUBSCRIPTION_LIMIT);
+            insight.subscriptions.drain(..surplus);
+            if self.mtls_changed {
+                insight.mtls.clone_from(&self.mtls);
+            }
+            insight.metadata = Some(self.metadata.clone());
             let meta = Meta::new(&self.key.mesh, &self.key.name);
             let expect = stored.map_or(Expect::Absent, |stored| Expect::Version(stored.meta.version));
-            match self.store.put(Resource::new(meta, spec), expect).await {
+            match self.store.put(Resource::new(meta, spec(self.key.kind, insight)), expect).await {
                 Ok(_) => return Ok(()),
                 Err(StoreError::Conflict { .. } | StoreError::Exists(_) | StoreError::NotFound(_)) => {}
                 Err(error) => return Err(error),
@@ -183,38 +194,26 @@ impl InsightWriter {
     }
 }
 
-impl InsightWriter {
-    /// The insight with what this stream knows.
-    fn spec(&self, stored: Option<&Resource>) -> Spec {
-        if self.proxy.kind == Kind::Dataplane {
-            let before = stored.and_then(Resource::insight).map(|insight| insight.as_ref().clone());
-            let mut insight: DataplaneInsight = before.unwrap_or_default();
-            self.note(&mut insight.subscriptions);
-            if self.mtls_changed {
-                insight.mtls.clone_from(&self.mtls);
-            }
-            insight.metadata = Some(self.metadata.clone());
-            return Spec::DataplaneInsight(Arc::new(insight));
-        }
-        let before = stored.and_then(Resource::zone_proxy_insight).map(|insight| insight.as_ref().clone());
-        let mut insight: ZoneProxyInsight = before.unwrap_or_default();
-        self.note(&mut insight.subscriptions);
-        insight.metadata = Some(self.metadata.clone());
-        let insight = Arc::new(insight);
-        if self.proxy.kind == Kind::ZoneEgress {
-            Spec::ZoneEgressInsight(insight)
-        } else {
-            Spec::ZoneIngressInsight(insight)
-        }
+/// What is stored, whatever the kind of proxy. Zone ingresses and zone egresses have no certificate of a mesh in their insight.
+fn read(stored: &Resource) -> DataplaneInsight {
+    match &stored.spec {
+        Spec::DataplaneInsight(insight) => insight.as_ref().clone(),
+        Spec::ZoneIngressInsight(insight) | Spec::ZoneEgressInsight(insight) => DataplaneInsight {
+            subscriptions: insight.subscriptions.clone(),
+            metadata: insight.metadata.clone(),
+            mtls: None,
+        },
+        _ => DataplaneInsight::default(),
     }
+}
 
-    fn note(&self, subscriptions: &mut Vec<Subscription>) {
-        match subscriptions.iter_mut().find(|subscription| subscription.id == self.subscription.id) {
-            Some(found) => found.clone_from(&self.subscription),
-            None => subscriptions.push(self.subscription.clone()),
-        }
-        let surplus = subscriptions.len().saturating_sub(SUBSCRIPTION_LIMIT);
-        subscriptions.drain(..surplus);
+/// The other way round.
+fn spec(kind: Kind, insight: DataplaneInsight) -> Spec {
+    let DataplaneInsight { subscriptions, metadata, .. } = insight;
+    match kind {
+        Kind::ZoneIngressInsight => Spec::ZoneIngressInsight(Arc::new(ZoneProxyInsight { subscriptions, metadata })),
+        Kind::ZoneEgressInsight => Spec::ZoneEgressInsight(Arc::new(ZoneProxyInsight { subscriptions, metadata })),
+        _ => Spec::DataplaneInsight(Arc::new(DataplaneInsight { subscriptions, metadata, ..insight })),
     }
 }
 

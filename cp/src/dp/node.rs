@@ -8,77 +8,56 @@ use shika_proto::google::protobuf::value::Kind;
 use shika_proto::google::protobuf::{self, Struct};
 
 use crate::plan::{AdminEndpoint, ProxyFeatures, Redirection};
-use crate::resource::{self, EnvoyVersion, InsightVersion, KumaDpVersion, ResourceKey};
+use crate::resource::{EnvoyVersion, InsightVersion, KumaDpVersion, ProxyType, ResourceKey};
 
 /// Deepest nesting of the metadata that is looked at.
 const MAX_DEPTH: usize = 32;
 
-/// What a proxy is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ProxyKind {
-    /// A workload.
-    Dataplane,
-    /// Letting other zones' traffic in.
-    Ingress,
-    /// Letting traffic of the zone out.
-    Egress,
-}
-
-impl ProxyKind {
-    /// The kind of a `proxyType`.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
-        match text {
-            "" | "dataplane" => Ok(ProxyKind::Dataplane),
-            "ingress" => Ok(ProxyKind::Ingress),
-            "egress" => Ok(ProxyKind::Egress),
-            other => Err(format!("{other:?} is not supported; it is dataplane, ingress or egress")),
-        }
-    }
-
-    /// The kind of the resource that describes such a proxy.
-    pub(super) fn resource(self) -> resource::Kind {
-        match self {
-            ProxyKind::Dataplane => resource::Kind::Dataplane,
-            ProxyKind::Ingress => resource::Kind::ZoneIngress,
-            ProxyKind::Egress => resource::Kind::ZoneEgress,
-        }
-    }
-}
-
 /// A proxy as its node describes it.
 #[derive(Clone, Debug)]
 pub(super) struct ProxyNode {
-    pub(super) kind: ProxyKind,
-    /// Empty for zone proxies.
+    pub(super) proxy_type: ProxyType,
+    /// Empty for a zone ingress or a zone egress, which serves all meshes.
     pub(super) mesh: String,
     pub(super) name: String,
-    /// Text of the Dataplane, ZoneIngress or ZoneEgress that the proxy brings along (`dataplane.resource`).
+    /// Text of the Dataplane that the proxy brings along (`dataplane.resource`).
     pub(super) dataplane: Option<String>,
     pub(super) features: ProxyFeatures,
     pub(super) version: Option<InsightVersion>,
     pub(super) metadata: Value,
 }
 
-/// Splits a node id at the first dot (trap 6): `<mesh>.<name>`, without a mesh for zone proxies.
-pub(super) fn split_id(id: &str) -> Option<(&str, &str)> {
-    id.split_once('.').filter(|(_, name)| !name.is_empty())
+/// Splits a node id at the first dot: `<mesh>.<name>`, or `.<name>` for a zone ingress or a zone egress.
+pub(super) fn split_id(id: &str, proxy_type: ProxyType) -> Option<(&str, &str)> {
+    let of_mesh = proxy_type == ProxyType::Dataplane;
+    id.split_once('.').filter(|(mesh, name)| mesh.is_empty() != of_mesh && !name.is_empty())
 }
 
 impl ProxyNode {
+    /// The resource that describes the proxy.
+    pub(super) fn key(&self) -> ResourceKey {
+        ResourceKey::new(self.proxy_type.kind(), &self.mesh, &self.name)
+    }
+
+    /// The id of the node.
+    pub(super) fn id(&self) -> String {
+        format!("{}.{}", self.mesh, self.name)
+    }
+
     /// Reads a node; the error says what is wrong with it.
     pub(super) fn read(node: &Node) -> Result<Self, String> {
-        let (mesh, name) = split_id(&node.id).ok_or_else(|| {
-            format!("node.id {:?} is not <mesh>.<name>; is the bootstrap from this control plane?", node.id)
-        })?;
         let metadata = node.metadata.as_ref().map_or_else(|| Value::Object(Map::new()), |s| object(s, 0));
         let text = |key: &str| metadata.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
-        let kind = ProxyKind::parse(text("dataplane.proxyType").unwrap_or_default())
-            .map_err(|reason| format!("node.metadata[\"dataplane.proxyType\"]: {reason}"))?;
-        if mesh.is_empty() != (kind != ProxyKind::Dataplane) {
-            return Err(format!("node.id {:?} is not <mesh>.<name>, or .<name> for a zone proxy", node.id));
-        }
+        let written = text("dataplane.proxyType").unwrap_or_default();
+        let proxy_type = ProxyType::parse(written).ok_or_else(|| {
+            format!("node.metadata[\"dataplane.proxyType\"] is {written:?}; it must be dataplane, ingress or egress")
+        })?;
+        let (mesh, name) = split_id(&node.id, proxy_type).ok_or_else(|| {
+            let expected = if proxy_type == ProxyType::Dataplane { "<mesh>.<name>" } else { ".<name>" };
+            format!("node.id {:?} is not {expected}; is the bootstrap from this control plane?", node.id)
+        })?;
         Ok(ProxyNode {
-            kind,
+            proxy_type,
             mesh: mesh.to_owned(),
             name: name.to_owned(),
             dataplane: text("dataplane.resource").map(str::to_owned),
@@ -86,18 +65,6 @@ impl ProxyNode {
             version: metadata.get("version").map(version),
             metadata,
         })
-    }
-}
-
-impl ProxyNode {
-    /// The key of the resource that describes the proxy.
-    pub(super) fn key(&self) -> ResourceKey {
-        ResourceKey::new(self.kind.resource(), &self.mesh, &self.name)
-    }
-
-    /// The id of the node.
-    pub(super) fn id(&self) -> String {
-        format!("{}.{}", self.mesh, self.name)
     }
 }
 

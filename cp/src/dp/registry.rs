@@ -1,4 +1,4 @@
-//! Which proxies have a stream, so that an old stream's end does not delete what a newer stream brought along.
+//! Which proxies have a stream, so that an old stream's end does not delete the Dataplane that a newer stream brought.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use crate::resource::ResourceKey;
 
-/// Streams by proxy.
+/// Streams by the resource that describes their proxy.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     streams: Mutex<HashMap<ResourceKey, u64>>,
@@ -14,8 +14,8 @@ pub(super) struct Registry {
 
 impl Registry {
     /// Notes that stream `stream` now speaks for the proxy.
-    pub(super) fn connected(&self, proxy: ResourceKey, stream: u64) {
-        self.streams.lock().insert(proxy, stream);
+    pub(super) fn connected(&self, proxy: &ResourceKey, stream: u64) {
+        self.streams.lock().insert(proxy.clone(), stream);
     }
 
     /// Forgets the proxy if `stream` is still its newest; true if it was.

@@ -114,11 +114,13 @@ pub(super) async fn run(
     let Opened { node, source, brought } = opened;
     let delta = matches!(state, StreamState::Delta(_));
     let stream = shared.stats.open(&node.mesh, &node.name, delta);
-    shared.registry.connected(node.key(), stream);
-    tracing::info!(mesh = node.mesh, dataplane = node.name, delta, stream, "proxy connected");
+    let key = node.key();
+    shared.registry.connected(&key, stream);
+    tracing::info!(proxy = %key, delta, stream, "proxy connected");
     let insight = InsightWriter::new(
         shared.store.clone(),
-        node.key(),
+        key.clone(),
+        node.proxy_type.insight(),
         &shared.config.instance_id,
         shared.config.insight_interval,
         node.version.clone(),
@@ -138,18 +140,12 @@ pub(super) async fn run(
         node,
     };
     let ended = session.serve(first, &mut requests).await;
-    let Session { node, insight, responses, .. } = session;
+    let Session { insight, responses, .. } = session;
     match &ended {
-        End::ProxyLeft => tracing::info!(mesh = node.mesh, dataplane = node.name, stream, "proxy disconnected"),
+        End::ProxyLeft => tracing::info!(proxy = %key, stream, "proxy disconnected"),
         End::Stopping => {}
         End::Refused(status) => {
-            tracing::warn!(
-                mesh = node.mesh,
-                dataplane = node.name,
-                stream,
-                reason = status.message(),
-                "ended a stream"
-            );
+            tracing::warn!(proxy = %key, stream, reason = status.message(), "ended a stream");
             let _ = responses.send(Err(status.clone())).await;
         }
     }
@@ -157,26 +153,25 @@ pub(super) async fn run(
     shared.stats.close(stream);
     insight.end().await;
     if !brought {
-        shared.registry.forget(&node.key(), stream);
+        shared.registry.forget(&key, stream);
         return;
     }
     if matches!(ended, End::Stopping) {
         return;
     }
-    // The proxy brought its Dataplane or zone proxy resource along, so it goes with the proxy, unless it comes back in time.
+    // What the proxy brought along goes with it, unless it comes back in time.
     let mut stopping = shared.stopping.subscribe();
     tokio::select! {
         () = tokio::time::sleep(shared.config.deregistration_delay) => {}
         () = stopped(&mut stopping) => return,
     }
-    if shared.registry.forget(&node.key(), stream) {
-        let key = node.key();
+    if shared.registry.forget(&key, stream) {
         match shared.store.delete(&key).await {
             Ok(()) | Err(StoreError::NotFound(_)) => {
-                tracing::info!(resource = %key, "proxy is gone, deleted what it brought along")
+                tracing::info!(proxy = %key, "proxy is gone, deleted what it brought along")
             }
             Err(error) => {
-                tracing::warn!(resource = %key, %error, "could not delete what a proxy that is gone brought along")
+                tracing::warn!(proxy = %key, %error, "could not delete what a proxy that is gone brought along")
             }
         }
     }
@@ -291,7 +286,7 @@ impl Session {
 
     /// Plans anew from the current view. What cannot be planned leaves the proxy with what it has.
     fn replan(&mut self) {
-        let Some(planned) = self.source.plan(&self.node) else { return };
+        let planned = self.source.plan(&self.node);
         let (mesh, name) = (&self.node.mesh, &self.node.name);
         match planned {
             Ok(new) => {

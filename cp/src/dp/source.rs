@@ -5,17 +5,18 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tonic::Status;
 
-use super::node::{ProxyKind, ProxyNode};
+use super::node::ProxyNode;
 use crate::identity::ca::CertificateAuthority;
-use crate::mesh::{AllMeshes, MeshView};
+use crate::mesh::{MeshView, ZoneView};
 use crate::plan::{self, PlanError, ProxyPlan};
+use crate::resource::ProxyType;
 
 /// What a proxy is planned from.
 pub(super) enum Source {
     /// One mesh.
     Mesh(watch::Receiver<Arc<MeshView>>),
-    /// All of them; nothing until they were read for the first time.
-    All(watch::Receiver<Option<Arc<AllMeshes>>>),
+    /// All of them, for a zone ingress or a zone egress.
+    Zone(watch::Receiver<Arc<ZoneView>>),
 }
 
 impl Source {
@@ -25,23 +26,23 @@ impl Source {
             Source::Mesh(view) => {
                 view.changed().await.map_err(|_| Status::not_found(format!("mesh {:?} was deleted", node.mesh)))
             }
-            Source::All(all) => all.changed().await.map_err(|_| Status::unavailable("the control plane is stopping")),
+            Source::Zone(all) => all.changed().await.map_err(|_| Status::unavailable("the control plane is stopping")),
         }
     }
 
-    /// Plans the proxy from what is there now; `None` if nothing is there yet.
-    pub(super) fn plan(&mut self, node: &ProxyNode) -> Option<Result<ProxyPlan, PlanError>> {
+    /// Plans the proxy from what is there now.
+    pub(super) fn plan(&mut self, node: &ProxyNode) -> Result<ProxyPlan, PlanError> {
         match self {
             Source::Mesh(view) => {
                 let view = view.borrow_and_update().clone();
-                Some(plan::plan(&view, &node.name, node.features.clone()))
+                plan::plan(&view, &node.name, node.features.clone())
             }
-            Source::All(all) => {
-                let all = all.borrow_and_update().clone()?;
-                Some(match node.kind {
-                    ProxyKind::Egress => plan::egress(&all, &node.name, &node.features),
-                    ProxyKind::Ingress | ProxyKind::Dataplane => plan::ingress(&all, &node.name, &node.features),
-                })
+            Source::Zone(all) => {
+                let all = all.borrow_and_update().clone();
+                match node.proxy_type {
+                    ProxyType::Egress => plan::egress(&all, &node.name, &node.features),
+                    ProxyType::Ingress | ProxyType::Dataplane => plan::ingress(&all, &node.name, &node.features),
+                }
             }
         }
     }
@@ -50,10 +51,7 @@ impl Source {
     pub(super) fn authority(&self, mesh: &str) -> Option<Arc<CertificateAuthority>> {
         match self {
             Source::Mesh(view) => view.borrow().authority.clone().ok().flatten(),
-            Source::All(all) => {
-                let all = all.borrow();
-                all.as_ref()?.meshes.get(mesh)?.authority.clone().ok().flatten()
-            }
+            Source::Zone(all) => all.borrow().meshes.get(mesh)?.authority.clone().ok().flatten(),
         }
     }
 }

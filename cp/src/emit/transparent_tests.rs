@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::testing::*;
 use super::*;
 use crate::identity::ca::{self, CertificateAuthority};
-use crate::mesh::{MeshView, MeshVip, VipDestination, VipOutbound};
+use crate::mesh::{MeshView, Vip, VipOutbound};
 use crate::plan::{AdminEndpoint, ProxyFeatures, Redirection, plan};
 use crate::resource::{Dataplane, Mesh, Meta};
 
@@ -15,7 +15,7 @@ use crate::resource::{Dataplane, Mesh, Meta};
 fn emitted(
     mesh: &str,
     dataplanes: &[(Meta, &str)],
-    vips: Vec<MeshVip>,
+    vips: Vec<Vip>,
     features: ProxyFeatures,
 ) -> (BTreeMap<String, Value>, BTreeSet<String>) {
     let mesh: Mesh = serde_yaml_ng::from_str(mesh).unwrap();
@@ -38,13 +38,14 @@ fn one(yaml: &str) -> [(Meta, &str); 1] {
     [(Meta::new("default", "web-1"), yaml)]
 }
 
-fn vip(address: &str, service: &str, names: &[&str]) -> MeshVip {
-    MeshVip {
+fn vip(address: &str, service: &str, names: &[&str]) -> Vip {
+    Vip {
         address: address.parse().unwrap(),
         names: names.iter().map(|name| (*name).to_owned()).collect(),
         outbounds: vec![VipOutbound {
             port: 80,
-            destination: VipDestination::Tags(BTreeMap::from([("kuma.io/service".to_owned(), service.to_owned())])),
+            tags: BTreeMap::from([("kuma.io/service".to_owned(), service.to_owned())]),
+            backend_ref: None,
         }],
     }
 }
@@ -251,7 +252,7 @@ fn direct_access_is_that_of_kuma() {
     assert_same(&ours, &theirs, &[format!("{CLUSTER} direct_access")]);
 }
 
-fn golden_vips() -> Vec<MeshVip> {
+fn golden_vips() -> Vec<Vip> {
     vec![
         vip("240.0.0.1", "httpbin", &["httpbin.mesh"]),
         vip(
@@ -260,7 +261,7 @@ fn golden_vips() -> Vec<MeshVip> {
             &["backend.test-ns.svc.8080.mesh", "backend_test-ns_svc_8080.mesh"],
         ),
         // Nothing is reached there, so it has no names.
-        MeshVip { outbounds: Vec::new(), ..vip("2001:db8::ff00:42:8329", "frontend", &["frontend.mesh"]) },
+        Vip { outbounds: Vec::new(), ..vip("2001:db8::ff00:42:8329", "frontend", &["frontend.mesh"]) },
     ]
 }
 

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::testing::*;
 use super::*;
 use crate::identity::ca::{self, CertificateAuthority};
-use crate::mesh::{AllMeshes, External, ExternalHost, MeshParts, MeshView, MeshVip, OriginatedTls, Protocol, ZoneView};
+use crate::mesh::{External, ExternalHost, LegacyVips, MeshView, OriginatedTls, Protocol, ZoneView, Zones};
 use crate::plan::{PlanError, ProxyFeatures, ProxyPlan, egress, ingress, plan};
 use crate::resource::{
     Dataplane, Mesh, MeshExternalService, MeshService, MeshTrafficPermission, Meta, ZoneEgress, ZoneIngress,
@@ -21,26 +21,56 @@ fn meta(mesh: &str, name: &str, labels: &[(&str, &str)]) -> Meta {
     meta
 }
 
-fn zone(name: &str, ingresses: &[(&str, &str)], egresses: &[(&str, &str)]) -> Arc<ZoneView> {
-    Arc::new(ZoneView {
-        name: name.to_owned(),
-        ingresses: ingresses.iter().map(|(n, text)| ((*n).to_owned(), Arc::new(yaml::<ZoneIngress>(text)))).collect(),
-        egresses: egresses.iter().map(|(n, text)| ((*n).to_owned(), Arc::new(yaml::<ZoneEgress>(text)))).collect(),
-    })
+fn zone(name: &str, ingresses: &[(&str, &str)], egresses: &[(&str, &str)]) -> Arc<Zones> {
+    let mut zones = Zones::new(name);
+    for (name, text) in ingresses {
+        zones.ingresses.insert((*name).to_owned(), (Meta::new("", *name), Arc::new(yaml::<ZoneIngress>(text))));
+    }
+    for (name, text) in egresses {
+        zones.egresses.insert((*name).to_owned(), (Meta::new("", *name), Arc::new(yaml::<ZoneEgress>(text))));
+    }
+    Arc::new(zones)
 }
 
-fn view(name: &str, mesh: &str, parts: MeshParts) -> MeshView {
+/// What a view is made of.
+#[derive(Default)]
+struct Parts {
+    zone: Arc<Zones>,
+    dataplanes: Vec<(Meta, Arc<Dataplane>)>,
+    permissions: Vec<(Meta, Arc<MeshTrafficPermission>)>,
+    external_services: Vec<External>,
+    mesh_services: Vec<(Meta, Arc<MeshService>)>,
+    mesh_external_services: Vec<(Meta, Arc<MeshExternalService>, External)>,
+    /// Addresses of services by tag, JSON.
+    vips: &'static str,
+}
+
+fn view(name: &str, mesh: &str, parts: Parts) -> MeshView {
     let mesh: Mesh = yaml(mesh);
     let authority = mesh.enabled_backend().map(|_| {
         let pem = ca::create(name, 0, ca::DEFAULT_EXPIRATION, chrono::Utc::now()).unwrap();
         Arc::new(CertificateAuthority::from_pem(name, &pem).unwrap())
     });
-    MeshView::of(name, Arc::new(mesh), Ok(authority), parts)
+    let nobody = std::collections::BTreeSet::new();
+    let mut view = MeshView::new(name, Arc::new(mesh), parts.dataplanes, parts.permissions, Ok(authority), &nobody);
+    view.zones = parts.zone;
+    view.outside = parts.external_services;
+    for (meta, service) in parts.mesh_services {
+        view.mesh_services.insert(meta.name.clone(), (meta, service));
+    }
+    for (meta, service, external) in parts.mesh_external_services {
+        view.mesh_outside.insert(meta.name.clone(), external);
+        view.mesh_external_services.insert(meta.name.clone(), (meta, service));
+    }
+    let legacy: LegacyVips = serde_json::from_str(if parts.vips.is_empty() { "{}" } else { parts.vips }).unwrap();
+    view.vips = view.addresses(&legacy);
+    view.complete();
+    view
 }
 
-fn all(zone: &Arc<ZoneView>, views: Vec<MeshView>) -> AllMeshes {
+fn all(zone: &Arc<Zones>, views: Vec<MeshView>) -> ZoneView {
     let meshes = views.into_iter().map(|view| (view.name.clone(), Arc::new(view))).collect();
-    AllMeshes { zone: zone.clone(), meshes }
+    ZoneView { zones: zone.clone(), meshes }
 }
 
 fn no_ipv6() -> ProxyFeatures {
@@ -103,7 +133,7 @@ fn an_ingress_passes_on_by_server_name_as_that_of_kuma() {
             "networking: {address: 192.168.0.3, inbound: [{port: 1, state: NotReady, tags: {kuma.io/service: backend}}]}",
         ),
     ];
-    let mesh = view("mesh1", MTLS, MeshParts { zone: zone.clone(), dataplanes, ..MeshParts::default() });
+    let mesh = view("mesh1", MTLS, Parts { zone: zone.clone(), dataplanes, ..Parts::default() });
     let ours = emitted(&ingress(&all(&zone, vec![mesh]), "ingress", &no_ipv6()).unwrap());
     let listener = &ours[&format!("{LISTENER} inbound:10.0.0.1:10001")];
     assert_eq!(listener["filterChains"].as_array().unwrap().len(), 1, "one chain for each server name");
@@ -127,7 +157,7 @@ fn an_ingress_knows_service_resources_as_that_of_kuma() {
         (meta("default", "backend2", &[]), backend()),
         (meta("default", "xyz", &[("kuma.io/zone", "west"), ("kuma.io/origin", "global")]), backend()),
     ];
-    let mesh = view("default", MTLS, MeshParts { zone: zone.clone(), mesh_services, ..MeshParts::default() });
+    let mesh = view("default", MTLS, Parts { zone: zone.clone(), mesh_services, ..Parts::default() });
     let ours = emitted(&ingress(&all(&zone, vec![mesh]), "ingress", &no_ipv6()).unwrap());
     let Some(theirs) = golden("generator/ingress/mesh-service.envoy.yaml") else { return };
     // In the golden both have the name of the first one's cluster, although their server names differ.
@@ -159,9 +189,9 @@ fn external(name: &str, protocol: Protocol, host: (&str, u32), tls: Option<Origi
     }
 }
 
-fn egress_parts(zone: &Arc<ZoneView>) -> MeshParts {
+fn egress_parts(zone: &Arc<Zones>) -> Parts {
     let tls = OriginatedTls { ca: Some(b"xyz".to_vec()), ..OriginatedTls::default() };
-    MeshParts {
+    Parts {
         zone: zone.clone(),
         external_services: vec![
             external("externalservice-1", Protocol::Http, ("kuma.io", 80), None),
@@ -171,7 +201,7 @@ fn egress_parts(zone: &Arc<ZoneView>) -> MeshParts {
             Meta::new("mesh-1", "everyone"),
             Arc::new(yaml::<MeshTrafficPermission>("from: [{targetRef: {kind: Mesh}, default: {action: Allow}}]")),
         )],
-        ..MeshParts::default()
+        ..Parts::default()
     }
 }
 
@@ -279,10 +309,10 @@ fn mesh_external(forbid: bool) -> BTreeMap<String, Value> {
         tls: Some(OriginatedTls { system_ca: true, ..OriginatedTls::default() }),
     };
     let routing = if forbid { ", routing: {defaultForbidMeshExternalServiceAccess: true}" } else { "" };
-    let parts = MeshParts {
+    let parts = Parts {
         zone: zone.clone(),
         mesh_external_services: vec![(Meta::new("default", "example"), Arc::new(spec), reached)],
-        ..MeshParts::default()
+        ..Parts::default()
     };
     let features = ProxyFeatures { system_ca_path: "/etc/ssl/ca.pem".to_owned(), ..no_ipv6() };
     let mesh = view("default", &format!("{{{MTLS}{routing}}}"), parts);
@@ -327,22 +357,19 @@ fn an_egress_reaches_mesh_external_services() {
 fn one_egress_serves_many_meshes() {
     let zone = zone("zone-1", &[], &[("egress", "networking: {address: 192.168.0.1, port: 10002}")]);
     let with = |name: &str, mesh: &str| {
-        let parts = MeshParts {
+        let parts = Parts {
             zone: zone.clone(),
             external_services: vec![external("es", Protocol::Tcp, ("10.9.9.9", 1), None)],
-            ..MeshParts::default()
+            ..Parts::default()
         };
         view(name, mesh, parts)
     };
     let broken = || {
-        let broken =
+        let error =
             crate::identity::IdentityError::AuthorityMissing { mesh: "broken".to_owned(), secret: "s".to_owned() };
-        MeshView::of(
-            "broken",
-            Arc::new(yaml(MTLS)),
-            Err(broken),
-            MeshParts { zone: zone.clone(), ..MeshParts::default() },
-        )
+        let mut view = view("broken", MTLS, Parts { zone: zone.clone(), ..Parts::default() });
+        view.authority = Err(error);
+        view
     };
     let meshes = all(&zone, vec![with("a", MTLS), with("b", MTLS), with("plain", "{}"), broken()]);
     let plan = egress(&meshes, "egress", &no_ipv6()).unwrap();
@@ -386,7 +413,7 @@ fn endpoints(mesh: &str, own_egress: bool) -> Value {
             "networking: {address: 10.0.0.3, inbound: [{port: 80, tags: {kuma.io/service: backend, kuma.io/zone: zone-1, kuma.io/protocol: http}}]}",
         ),
     ];
-    let mesh = view("default", mesh, MeshParts { zone, dataplanes, ..MeshParts::default() });
+    let mesh = view("default", mesh, Parts { zone, dataplanes, ..Parts::default() });
     let ours = emitted(&plan(&mesh, "web", no_ipv6()).unwrap());
     let assignment = &ours[&format!("{ENDPOINT} backend")]["endpoints"];
     let found = assignment.as_array().unwrap().iter().flat_map(|locality| {
@@ -447,23 +474,13 @@ fn service_resources_have_listeners_as_those_of_kuma() {
                 "networking: {address: 192.168.0.4, inbound: [{port: 8084, tags: {kuma.io/service: backend, kuma.io/protocol: http, app: backend}}]}",
             ),
         ];
-        let parts = MeshParts {
+        let parts = Parts {
             zone: zone.clone(),
             dataplanes,
             mesh_services: vec![(Meta::new("default", "backend"), service.clone())],
             mesh_external_services: vec![(Meta::new("default", "example"), Arc::new(example.clone()), reached.clone())],
-            vips: vec![MeshVip {
-                address: "240.0.0.1".parse().unwrap(),
-                names: vec!["backend.mesh".to_owned()],
-                outbounds: vec![crate::mesh::VipOutbound {
-                    port: 80,
-                    destination: crate::mesh::VipDestination::Tags(BTreeMap::from([(
-                        "kuma.io/service".to_owned(),
-                        "backend".to_owned(),
-                    )])),
-                }],
-            }],
-            ..MeshParts::default()
+            vips: r#"{"0:backend": {"address": "240.0.0.1", "outbounds": [{"TagSet": {"kuma.io/service": "backend"}}]}}"#,
+            ..Parts::default()
         };
         let view = view("default", mesh, parts);
         emitted(&plan(&view, "web", no_ipv6()).unwrap())
@@ -531,7 +548,7 @@ fn external_services_are_reached_directly_or_through_an_egress() {
             "networking: {address: 10.0.0.2, outbound: [{port: 1, tags: {kuma.io/service: httpbin}}]}",
         )];
         let external_services = vec![external("httpbin", Protocol::Http, ("httpbin.org", 80), None)];
-        let parts = MeshParts { zone, dataplanes, external_services, ..MeshParts::default() };
+        let parts = Parts { zone, dataplanes, external_services, ..Parts::default() };
         let mesh = view("default", mesh, parts);
         let ours = emitted(&plan(&mesh, "web", no_ipv6()).unwrap());
         let route = "/filterChains/0/filters/0/typedConfig/routeConfig/virtualHosts/0/routes/0/route/autoHostRewrite";

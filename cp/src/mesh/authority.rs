@@ -1,4 +1,4 @@
-//! The certificate authority of a mesh, from the store.
+//! The certificate authority of a mesh: two Secrets, made when mTLS is on and they are missing.
 
 use std::sync::Arc;
 use std::time::Duration;

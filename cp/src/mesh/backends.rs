@@ -1,14 +1,13 @@
 //! Ports of MeshServices, MeshExternalServices and MeshMultiZoneServices as destinations (Kuma `core.Destination`).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use super::endpoints::{self, ZONE_TAG};
 use super::external::External;
-use super::view::{Endpoint, MeshParts, MeshVip, Protocol, VipDestination, VipOutbound};
+use super::{Endpoint, MeshView, Protocol};
 use crate::resource::{
-    Dataplane, HostnameAddress, Inbound, Kind, Mesh, MeshMultiZoneService, MeshService, Meta, SERVICE_TAG,
-    ServiceIdentityKind, ServicePort, ServiceSelector, ServiceState, TargetPort,
+    Dataplane, Inbound, Kind, MeshMultiZoneService, MeshService, Meta, SERVICE_TAG, ServiceIdentityKind, ServicePort,
+    ServiceSelector, ServiceState, TargetPort,
 };
 
 const DISPLAY_NAME_LABEL: &str = "kuma.io/display-name";
@@ -22,6 +21,8 @@ const SNI_PART: usize = 62;
 pub struct Backend {
     /// `MeshService`, `MeshExternalService` or `MeshMultiZoneService`.
     pub kind: Kind,
+    /// Name of the resource here.
+    pub resource: String,
     /// Name in the place where it was created.
     pub name: String,
     /// Kubernetes namespace; empty without one.
@@ -52,26 +53,24 @@ pub struct Backend {
     pub external: Option<External>,
 }
 
-/// The ports by name of their cluster, `<mesh>_<name>_<namespace>_<zone>_<kind>_<port>`, and the addresses that stand for them.
-pub(super) fn backends(name: &str, mesh: &Mesh, parts: &MeshParts) -> (BTreeMap<String, Backend>, Vec<MeshVip>) {
+/// The ports by name of their cluster, `<mesh>_<name>_<namespace>_<zone>_<kind>_<port>`.
+pub(super) fn backends(view: &MeshView) -> BTreeMap<String, Backend> {
     let mut backends = BTreeMap::new();
-    let mut vips = Vec::new();
-    for (meta, service) in &parts.mesh_services {
-        let keys = mesh_service((name, mesh), parts, meta, service, &mut backends);
-        let ips = service.status.vips.iter().map(|vip| vip.ip.as_str());
-        add_vips(ips, &service.status.addresses, &keys, &mut vips);
+    for (meta, service) in view.mesh_services.values() {
+        mesh_service(view, meta, service, &mut backends);
     }
-    for (meta, service, external) in &parts.mesh_external_services {
+    for (meta, service) in view.mesh_external_services.values() {
+        let Some(external) = view.mesh_outside.get(&meta.name) else { continue };
         let port = ServicePort {
             port: service.matches.port,
             app_protocol: service.matches.protocol.clone(),
             ..ServicePort::default()
         };
-        let (key, mut backend) = backend(name, Kind::MeshExternalService, meta, &port);
-        backend.identities = BTreeSet::from([format!("spiffe://{name}/zone-egress")]);
+        let (key, mut backend) = backend(view, Kind::MeshExternalService, meta, &port);
+        backend.identities = BTreeSet::from([format!("spiffe://{}/zone-egress", view.name)]);
         let zone = (!backend.zone.is_empty()).then_some(&backend.zone);
-        let (zone, priority) = endpoints::locality(mesh, &parts.zone, zone);
-        let through_egress = parts.zone.own_egresses().map(|(address, port)| Endpoint {
+        let (zone, priority) = endpoints::locality(&view.mesh, &view.zones, zone);
+        let through_egress = endpoints::own_egresses(&view.zones).map(|(address, port)| Endpoint {
             zone: zone.clone(),
             address: address.to_owned(),
             port,
@@ -83,37 +82,18 @@ pub(super) fn backends(name: &str, mesh: &Mesh, parts: &MeshParts) -> (BTreeMap<
         });
         backend.endpoints = through_egress.collect();
         backend.external = Some(external.clone());
-        backends.insert(key.clone(), backend);
-        let ips = [service.status.vip.ip.as_str()].into_iter().filter(|ip| !ip.is_empty());
-        add_vips(ips, &service.status.addresses, &[(key, port.port)], &mut vips);
+        backends.insert(key, backend);
     }
     // Last, as they have the endpoints of the others.
-    for (meta, service) in &parts.mesh_multi_zone_services {
-        let keys = multi_zone_service(name, meta, service, &parts.mesh_services, &mut backends);
-        let ips = service.status.vips.iter().map(|vip| vip.ip.as_str());
-        add_vips(ips, &service.status.addresses, &keys, &mut vips);
+    for (meta, service) in view.mesh_multi_zone_services.values() {
+        multi_zone_service(view, meta, service, &mut backends);
     }
-    (backends, vips)
-}
-
-/// Addresses of a service. Its names lead to the first one.
-fn add_vips<'a>(
-    ips: impl Iterator<Item = &'a str>,
-    names: &[HostnameAddress],
-    ports: &[(String, u32)],
-    vips: &mut Vec<MeshVip>,
-) {
-    for (index, address) in ips.filter_map(|ip| ip.parse::<IpAddr>().ok()).enumerate() {
-        let names = names.iter().take(if index == 0 { usize::MAX } else { 0 }).map(|name| name.hostname.clone());
-        let outbounds = ports
-            .iter()
-            .map(|(key, port)| VipOutbound { port: *port, destination: VipDestination::Backend(key.clone()) });
-        vips.push(MeshVip { address, names: names.collect(), outbounds: outbounds.collect() });
-    }
+    backends
 }
 
 /// What is the same for all kinds: identifiers, and the SNI (trap 10).
-fn backend(mesh: &str, kind: Kind, meta: &Meta, port: &ServicePort) -> (String, Backend) {
+fn backend(view: &MeshView, kind: Kind, meta: &Meta, port: &ServicePort) -> (String, Backend) {
+    let mesh = &view.name;
     let label = |label: &str| meta.labels.get(label).cloned().unwrap_or_default();
     let (namespace, zone) = (label(NAMESPACE_LABEL), label(ZONE_TAG));
     let name = meta.labels.get(DISPLAY_NAME_LABEL).unwrap_or(&meta.name).clone();
@@ -123,7 +103,8 @@ fn backend(mesh: &str, kind: Kind, meta: &Meta, port: &ServicePort) -> (String, 
         kind,
         kri: format!("kri_{short}_{mesh}_{zone}_{namespace}_{name}_{section}"),
         sni: sni(&sni_name(kind, meta), mesh, port.port, kind),
-        is_local: is_local(meta),
+        is_local: view.zones.is_local(meta),
+        resource: meta.name.clone(),
         labels: meta.labels.clone(),
         section,
         port: port.port,
@@ -140,18 +121,8 @@ fn backend(mesh: &str, kind: Kind, meta: &Meta, port: &ServicePort) -> (String, 
     (format!("{mesh}_{name}_{namespace}_{zone}_{short}_{port}"), backend)
 }
 
-/// Whether a resource is of this zone. One that came through the global control plane has its origin there, whatever its first one.
-fn is_local(meta: &Meta) -> bool {
-    meta.labels.get(ORIGIN_LABEL).is_none_or(|origin| origin == "zone")
-}
-
-fn mesh_service(
-    (name, mesh): (&str, &Mesh),
-    parts: &MeshParts,
-    meta: &Meta,
-    service: &MeshService,
-    backends: &mut BTreeMap<String, Backend>,
-) -> Vec<(String, u32)> {
+fn mesh_service(view: &MeshView, meta: &Meta, service: &MeshService, backends: &mut BTreeMap<String, Backend>) {
+    let (name, mesh) = (&view.name, view.mesh.as_ref());
     let mut identities: BTreeSet<String> = service
         .identities
         .iter()
@@ -160,9 +131,9 @@ fn mesh_service(
             ServiceIdentityKind::SpiffeID => identity.value.clone(),
         })
         .collect();
-    let local = is_local(meta);
+    let local = view.zones.is_local(meta);
     let selected: Vec<_> = if local {
-        let all = parts.dataplanes.iter();
+        let all = view.dataplanes.values();
         all.filter(|(meta, dataplane)| selects(&service.selector, meta, dataplane)).collect()
     } else {
         Vec::new()
@@ -171,37 +142,34 @@ fn mesh_service(
         let tags = selected.iter().flat_map(|(_, dataplane)| dataplane.tags().remove(SERVICE_TAG).unwrap_or_default());
         identities = tags.map(|tag| format!("spiffe://{name}/{tag}")).collect();
     }
-    let tls_ready = selected.iter().all(|(meta, _)| parts.with_certificate.contains(&meta.name));
-    let mut keys = Vec::new();
+    let tls_ready = selected.iter().all(|(meta, _)| view.with_certificate.contains(&meta.name));
     for port in &service.ports {
-        let (key, mut backend) = backend(name, Kind::MeshService, meta, port);
+        let (key, mut backend) = backend(view, Kind::MeshService, meta, port);
         backend.identities.clone_from(&identities);
         if local {
             backend.tls_ready = tls_ready;
             for (meta, dataplane) in &selected {
                 let inbounds = dataplane.inbounds().iter().filter(|inbound| is_target(inbound, port));
                 let inbounds = inbounds.filter(|inbound| selects_inbound(&service.selector, inbound));
-                let instance = |inbound| endpoints::instance(mesh, &parts.zone, meta, dataplane, inbound);
+                let instance = |inbound| endpoints::instance(mesh, &view.zones, meta, dataplane, inbound);
                 backend.endpoints.extend(inbounds.filter_map(instance));
             }
         } else if mesh.enabled_backend().is_some() {
-            backend.endpoints = remote_endpoints(mesh, parts, &key, &backend.zone);
+            backend.endpoints = remote_endpoints(view, &key, &backend.zone);
         }
         backend.endpoints.sort();
         backend.endpoints.dedup();
-        keys.push((key.clone(), port.port));
         backends.insert(key, backend);
     }
-    keys
 }
 
 /// The ways to a service of another zone: its ingresses, or the egresses of this one if the mesh wants that. Kuma 2.14 has no egress in
 /// this way; a mesh that wants its traffic to leave the zone through one is taken at its word here.
-fn remote_endpoints(mesh: &Mesh, parts: &MeshParts, service: &str, zone: &str) -> Vec<Endpoint> {
-    let ingresses = parts.zone.remote_ingresses().filter(|(_, ingress)| ingress.zone == zone);
+fn remote_endpoints(view: &MeshView, service: &str, zone: &str) -> Vec<Endpoint> {
+    let ingresses = endpoints::remote_ingresses(&view.zones).filter(|(_, ingress)| ingress.zone == zone);
     let mut places: BTreeSet<(&str, u32)> = ingresses.map(|(place, _)| place).collect();
-    if !places.is_empty() && mesh.uses_zone_egress() {
-        places = parts.zone.own_egresses().collect();
+    if !places.is_empty() && view.mesh.uses_zone_egress() {
+        places = endpoints::own_egresses(&view.zones).collect();
     }
     let tags = BTreeMap::from([(SERVICE_TAG.to_owned(), service.to_owned()), (ZONE_TAG.to_owned(), zone.to_owned())]);
     let endpoint = |(address, port): (&str, u32)| Endpoint {
@@ -218,24 +186,23 @@ fn remote_endpoints(mesh: &Mesh, parts: &MeshParts, service: &str, zone: &str) -
 }
 
 fn multi_zone_service(
-    mesh: &str,
+    view: &MeshView,
     meta: &Meta,
     service: &MeshMultiZoneService,
-    services: &[(Meta, std::sync::Arc<MeshService>)],
     backends: &mut BTreeMap<String, Backend>,
-) -> Vec<(String, u32)> {
+) {
+    let mesh = &view.name;
+    let services = view.mesh_services.values();
     let unavailable: BTreeSet<(String, String, String)> = services
-        .iter()
-        .filter(|(meta, service)| !is_local(meta) && service.state != ServiceState::Available)
+        .filter(|(meta, service)| !view.zones.is_local(meta) && service.state != ServiceState::Available)
         .map(|(meta, _)| {
             let label = |label: &str| meta.labels.get(label).cloned().unwrap_or_default();
             let name = meta.labels.get(DISPLAY_NAME_LABEL).unwrap_or(&meta.name).clone();
             (name, label(NAMESPACE_LABEL), label(ZONE_TAG))
         })
         .collect();
-    let mut keys = Vec::new();
     for port in &service.ports {
-        let (key, mut all) = backend(mesh, Kind::MeshMultiZoneService, meta, port);
+        let (key, mut all) = backend(view, Kind::MeshMultiZoneService, meta, port);
         for matched in &service.status.mesh_services {
             let place = (matched.name.clone(), matched.namespace.clone(), matched.zone.clone());
             let (name, namespace, zone) = &place;
@@ -246,10 +213,8 @@ fn multi_zone_service(
         }
         all.endpoints.sort();
         all.endpoints.dedup();
-        keys.push((key.clone(), port.port));
         backends.insert(key, all);
     }
-    keys
 }
 
 /// Whether a Dataplane is an instance (Kuma `apis/meshservice/match.go`).

@@ -2,36 +2,36 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::view::{Endpoint, MeshParts, Protocol, Service, ZoneView};
-use crate::resource::{Dataplane, Inbound, Mesh, Meta, PROTOCOL_TAG, SERVICE_TAG};
+use super::{Endpoint, MeshView, Protocol, Service, Zones};
+use crate::resource::{Dataplane, Inbound, Mesh, Meta, PROTOCOL_TAG, SERVICE_TAG, ZoneIngress};
 
 /// The tag and the label that name a zone.
 pub(super) const ZONE_TAG: &str = "kuma.io/zone";
 
 /// The services by tag. Instances in other zones are reached through these zones' ingresses, or through an egress of this zone if the
 /// mesh wants that; both tell destinations apart by the server name of mutual TLS, so without it there is no way.
-pub(super) fn services(name: &str, mesh: &Mesh, parts: &MeshParts) -> BTreeMap<String, Service> {
+pub(super) fn services(view: &MeshView) -> BTreeMap<String, Service> {
     let mut services: BTreeMap<String, Service> = BTreeMap::new();
-    let zone = parts.zone.as_ref();
+    let (mesh, zones) = (view.mesh.as_ref(), view.zones.as_ref());
     let mut ingresses = BTreeSet::new();
     if mesh.enabled_backend().is_some() {
-        ingresses = remote(name, mesh, zone, &mut services);
+        ingresses = remote(&view.name, mesh, zones, &mut services);
     }
     // Every ingress endpoint stands for all instances of its zone, so with two ingresses these count twice: the own ones then do too.
     let weight = u32::try_from(ingresses.len()).unwrap_or(u32::MAX).max(1);
-    for (meta, dataplane) in &parts.dataplanes {
+    for (meta, dataplane) in view.dataplanes.values() {
         for inbound in dataplane.inbounds() {
             let Some(service) = inbound.service() else { continue };
             let protocol = Protocol::parse(&inbound.protocol());
             let service = services.entry(service.to_owned()).or_insert_with(|| Service::new(protocol));
             service.protocol = service.protocol.common(protocol);
-            service.tls_ready &= parts.with_certificate.contains(&meta.name);
-            if let Some(endpoint) = instance(mesh, zone, meta, dataplane, inbound) {
+            service.tls_ready &= view.with_certificate.contains(&meta.name);
+            if let Some(endpoint) = instance(mesh, zones, meta, dataplane, inbound) {
                 service.endpoints.push(Endpoint { weight, ..endpoint });
             }
         }
     }
-    external(mesh, parts, &mut services);
+    external(view, &mut services);
     for service in services.values_mut() {
         service.endpoints.sort();
         service.endpoints.dedup();
@@ -49,12 +49,12 @@ impl Service {
 fn remote<'a>(
     name: &str,
     mesh: &Mesh,
-    zone: &'a ZoneView,
+    zones: &'a Zones,
     services: &mut BTreeMap<String, Service>,
 ) -> BTreeSet<(&'a str, u32)> {
     let through_egress = mesh.uses_zone_egress();
     let mut seen = BTreeSet::new();
-    for ((address, port), ingress) in zone.remote_ingresses() {
+    for ((address, port), ingress) in remote_ingresses(zones) {
         // Ingresses behind one load balancer are one. A new one that does not yet know its services must not stand for the others.
         if ingress.available_services.is_empty() || !seen.insert((address, port)) {
             continue;
@@ -67,11 +67,11 @@ fn remote<'a>(
             service.is_external |= available.external_service;
             let mut tags = available.tags.clone();
             tags.remove(SERVICE_TAG);
-            let (zone_of, priority) = locality(mesh, zone, tags.get(ZONE_TAG));
+            let (zone_of, priority) = locality(mesh, zones, tags.get(ZONE_TAG));
             let endpoint =
                 Endpoint { zone: zone_of, priority, tags, weight: 1, through_zone_proxy: true, ..Endpoint::default() };
             if through_egress {
-                let egresses = zone.own_egresses();
+                let egresses = own_egresses(zones);
                 let endpoints =
                     egresses.map(|(ip, port)| Endpoint { address: ip.to_owned(), port, ..endpoint.clone() });
                 service.endpoints.extend(endpoints);
@@ -85,9 +85,9 @@ fn remote<'a>(
 }
 
 /// Adds ExternalServices: they are no endpoints of EDS unless an egress stands between.
-fn external(mesh: &Mesh, parts: &MeshParts, services: &mut BTreeMap<String, Service>) {
-    let through_egress = mesh.uses_zone_egress();
-    for external in &parts.external_services {
+fn external(view: &MeshView, services: &mut BTreeMap<String, Service>) {
+    let through_egress = view.mesh.uses_zone_egress();
+    for external in &view.outside {
         let protocol = external.protocol;
         let service = services.entry(external.service.clone()).or_insert_with(|| Service::new(protocol));
         service.protocol = service.protocol.common(protocol);
@@ -96,8 +96,8 @@ fn external(mesh: &Mesh, parts: &MeshParts, services: &mut BTreeMap<String, Serv
             continue;
         }
         let tags = &external.tags;
-        let (zone_of, priority) = locality(mesh, &parts.zone, tags.get(ZONE_TAG));
-        service.endpoints.extend(parts.zone.own_egresses().map(|(address, port)| Endpoint {
+        let (zone_of, priority) = locality(&view.mesh, &view.zones, tags.get(ZONE_TAG));
+        service.endpoints.extend(own_egresses(&view.zones).map(|(address, port)| Endpoint {
             zone: zone_of.clone(),
             address: address.to_owned(),
             port,
@@ -114,7 +114,7 @@ fn external(mesh: &Mesh, parts: &MeshParts, services: &mut BTreeMap<String, Serv
 /// all its endpoints.
 pub(super) fn instance(
     mesh: &Mesh,
-    zone: &ZoneView,
+    zones: &Zones,
     meta: &Meta,
     dataplane: &Dataplane,
     inbound: &Inbound,
@@ -126,7 +126,7 @@ pub(super) fn instance(
         .filter(|address| inbound.is_healthy() && crate::plan::is_ip(address))?;
     let mut tags = inbound.tags.clone();
     tags.remove(SERVICE_TAG);
-    let (zone, priority) = locality(mesh, zone, tags.get(ZONE_TAG).or_else(|| meta.labels.get(ZONE_TAG)));
+    let (zone, priority) = locality(mesh, zones, tags.get(ZONE_TAG).or_else(|| meta.labels.get(ZONE_TAG)));
     Some(Endpoint {
         zone,
         address: address.clone(),
@@ -140,8 +140,21 @@ pub(super) fn instance(
 }
 
 /// The zone of an endpoint, empty for none, and its priority: other zones come second if the mesh wants traffic to stay in its zone.
-pub(super) fn locality(mesh: &Mesh, own: &ZoneView, zone: Option<&String>) -> (String, u32) {
+pub(super) fn locality(mesh: &Mesh, zones: &Zones, zone: Option<&String>) -> (String, u32) {
     let Some(zone) = zone else { return (String::new(), 0) };
     let stays = mesh.routing.as_ref().is_some_and(|routing| routing.locality_aware_load_balancing);
-    (zone.clone(), u32::from(stays && !own.name.is_empty() && !own.is_own(zone)))
+    (zone.clone(), u32::from(stays && !zones.local.is_empty() && *zone != zones.local))
+}
+
+/// Zone ingresses through which other zones are reached: where they are, and what is behind them.
+pub(crate) fn remote_ingresses(zones: &Zones) -> impl Iterator<Item = ((&str, u32), &ZoneIngress)> {
+    let places = zones.remote_ingresses().filter_map(|ingress| Some((ingress.advertised()?, ingress.as_ref())));
+    places.filter(|((address, _), _)| crate::plan::is_ip(address))
+}
+
+/// Where the zone egresses of this zone are.
+pub(crate) fn own_egresses(zones: &Zones) -> impl Iterator<Item = (&str, u32)> {
+    let places = zones.local_egresses().filter_map(|egress| egress.networking.as_ref());
+    let places = places.map(|networking| (networking.address.as_str(), networking.port));
+    places.filter(|(address, port)| crate::plan::is_ip(address) && *port != 0)
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::view::Protocol;
+use super::Protocol;
 use crate::resource::{
     DataSource, ExternalService, Kind, MeshExternalService, Meta, Resource, ResourceKey, SERVICE_TAG, SanMatch,
     TlsVersions,

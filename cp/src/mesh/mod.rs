@@ -8,7 +8,17 @@ mod authority;
 mod backends;
 mod endpoints;
 mod external;
+mod resolve;
 mod view;
+mod vips;
+mod zones;
+
+pub use backends::Backend;
+pub(crate) use endpoints::{own_egresses, remote_ingresses};
+pub use external::{External, ExternalHost, ExternalName, OriginatedTls};
+pub use view::{Endpoint, MeshView, Named, Protocol, Service};
+pub use vips::{LegacyOutbound, LegacyVip, LegacyVips, Vip, VipOutbound, legacy_config};
+pub use zones::{ZoneView, Zones};
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::pending;
@@ -19,12 +29,9 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use crate::resource::{Dataplane, Kind, Mesh, MtlsMode, Resource, ResourceKey, ZoneEgress, ZoneIngress};
+use crate::resource::{Kind, Mesh, MtlsMode, Resource, ResourceKey};
 use crate::store::{Event, Store, StoreError};
-
-pub use backends::Backend;
-pub use external::{External, ExternalHost, ExternalName, OriginatedTls};
-pub use view::{Endpoint, MeshParts, MeshView, MeshVip, Protocol, Service, VipDestination, VipOutbound, ZoneView};
+use authority::authority;
 
 /// Changes that come closer together than this are built into one view.
 const DEBOUNCE: Duration = Duration::from_millis(50);
@@ -36,39 +43,24 @@ const RETRY: Duration = Duration::from_secs(2);
 /// The current view of every mesh.
 #[derive(Debug)]
 pub struct MeshViews {
-    /// Name of this zone; empty if there is none.
-    zone: String,
     views: Mutex<HashMap<String, watch::Sender<Arc<MeshView>>>>,
     /// Counts the changes of the set of meshes.
     meshes: watch::Sender<u64>,
-    /// Every mesh with its view, for proxies that serve all of them. `None` until they were all built for the first time.
-    all: watch::Sender<Option<Arc<AllMeshes>>>,
-}
-
-/// Every mesh of a zone at one moment.
-#[derive(Debug, Default)]
-pub struct AllMeshes {
-    /// What they have in common.
-    pub zone: Arc<ZoneView>,
-    /// The meshes by name.
-    pub meshes: BTreeMap<String, Arc<MeshView>>,
+    /// All meshes together, for the proxies of the zone.
+    zone: watch::Sender<Arc<ZoneView>>,
 }
 
 impl MeshViews {
-    /// No views yet; [`run`](Self::run) builds them.
-    /// `zone` is the name of this zone, empty if there is none.
+    /// No views yet; [`run`](Self::run) builds them, as the zone of that name sees its meshes.
     pub fn new(zone: &str) -> Arc<Self> {
-        Arc::new(MeshViews {
-            zone: zone.to_owned(),
-            views: Mutex::default(),
-            meshes: watch::Sender::new(0),
-            all: watch::Sender::new(None),
-        })
+        let zones = Arc::new(Zones::new(zone));
+        let zone = Arc::new(ZoneView { zones, meshes: BTreeMap::new() });
+        Arc::new(MeshViews { views: Mutex::default(), meshes: watch::Sender::new(0), zone: watch::Sender::new(zone) })
     }
 
-    /// Follows all meshes. `None` is there until they were read for the first time.
-    pub fn follow_all(&self) -> watch::Receiver<Option<Arc<AllMeshes>>> {
-        self.all.subscribe()
+    /// Follows all meshes together, as the proxies of the zone need them.
+    pub fn follow_zone(&self) -> watch::Receiver<Arc<ZoneView>> {
+        self.zone.subscribe()
     }
 
     /// Follows the view of a mesh. `None` if there is no such mesh. The channel closes when the mesh is deleted.
@@ -95,7 +87,7 @@ impl MeshViews {
     /// Keeps the views up to date until the store is gone. Errors of the store are logged, and what failed is tried again.
     pub async fn run(self: Arc<Self>, store: Store) {
         let mut watch = store.watch();
-        let mut dirty = Dirty { all: true, ..Dirty::default() };
+        let mut dirty = Dirty { all: true, zones: true, ..Dirty::default() };
         let mut build_at = Some(Instant::now());
         let mut first_change = None;
         loop {
@@ -129,31 +121,55 @@ impl MeshViews {
     fn is_permissive(&self, mesh: &str) -> bool {
         let views = self.views.lock();
         let Some(view) = views.get(mesh) else { return false };
-        view.borrow().mesh.enabled_backend().is_some_and(|backend| backend.mode == MtlsMode::Permissive)
+        view.borrow().is_permissive()
     }
 
     /// Builds what is marked, and unmarks it as it succeeds.
     async fn build(&self, store: &Store, dirty: &mut Dirty) -> Result<(), StoreError> {
+        let before = self.zone.borrow().zones.clone();
+        let mut zones = before.clone();
+        if dirty.zones {
+            let read = Zones::read(store, &before.local).await?;
+            if read != *before {
+                zones = Arc::new(read);
+                // Every mesh looks at the zones.
+                dirty.all = true;
+            }
+            dirty.zones = false;
+        }
         if dirty.all {
             let stored = store.list(Kind::Mesh, None).await?.into_iter().map(|mesh| mesh.meta.name);
             let known: Vec<String> = self.views.lock().keys().cloned().collect();
             dirty.meshes.extend(stored.chain(known));
             dirty.all = false;
         }
-        let zone = Arc::new(zone(store, &self.zone).await?);
         while let Some(mesh) = dirty.meshes.pop_first() {
-            if let Err(error) = self.build_mesh(store, &mesh, &zone).await {
+            if let Err(error) = self.build_mesh(store, &mesh, &zones).await {
                 dirty.meshes.insert(mesh);
+                // The zones were not given to every mesh yet.
+                dirty.zones = true;
                 return Err(error);
             }
         }
         let views = self.views.lock();
-        let meshes = views.iter().map(|(name, view)| (name.clone(), view.borrow().clone())).collect();
-        self.all.send_replace(Some(Arc::new(AllMeshes { zone, meshes })));
+        let meshes: BTreeMap<String, Arc<MeshView>> =
+            views.iter().map(|(name, view)| (name.clone(), view.borrow().clone())).collect();
+        drop(views);
+        self.zone.send_if_modified(|view| {
+            let same = |(one, other): (&Arc<MeshView>, &Arc<MeshView>)| Arc::ptr_eq(one, other);
+            if Arc::ptr_eq(&view.zones, &zones)
+                && view.meshes.len() == meshes.len()
+                && view.meshes.values().zip(meshes.values()).all(same)
+            {
+                return false;
+            }
+            *view = Arc::new(ZoneView { zones, meshes });
+            true
+        });
         Ok(())
     }
 
-    async fn build_mesh(&self, store: &Store, name: &str, zone: &Arc<ZoneView>) -> Result<(), StoreError> {
+    async fn build_mesh(&self, store: &Store, name: &str, zones: &Arc<Zones>) -> Result<(), StoreError> {
         let key = ResourceKey::global(Kind::Mesh, name);
         let stored = store.get(&key).await?;
         let Some(mesh) = stored.as_ref().and_then(Resource::mesh) else {
@@ -164,19 +180,38 @@ impl MeshViews {
             return Ok(());
         };
         let before = self.views.lock().get(name).map(|view| view.borrow().clone());
-        let (authority, authority_pem) = authority::authority(store, name, mesh, before.as_deref()).await?;
+        let (authority, authority_pem) = authority(store, name, mesh, before.as_deref()).await?;
         if let Err(error) = &authority {
             tracing::error!(mesh = name, %error, "certificates of the mesh cannot be issued");
         }
 
-        let mut parts = parts(store, name, zone).await?;
-        parts.with_certificate = with_certificate(store, name, mesh).await?;
-        let known = before.map(|before| before.warnings.clone()).unwrap_or_default();
-        for warning in parts.warnings.iter().filter(|warning| !known.contains(warning)) {
-            tracing::warn!(mesh = name, "{warning}");
+        let mut dataplanes = Vec::new();
+        for resource in store.list(Kind::Dataplane, Some(name)).await? {
+            if let Some(dataplane) = resource.dataplane() {
+                dataplanes.push((resource.meta.clone(), resolve::dataplane(dataplane).await));
+            }
         }
-        let mut view = MeshView::of(name, mesh.clone(), authority, parts);
+        let mut permissions = Vec::new();
+        for resource in store.list(Kind::MeshTrafficPermission, Some(name)).await? {
+            if let Some(permission) = resource.permission() {
+                permissions.push((resource.meta.clone(), permission.clone()));
+            }
+        }
+        let with_certificate = with_certificate(store, name, mesh).await?;
+        let mut view = MeshView::new(name, mesh.clone(), dataplanes, permissions, authority, &with_certificate);
         view.authority_pem = authority_pem;
+        view.zones.clone_from(zones);
+        view.read_services(store).await?;
+        view.read_outside(store).await?;
+        view.complete();
+        if let Some(before) = before {
+            if before.plans_as(&view) {
+                return Ok(());
+            }
+            view.warn(&before.warnings);
+        } else {
+            view.warn(&[]);
+        }
         let view = Arc::new(view);
 
         let mut views = self.views.lock();
@@ -197,6 +232,7 @@ impl MeshViews {
 #[derive(Debug, Default)]
 struct Dirty {
     all: bool,
+    zones: bool,
     meshes: BTreeSet<String>,
 }
 
@@ -206,7 +242,7 @@ impl Dirty {
         let key = match event {
             Event::Changed(key) | Event::Deleted(key) => key,
             Event::Resync => {
-                self.all = true;
+                (self.all, self.zones) = (true, true);
                 return true;
             }
         };
@@ -215,11 +251,15 @@ impl Dirty {
             // Insights say who has a certificate, which matters in PERMISSIVE mode only.
             Kind::DataplaneInsight if permissive(&key.mesh) => self.meshes.insert(key.mesh),
             Kind::DataplaneInsight => return false,
-            kind if kind.in_mesh() => self.meshes.insert(key.mesh),
-            Kind::ZoneIngress | Kind::ZoneEgress => {
-                self.all = true;
-                true
+            Kind::Zone | Kind::ZoneIngress | Kind::ZoneEgress => {
+                self.zones = true;
+                return true;
             }
+            Kind::Config => match vips::mesh_of_config(&key.name) {
+                Some(mesh) => self.meshes.insert(mesh.to_owned()),
+                None => return false,
+            },
+            kind if kind.in_mesh() => self.meshes.insert(key.mesh),
             _ => return false,
         };
         true
@@ -237,115 +277,6 @@ async fn with_certificate(store: &Store, name: &str, mesh: &Mesh) -> Result<BTre
         mtls.is_some_and(|mtls| mtls.issued_backend == backend.name)
     };
     Ok(insights.iter().filter(has_certificate).map(|resource| resource.meta.name.clone()).collect())
-}
-
-/// What the store has of a mesh.
-async fn parts(store: &Store, mesh: &str, zone: &Arc<ZoneView>) -> Result<MeshParts, StoreError> {
-    let mut parts = MeshParts { zone: zone.clone(), ..MeshParts::default() };
-    let list = |kind| store.list(kind, Some(mesh));
-    for resource in list(Kind::Dataplane).await? {
-        if let Some(dataplane) = resource.dataplane() {
-            parts.dataplanes.push((resource.meta.clone(), resolved(dataplane).await));
-        }
-    }
-    for resource in list(Kind::MeshTrafficPermission).await? {
-        if let Some(permission) = resource.permission() {
-            parts.permissions.push((resource.meta.clone(), permission.clone()));
-        }
-    }
-    for resource in list(Kind::ExternalService).await? {
-        let Some(service) = resource.external_service() else { continue };
-        match external::external_service(store, &resource.meta, service).await? {
-            Ok(external) => parts.external_services.push(external),
-            Err(warning) => parts.warnings.push(warning),
-        }
-    }
-    for resource in list(Kind::MeshService).await? {
-        if let Some(service) = resource.mesh_service() {
-            parts.mesh_services.push((resource.meta.clone(), service.clone()));
-        }
-    }
-    for resource in list(Kind::MeshExternalService).await? {
-        let Some(service) = resource.mesh_external_service() else { continue };
-        match external::mesh_external_service(store, &resource.meta, service).await? {
-            Ok(external) => parts.mesh_external_services.push((resource.meta.clone(), service.clone(), external)),
-            Err(warning) => parts.warnings.push(warning),
-        }
-    }
-    for resource in list(Kind::MeshMultiZoneService).await? {
-        if let Some(service) = resource.mesh_multi_zone_service() {
-            parts.mesh_multi_zone_services.push((resource.meta.clone(), service.clone()));
-        }
-    }
-    Ok(parts)
-}
-
-/// What the meshes of the zone have in common.
-async fn zone(store: &Store, name: &str) -> Result<ZoneView, StoreError> {
-    let mut zone = ZoneView { name: name.to_owned(), ..ZoneView::default() };
-    for resource in store.list(Kind::ZoneIngress, None).await? {
-        let Some(ingress) = resource.zone_ingress() else { continue };
-        let mut ingress: Arc<ZoneIngress> = ingress.clone();
-        if let Some(networking) = &ingress.networking
-            && let Some(ip) = resolve(&networking.advertised_address).await
-        {
-            let mut networking = networking.clone();
-            networking.advertised_address = ip;
-            Arc::make_mut(&mut ingress).networking = Some(networking);
-        }
-        zone.ingresses.insert(resource.meta.name.clone(), ingress);
-    }
-    for resource in store.list(Kind::ZoneEgress, None).await? {
-        let Some(egress) = resource.zone_egress() else { continue };
-        let mut egress: Arc<ZoneEgress> = egress.clone();
-        if let Some(networking) = &egress.networking
-            && let Some(ip) = resolve(&networking.address).await
-        {
-            let mut networking = networking.clone();
-            networking.address = ip;
-            Arc::make_mut(&mut egress).networking = Some(networking);
-        }
-        zone.egresses.insert(resource.meta.name.clone(), egress);
-    }
-    Ok(zone)
-}
-
-/// The Dataplane with host names in its addresses replaced by what they resolve to now. A name that does not resolve stays, and the
-/// proxies of the mesh do without that endpoint.
-async fn resolved(dataplane: &Arc<Dataplane>) -> Arc<Dataplane> {
-    let Some(networking) = &dataplane.networking else { return dataplane.clone() };
-    let (address, advertised) = (resolve(&networking.address).await, resolve(&networking.advertised_address).await);
-    if address.is_none() && advertised.is_none() {
-        return dataplane.clone();
-    }
-    let mut dataplane = Dataplane::clone(dataplane);
-    if let Some(networking) = &mut dataplane.networking {
-        for (address, ip) in [(&mut networking.address, address), (&mut networking.advertised_address, advertised)] {
-            if let Some(ip) = ip {
-                *address = ip;
-            }
-        }
-    }
-    Arc::new(dataplane)
-}
-
-/// What a host name resolves to now; `None` for an IP address, for nothing, and for a name that does not resolve.
-async fn resolve(name: &str) -> Option<String> {
-    if name.is_empty() || crate::plan::is_ip(name) {
-        return None;
-    }
-    match tokio::net::lookup_host((name, 0)).await {
-        Ok(found) => {
-            let mut found: Vec<_> = found.map(|address| address.ip()).collect();
-            // IPv4 first, then in numerical order: the same answer in another order is no change.
-            found.sort_by_key(|ip| (ip.is_ipv6(), *ip));
-            found.first().map(ToString::to_string)
-        }
-        Err(error) => {
-            tracing::warn!(address = name, %error, "the address of a proxy does not resolve");
-            None
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,18 +1,18 @@
 //! One mesh at one moment: its resources, and what the planning of all its proxies has in common.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::backends::{self, Backend};
-use super::endpoints;
-use super::external::External;
+use super::external::{self, External};
+use super::{Vip, Zones, endpoints};
 use crate::identity::IdentityError;
 use crate::identity::ca::{CaPem, CertificateAuthority};
 use crate::resource::{
-    Dataplane, Mesh, MeshExternalService, MeshMultiZoneService, MeshService, MeshServicesMode, MeshTrafficPermission,
-    Meta, MtlsMode, ZoneEgress, ZoneIngress,
+    Dataplane, ExternalService, Mesh, MeshExternalService, MeshMultiZoneService, MeshService, MeshTrafficPermission,
+    Meta, MtlsMode,
 };
+use crate::store::{Store, StoreError};
 
 /// Application protocols that change what is generated (Kuma `pkg/core/metadata/protocol.go`); everything else is TCP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -92,92 +92,8 @@ pub struct Service {
     pub is_external: bool,
 }
 
-/// An address that stands for destinations of the mesh, with the names that lead to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MeshVip {
-    /// The address; nothing listens on it but proxies that traffic to it is redirected to.
-    pub address: IpAddr,
-    /// Names that resolve to it.
-    pub names: Vec<String>,
-    /// What is reached on its ports.
-    pub outbounds: Vec<VipOutbound>,
-}
-
-/// A destination behind an address that stands for it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VipOutbound {
-    /// The port.
-    pub port: u32,
-    /// What is there.
-    pub destination: VipDestination,
-}
-
-/// What is behind a port of an address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum VipDestination {
-    /// A service by tags, `kuma.io/service` among them.
-    Tags(BTreeMap<String, String>),
-    /// A port of a service resource: a key of [`MeshView::backends`].
-    Backend(String),
-}
-
-/// What the meshes of a zone have in common.
-#[derive(Debug, Default)]
-pub struct ZoneView {
-    /// Name of the zone; empty if there is none.
-    pub name: String,
-    /// Zone ingresses of every zone by name, their advertised addresses resolved.
-    pub ingresses: BTreeMap<String, Arc<ZoneIngress>>,
-    /// Zone egresses of every zone by name, their addresses resolved.
-    pub egresses: BTreeMap<String, Arc<ZoneEgress>>,
-}
-
-impl ZoneView {
-    /// Zone ingresses of other zones that can be reached: where they are, and what is behind them.
-    pub fn remote_ingresses(&self) -> impl Iterator<Item = ((&str, u32), &ZoneIngress)> {
-        let remote = self.ingresses.values().filter(|ingress| !self.is_own(&ingress.zone));
-        let reachable = remote.filter_map(|ingress| Some((ingress.advertised()?, ingress.as_ref())));
-        reachable.filter(|((address, _), _)| crate::plan::is_ip(address))
-    }
-
-    /// Where the zone egresses of this zone are.
-    pub fn own_egresses(&self) -> impl Iterator<Item = (&str, u32)> {
-        let own = self.egresses.values().filter(|egress| self.is_own(&egress.zone));
-        let places = own.filter_map(|egress| egress.networking.as_ref());
-        let places = places.map(|networking| (networking.address.as_str(), networking.port));
-        places.filter(|(address, port)| crate::plan::is_ip(address) && *port != 0)
-    }
-
-    /// Whether this zone is meant; what names no zone belongs to every one.
-    pub fn is_own(&self, zone: &str) -> bool {
-        zone.is_empty() || zone == self.name
-    }
-}
-
-/// What a view is made of.
-#[derive(Debug, Default)]
-pub struct MeshParts {
-    /// What the meshes of the zone have in common.
-    pub zone: Arc<ZoneView>,
-    /// Dataplanes, their addresses resolved.
-    pub dataplanes: Vec<(Meta, Arc<Dataplane>)>,
-    /// MeshTrafficPermissions.
-    pub permissions: Vec<(Meta, Arc<MeshTrafficPermission>)>,
-    /// ExternalServices.
-    pub external_services: Vec<External>,
-    /// MeshServices.
-    pub mesh_services: Vec<(Meta, Arc<MeshService>)>,
-    /// MeshExternalServices, and where they are.
-    pub mesh_external_services: Vec<(Meta, Arc<MeshExternalService>, External)>,
-    /// MeshMultiZoneServices.
-    pub mesh_multi_zone_services: Vec<(Meta, Arc<MeshMultiZoneService>)>,
-    /// Addresses that stand for services by tags.
-    pub vips: Vec<MeshVip>,
-    /// Names of the Dataplanes that hold a certificate of the mesh.
-    pub with_certificate: BTreeSet<String>,
-    /// What could not be used, in words.
-    pub warnings: Vec<String>,
-}
+/// Resources by name.
+pub type Named<T> = BTreeMap<String, (Meta, Arc<T>)>;
 
 /// One mesh at one moment.
 #[derive(Debug)]
@@ -186,22 +102,36 @@ pub struct MeshView {
     pub name: String,
     /// The mesh.
     pub mesh: Arc<Mesh>,
-    /// What the meshes of the zone have in common.
-    pub zone: Arc<ZoneView>,
     /// Dataplanes by name.
     pub dataplanes: BTreeMap<String, (Meta, Arc<Dataplane>)>,
     /// MeshTrafficPermissions by name.
     pub permissions: Vec<(Meta, Arc<MeshTrafficPermission>)>,
-    /// ExternalServices.
-    pub external_services: Vec<External>,
-    /// Services by name.
+    /// Names of the Dataplanes that hold a certificate of the mesh.
+    pub with_certificate: BTreeSet<String>,
+    /// Services by name; see [`complete`](Self::complete).
     pub services: BTreeMap<String, Service>,
-    /// Ports of MeshServices, MeshExternalServices and MeshMultiZoneServices by the name of their cluster.
+    /// Ports of MeshServices, MeshExternalServices and MeshMultiZoneServices by the name of their cluster; see
+    /// [`complete`](Self::complete).
     pub backends: BTreeMap<String, Backend>,
-    /// Addresses that stand for destinations.
-    pub vips: Vec<MeshVip>,
-    /// What of the mesh could not be used, in words.
+    /// How ExternalServices are reached.
+    pub outside: Vec<External>,
+    /// How MeshExternalServices are reached, by the name of the resource.
+    pub mesh_outside: BTreeMap<String, External>,
+    /// What of the mesh cannot be used, in words.
     pub warnings: Vec<String>,
+    /// ExternalServices by name.
+    pub external_services: Named<ExternalService>,
+    /// MeshExternalServices by name, with their virtual address and host names in `status`.
+    pub mesh_external_services: Named<MeshExternalService>,
+    /// MeshMultiZoneServices by name, with the MeshServices they stand for in `status`.
+    pub mesh_multi_zone_services: Named<MeshMultiZoneService>,
+    /// MeshServices by name, of this zone and of others ([`Zones::is_local`]), with their virtual addresses, host names and
+    /// identities. What `status` has besides these is left out: it changes no plan.
+    pub mesh_services: Named<MeshService>,
+    /// Addresses that stand for destinations, in the order of their addresses.
+    pub vips: Vec<Vip>,
+    /// The zones and their proxies.
+    pub zones: Arc<Zones>,
     /// The authority; `None` while mTLS is off, an error when it is on and the authority cannot be used.
     pub authority: Result<Option<Arc<CertificateAuthority>>, IdentityError>,
     /// The Secrets that `authority` was read from.
@@ -218,35 +148,43 @@ impl MeshView {
         authority: Result<Option<Arc<CertificateAuthority>>, IdentityError>,
         with_certificate: &BTreeSet<String>,
     ) -> Self {
-        let with_certificate = with_certificate.clone();
-        Self::of(name, mesh, authority, MeshParts { dataplanes, permissions, with_certificate, ..MeshParts::default() })
-    }
-
-    /// A view of these parts.
-    pub fn of(
-        name: &str,
-        mesh: Arc<Mesh>,
-        authority: Result<Option<Arc<CertificateAuthority>>, IdentityError>,
-        parts: MeshParts,
-    ) -> Self {
-        let services = endpoints::services(name, &mesh, &parts);
-        let (backends, of_resources) = backends::backends(name, &mesh, &parts);
-        // In mode Exclusive services are called as resources only.
-        let by_tags = if mesh.services_mode() == MeshServicesMode::Exclusive { Vec::new() } else { parts.vips };
-        MeshView {
+        let mut view = MeshView {
             name: name.to_owned(),
             mesh,
-            zone: parts.zone,
-            dataplanes: parts.dataplanes.into_iter().map(|(meta, spec)| (meta.name.clone(), (meta, spec))).collect(),
-            permissions: parts.permissions,
-            external_services: parts.external_services,
-            services,
-            backends,
-            vips: by_tags.into_iter().chain(of_resources).collect(),
-            warnings: parts.warnings,
+            dataplanes: dataplanes.into_iter().map(|(meta, spec)| (meta.name.clone(), (meta, spec))).collect(),
+            permissions,
+            with_certificate: with_certificate.clone(),
+            services: BTreeMap::new(),
+            backends: BTreeMap::new(),
+            outside: Vec::new(),
+            mesh_outside: BTreeMap::new(),
+            warnings: Vec::new(),
+            external_services: BTreeMap::new(),
+            mesh_external_services: BTreeMap::new(),
+            mesh_multi_zone_services: BTreeMap::new(),
+            mesh_services: BTreeMap::new(),
+            vips: Vec::new(),
+            zones: Arc::default(),
             authority,
             authority_pem: None,
-        }
+        };
+        view.complete();
+        view
+    }
+
+    /// Finds out where services are, from what the view has of resources. To be called whenever these were changed.
+    pub fn complete(&mut self) {
+        self.services = endpoints::services(self);
+        self.backends = backends::backends(self);
+    }
+
+    /// The port of a service resource, by the name of the resource.
+    pub fn backend(&self, kind: &str, resource: &str, port: u32) -> Option<(&str, &Backend)> {
+        let found = self
+            .backends
+            .iter()
+            .find(|(_, backend)| backend.kind.name() == kind && backend.resource == resource && backend.port == port);
+        found.map(|(key, backend)| (key.as_str(), backend))
     }
 
     /// Whether proxies of the mesh take plain text beside mutual TLS.
@@ -254,8 +192,85 @@ impl MeshView {
         self.mesh.enabled_backend().is_some_and(|backend| backend.mode == MtlsMode::Permissive)
     }
 
-    /// Whether traffic to other zones and to ExternalServices takes the way through a zone egress.
-    pub fn uses_zone_egress(&self) -> bool {
-        self.mesh.uses_zone_egress()
+    /// Logs what cannot be used, unless it was `known`.
+    pub(super) fn warn(&self, known: &[String]) {
+        for warning in self.warnings.iter().filter(|warning| !known.contains(warning)) {
+            tracing::warn!(mesh = self.name, "{warning}");
+        }
     }
+
+    /// Reads what the way to services outside the mesh takes.
+    pub(super) async fn read_outside(&mut self, store: &Store) -> Result<(), StoreError> {
+        for (meta, service) in self.external_services.values() {
+            match external::external_service(store, meta, service).await? {
+                Ok(external) => self.outside.push(external),
+                Err(warning) => self.warnings.push(warning),
+            }
+        }
+        for (name, (meta, service)) in &self.mesh_external_services {
+            match external::mesh_external_service(store, meta, service).await? {
+                Ok(external) => drop(self.mesh_outside.insert(name.clone(), external)),
+                Err(warning) => self.warnings.push(warning),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether every plan made from the other view is the plan made from this one.
+    pub(super) fn plans_as(&self, other: &MeshView) -> bool {
+        let MeshView {
+            name,
+            mesh,
+            dataplanes,
+            permissions,
+            with_certificate: _,
+            services,
+            backends,
+            outside,
+            mesh_outside,
+            warnings,
+            external_services,
+            mesh_external_services,
+            mesh_multi_zone_services,
+            mesh_services,
+            vips,
+            zones,
+            authority,
+            authority_pem: _,
+        } = self;
+        let same_authority = match (authority, &other.authority) {
+            (Ok(None), Ok(None)) => true,
+            (Ok(Some(one)), Ok(Some(other))) => Arc::ptr_eq(one, other),
+            _ => false,
+        };
+        same_authority
+            && *name == other.name
+            && *mesh == other.mesh
+            && same(dataplanes, &other.dataplanes)
+            && permissions.len() == other.permissions.len()
+            && permissions.iter().zip(&other.permissions).all(|(a, b)| same_resource(a, b))
+            && *services == other.services
+            && *backends == other.backends
+            && *outside == other.outside
+            && *mesh_outside == other.mesh_outside
+            && *warnings == other.warnings
+            && same(external_services, &other.external_services)
+            && same(mesh_external_services, &other.mesh_external_services)
+            && same(mesh_multi_zone_services, &other.mesh_multi_zone_services)
+            && same(mesh_services, &other.mesh_services)
+            && *vips == other.vips
+            && *zones == other.zones
+    }
+}
+
+/// Whether two resources plan the same. Times and versions do not count, but for the order of creation.
+fn same_resource<T: PartialEq>((meta, spec): &(Meta, Arc<T>), (other, other_spec): &(Meta, Arc<T>)) -> bool {
+    meta.name == other.name
+        && meta.labels == other.labels
+        && meta.creation_time == other.creation_time
+        && (Arc::ptr_eq(spec, other_spec) || spec == other_spec)
+}
+
+fn same<T: PartialEq>(one: &Named<T>, other: &Named<T>) -> bool {
+    one.len() == other.len() && one.values().zip(other.values()).all(|(a, b)| same_resource(a, b))
 }

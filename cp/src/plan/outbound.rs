@@ -8,7 +8,7 @@ use super::{
     Cidr, ClusterPlan, ExternalPlan, OutboundPlan, ProxyFeatures, ProxyPlan, Redirection, Speaks, UpstreamPlan,
     UpstreamTls, dns, host_port, reachable,
 };
-use crate::mesh::{Backend, Endpoint, MeshView, MeshVip, Protocol, VipDestination};
+use crate::mesh::{Backend, Endpoint, MeshView, Protocol, Vip};
 use crate::resource::{Kind, Meta, Networking, SERVICE_TAG};
 use crate::xds::Version;
 
@@ -58,18 +58,20 @@ pub(super) fn outbounds(
     let mut listening = BTreeSet::new();
     for vip in &view.vips {
         for outbound in &vip.outbounds {
-            let place = Place { address: vip.address.to_string(), port: outbound.port, bind: redirection.is_none() };
-            if own.contains(&(vip.address, outbound.port)) || !reachable.allows(&outbound.destination) {
+            if own.contains(&(vip.address, outbound.port)) {
                 continue;
             }
-            match &outbound.destination {
-                VipDestination::Tags(tags) => {
-                    let Some(service) = tags.get(SERVICE_TAG) else { continue };
-                    outbounds.tags(place, service, tags);
-                }
-                VipDestination::Backend(key) => {
-                    let Some(backend) = view.backends.get(key) else { continue };
+            let place = Place { address: vip.address.to_string(), port: outbound.port, bind: redirection.is_none() };
+            match &outbound.backend_ref {
+                Some(reference) => {
+                    let found = view.backend(&reference.kind, &reference.name, reference.port);
+                    let Some((key, backend)) = found.filter(|(key, _)| reachable.backend(key)) else { continue };
                     outbounds.backend(place, key, backend);
+                }
+                None => {
+                    let service = outbound.tags.get(SERVICE_TAG);
+                    let Some(service) = service.filter(|service| reachable.service(service)) else { continue };
+                    outbounds.tags(place, service, &outbound.tags);
                 }
             }
             listening.insert(vip.address);
@@ -77,7 +79,7 @@ pub(super) fn outbounds(
     }
     let Some(redirection) = redirection else { return };
     let names =
-        view.vips.iter().flat_map(|MeshVip { address, names, .. }| names.iter().map(|name| (*address, name.as_str())));
+        view.vips.iter().flat_map(|Vip { address, names, .. }| names.iter().map(|name| (*address, name.as_str())));
     plan.dns = dns::dns(meta, redirection, features, &listening, names);
     if let Some(dns::DnsPlan::Filter { port, .. }) = &plan.dns {
         plan.warnings.insert(format!(
@@ -133,8 +135,8 @@ impl Outbounds<'_> {
             return;
         }
         let view = self.view;
-        if outside && !view.uses_zone_egress() {
-            let services = view.external_services.iter().filter(|external| external.service == service);
+        if outside && !view.mesh.uses_zone_egress() {
+            let services = view.outside.iter().filter(|external| external.service == service);
             let services = services.filter(|external| contains(&external.tags, &subset));
             let external = ExternalPlan::of(&cluster, services, None, self.site, &mut self.plan.warnings);
             // One of another zone is behind that zone's ingress, like any service.
@@ -172,7 +174,7 @@ impl Outbounds<'_> {
         } else if outside && backend.endpoints.is_empty() {
             self.plan.warnings.insert(format!(
                 "MeshExternalService {:?}: it is reached through a zone egress, and zone {:?} has none",
-                backend.name, view.zone.name
+                backend.name, view.zones.local
             ));
         }
         let local_plain = backend.kind == Kind::MeshService && backend.is_local && view.is_permissive();

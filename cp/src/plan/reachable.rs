@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use serde::Deserialize;
 
-use crate::mesh::{Backend, MeshView, VipDestination};
-use crate::resource::{BackendRef, MeshServicesMode, Networking, SERVICE_TAG};
+use crate::mesh::{Backend, MeshView};
+use crate::resource::{BackendRef, MeshServicesMode, Networking};
 
 /// What a Dataplane restricts itself to.
 pub(super) struct Reachable<'a> {
@@ -49,17 +49,17 @@ impl<'a> Reachable<'a> {
         Reachable { services, backends, mode: view.mesh.services_mode() }
     }
 
-    /// Whether the Dataplane gets a listener for this.
-    pub(super) fn allows(&self, destination: &VipDestination) -> bool {
-        match (destination, &self.backends) {
-            (VipDestination::Tags(tags), _) => {
-                self.services.is_none_or(|services| tags.get(SERVICE_TAG).is_some_and(|tag| services.contains(tag)))
-            }
-            (VipDestination::Backend(key), Some(backends)) => backends.contains(key),
+    /// Whether the Dataplane calls this service by its tags.
+    pub(super) fn service(&self, service: &String) -> bool {
+        self.services.is_none_or(|services| services.contains(service))
+    }
+
+    /// Whether the Dataplane calls this port of a service resource.
+    pub(super) fn backend(&self, key: &str) -> bool {
+        match &self.backends {
+            Some(backends) => backends.contains(key),
             // Who lists services by tag wants no more than these.
-            (VipDestination::Backend(_), None) => {
-                self.services.is_none() && self.mode != MeshServicesMode::ReachableBackends
-            }
+            None => self.services.is_none() && self.mode != MeshServicesMode::ReachableBackends,
         }
     }
 }

@@ -10,7 +10,7 @@ use super::{
     Cidr, ClusterPlan, ExternalPlan, PlanError, ProxyFeatures, ProxyPlan, Speaks, UpstreamPlan, admin, host_port,
     internal_addresses, mtls,
 };
-use crate::mesh::{AllMeshes, Endpoint, External, MeshView, Protocol, ZoneView};
+use crate::mesh::{Endpoint, External, MeshView, Protocol, ZoneView, Zones, own_egresses, remote_ingresses};
 use crate::policy::permission::{Entry, Permission, permission};
 use crate::policy::select::Target;
 use crate::resource::{
@@ -70,8 +70,8 @@ pub struct OutsideChain {
 ///
 /// # Errors
 /// See [`PlanError`]; the proxy keeps what it has.
-pub fn ingress(all: &AllMeshes, name: &str, features: &ProxyFeatures) -> Result<ProxyPlan, PlanError> {
-    let ingress = all.zone.ingresses.get(name);
+pub fn ingress(all: &ZoneView, name: &str, features: &ProxyFeatures) -> Result<ProxyPlan, PlanError> {
+    let ingress = all.zones.ingresses.get(name).map(|(_, ingress)| ingress);
     let missing = || PlanError::NoZoneProxy { kind: Kind::ZoneIngress, name: name.to_owned() };
     let (ingress, networking) =
         ingress.and_then(|ingress| Some((ingress, ingress.networking.as_ref()?))).ok_or_else(missing)?;
@@ -84,12 +84,12 @@ pub fn ingress(all: &AllMeshes, name: &str, features: &ProxyFeatures) -> Result<
             let endpoints = of.iter().filter(|endpoint| endpoint.through_zone_proxy == available.external_service);
             let endpoints = endpoints.filter(|endpoint| {
                 !endpoint.through_zone_proxy
-                    || all.zone.own_egresses().any(|own| own == (endpoint.address.as_str(), endpoint.port))
+                    || own_egresses(&all.zones).any(|own| own == (endpoint.address.as_str(), endpoint.port))
             });
             builder.service(mesh, service, endpoints.cloned().collect());
         }
         let local = view.backends.iter().filter(|(_, backend)| match backend.kind {
-            Kind::MeshService => all.zone.is_own(&backend.zone),
+            Kind::MeshService => is_own(&all.zones, &backend.zone),
             Kind::MeshMultiZoneService => true,
             _ => false,
         });
@@ -100,7 +100,7 @@ pub fn ingress(all: &AllMeshes, name: &str, features: &ProxyFeatures) -> Result<
     }
     let answer = builder.chains.is_empty().then(|| {
         // Both are text, which always has a JSON form.
-        serde_json::json!({"proxy": format!(".{name}"), "zone": all.zone.name}).to_string()
+        serde_json::json!({"proxy": format!(".{name}"), "zone": all.zones.local}).to_string()
     });
     Ok(builder.finish((name, &networking.address, networking.port), features, answer))
 }
@@ -109,8 +109,8 @@ pub fn ingress(all: &AllMeshes, name: &str, features: &ProxyFeatures) -> Result<
 ///
 /// # Errors
 /// See [`PlanError`]; the proxy keeps what it has.
-pub fn egress(all: &AllMeshes, name: &str, features: &ProxyFeatures) -> Result<ProxyPlan, PlanError> {
-    let egress = all.zone.egresses.get(name);
+pub fn egress(all: &ZoneView, name: &str, features: &ProxyFeatures) -> Result<ProxyPlan, PlanError> {
+    let egress = all.zones.egresses.get(name).map(|(_, egress)| egress);
     let missing = || PlanError::NoZoneProxy { kind: Kind::ZoneEgress, name: name.to_owned() };
     let networking = egress.and_then(|egress| egress.networking.as_ref()).ok_or_else(missing)?;
     let ipv6 = networking.address.parse::<Ipv6Addr>().is_ok();
@@ -127,22 +127,22 @@ pub fn egress(all: &AllMeshes, name: &str, features: &ProxyFeatures) -> Result<P
                 continue;
             }
         }
-        if view.uses_zone_egress() {
-            other_zones(&all.zone, view, &mut builder);
+        if view.mesh.uses_zone_egress() {
+            other_zones(&all.zones, view, &mut builder);
         }
-        outside(&all.zone, view, site, &mut builder);
+        outside(&all.zones, view, site, &mut builder);
     }
     Ok(builder.finish((name, &networking.address, networking.port), features, None))
 }
 
 /// Destinations in other zones.
-fn other_zones(zone: &ZoneView, view: &MeshView, builder: &mut Builder) {
+fn other_zones(zones: &Zones, view: &MeshView, builder: &mut Builder) {
     let mesh = view.name.as_str();
     let outside_here = |service: &str| {
-        view.external_services.iter().any(|external| external.service == service && is_here(zone, &external.tags))
+        view.outside.iter().any(|external| external.service == service && is_here(zones, &external.tags))
     };
     let mut services: BTreeMap<&str, Vec<Endpoint>> = BTreeMap::new();
-    for ((address, port), ingress) in zone.remote_ingresses() {
+    for ((address, port), ingress) in remote_ingresses(zones) {
         for available in ingress.available_services.iter().filter(|available| available.mesh == mesh) {
             let AvailableService { tags, instances, external_service, .. } = available;
             let Some(service) = available.service().filter(|service| !*external_service || !outside_here(service))
@@ -164,7 +164,7 @@ fn other_zones(zone: &ZoneView, view: &MeshView, builder: &mut Builder) {
         }
     }
     let mut by_zone: BTreeMap<&str, Vec<Endpoint>> = BTreeMap::new();
-    for ((address, port), ingress) in zone.remote_ingresses() {
+    for ((address, port), ingress) in remote_ingresses(zones) {
         let zone = ingress.zone.clone();
         let endpoint = Endpoint { zone, address: address.to_owned(), port, weight: 1, ..Endpoint::default() };
         by_zone.entry(&ingress.zone).or_default().push(endpoint);
@@ -186,10 +186,10 @@ fn other_zones(zone: &ZoneView, view: &MeshView, builder: &mut Builder) {
 }
 
 /// Destinations outside the mesh.
-fn outside(zone: &ZoneView, view: &MeshView, site: Site<'_>, builder: &mut Builder) {
+fn outside(zones: &Zones, view: &MeshView, site: Site<'_>, builder: &mut Builder) {
     let mesh = view.name.as_str();
     let mut services: BTreeMap<&str, Vec<&External>> = BTreeMap::new();
-    for external in view.external_services.iter().filter(|external| is_here(zone, &external.tags)) {
+    for external in view.outside.iter().filter(|external| is_here(zones, &external.tags)) {
         services.entry(&external.service).or_default().push(external);
     }
     for (service, externals) in services {
@@ -213,7 +213,7 @@ fn outside(zone: &ZoneView, view: &MeshView, site: Site<'_>, builder: &mut Build
     let forbidden =
         view.mesh.routing.as_ref().is_some_and(|routing| routing.default_forbid_mesh_external_service_access);
     for (key, backend) in &view.backends {
-        let Some(external) = backend.external.as_ref().filter(|_| zone.is_own(&backend.zone)) else { continue };
+        let Some(external) = backend.external.as_ref().filter(|_| is_own(zones, &backend.zone)) else { continue };
         let warnings = &mut builder.plan.warnings;
         let Some(plan) = ExternalPlan::of(key, [external].into_iter(), Some(mesh), site, warnings) else { continue };
         let everyone = Entry { policy: String::new(), index: 0, action: Action::Allow, clients: Vec::new() };
@@ -231,8 +231,13 @@ fn outside(zone: &ZoneView, view: &MeshView, site: Site<'_>, builder: &mut Build
 }
 
 /// Whether a service outside the mesh is reached from this zone.
-fn is_here(zone: &ZoneView, tags: &BTreeMap<String, String>) -> bool {
-    tags.get("kuma.io/zone").is_none_or(|of| zone.is_own(of))
+fn is_here(zones: &Zones, tags: &BTreeMap<String, String>) -> bool {
+    tags.get("kuma.io/zone").is_none_or(|zone| is_own(zones, zone))
+}
+
+/// Whether this zone is meant; what names no zone belongs to every one.
+fn is_own(zones: &Zones, zone: &str) -> bool {
+    zone.is_empty() || zone == zones.local
 }
 
 /// Who may call an ExternalService: policies select it by its tags (Kuma `matchers/egress.go`).

@@ -44,15 +44,16 @@ pub use permission::{
     Action, From, FromDefault, MeshTrafficPermission, Rule, RuleDefault, RuleMatch, SniMatch, SpiffeIdMatch,
     SpiffeIdMatchType, TargetRef, TargetRefKind,
 };
-pub use secret::Secret;
+pub use secret::{Config, Secret};
 pub use service::{
     Condition, DataplaneProxies, DataplaneRef, HostnameAddress, HostnameGeneratorRef, HostnameGeneratorStatus,
     LabelSelector, MatchedMeshService, MeshMultiZoneService, MeshMultiZoneServiceStatus, MeshService,
     MeshServiceStatus, MultiZoneSelector, ServiceIdentity, ServiceIdentityKind, ServicePort, ServiceSelector,
     ServiceState, ServiceTls, TargetPort, TlsStatus, Vip,
 };
+pub use validate::is_hostname;
 pub use zone::{
-    AvailableService, HealthCheck, KdsStatus, KdsStream, KdsStreams, KdsSubscription, Zone, ZoneEgress,
+    AvailableService, HealthCheck, KdsStatus, KdsStream, KdsStreams, KdsSubscription, ProxyType, Zone, ZoneEgress,
     ZoneEgressNetworking, ZoneIngress, ZoneIngressNetworking, ZoneInsight, ZoneProxyInsight,
 };
 
