@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tonic::Status;
 
 use super::Shared;
 use super::node::ProxyNode;
 use super::session::Incoming;
+use super::source::Source;
 use crate::auth::{TokenError, ZoneScope};
-use crate::mesh::{MeshView, ZoneView};
 use crate::resource::{Kind, Mesh, ProxyType, Resource, Spec, WORKLOAD_LABEL, documents, parse, validate};
 use crate::store::{Expect, StoreError};
 
@@ -20,17 +19,9 @@ const VIEW_PATIENCE: Duration = Duration::from_secs(5);
 /// What is known once a proxy was let in.
 pub(super) struct Opened {
     pub(super) node: ProxyNode,
-    pub(super) view: View,
+    pub(super) source: Source,
     /// Whether the resource that describes the proxy came with it and goes with it.
     pub(super) brought: bool,
-}
-
-/// What the plan of a proxy is made from.
-pub(super) enum View {
-    /// Its mesh.
-    Mesh(watch::Receiver<Arc<MeshView>>),
-    /// All meshes, for a zone ingress or a zone egress.
-    Zone(watch::Receiver<Arc<ZoneView>>),
 }
 
 /// Lets a proxy in: reads its node, checks its token against the resource that describes it, and stores that resource if the proxy
@@ -62,18 +53,18 @@ pub(super) async fn open(shared: &Shared, token: Option<String>, first: &Incomin
             other => Status::unauthenticated(other.to_string()),
         })?;
     }
-    let view = match node.proxy_type {
+    let source = match node.proxy_type {
         ProxyType::Dataplane => {
             let view = shared.views.follow_soon(&node.mesh, VIEW_PATIENCE).await;
             let view =
                 view.ok_or_else(|| Status::not_found(format!("mesh {:?} does not exist; create it first", node.mesh)))?;
             let mesh = view.borrow().mesh.clone();
             check_membership(&node.mesh, &mesh, resource).map_err(Status::permission_denied)?;
-            View::Mesh(view)
+            Source::Mesh(view)
         }
         ProxyType::Ingress | ProxyType::Egress => {
             check_zone(shared, resource).map_err(Status::permission_denied)?;
-            View::Zone(shared.views.follow_zone())
+            Source::Zone(shared.views.follow_zone())
         }
     };
     let is_brought = brought.is_some();
@@ -86,7 +77,7 @@ pub(super) async fn open(shared: &Shared, token: Option<String>, first: &Incomin
             shared.store.put(resource, Expect::Any).await.map_err(unavailable)?;
         }
     }
-    Ok(Opened { node, view, brought: is_brought })
+    Ok(Opened { node, source, brought: is_brought })
 }
 
 /// What the control plane itself finds out about a zone ingress stays when the ingress comes again.

@@ -8,11 +8,13 @@
 
 mod admit;
 mod bootstrap;
+mod certificates;
 mod grpc;
 mod insight;
 mod node;
 mod registry;
 mod session;
+mod source;
 pub mod stats;
 pub mod tls;
 

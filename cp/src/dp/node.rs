@@ -39,6 +39,11 @@ impl ProxyNode {
         ResourceKey::new(self.proxy_type.kind(), &self.mesh, &self.name)
     }
 
+    /// The id of the node.
+    pub(super) fn id(&self) -> String {
+        format!("{}.{}", self.mesh, self.name)
+    }
+
     /// Reads a node; the error says what is wrong with it.
     pub(super) fn read(node: &Node) -> Result<Self, String> {
         let metadata = node.metadata.as_ref().map_or_else(|| Value::Object(Map::new()), |s| object(s, 0));

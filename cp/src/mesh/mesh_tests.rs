@@ -1,7 +1,8 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::resource::{Secret, Spec, documents, parse, set_status};
+use crate::identity::IdentityError;
+use crate::resource::{Dataplane, Meta, SERVICE_TAG, Secret, Spec, documents, parse, set_status};
 use crate::store::Expect;
 
 async fn apply(store: &Store, yaml: &str) {
@@ -55,7 +56,9 @@ fn services_have_healthy_endpoints_only() {
             "networking: {address: 10.0.0.5, inbound: [{port: 84, health: {ready: false}, tags: {kuma.io/service: sick}}]}",
         ),
     ];
-    let services = services(&dataplanes, &BTreeSet::from(["a".to_owned()]));
+    let with_certificate = BTreeSet::from(["a".to_owned()]);
+    let view = MeshView::new("default", Arc::default(), dataplanes.to_vec(), Vec::new(), Ok(None), &with_certificate);
+    let services = view.services;
     let found: Vec<(&str, u32)> = services["s"].endpoints.iter().map(|e| (e.address.as_str(), e.port)).collect();
     assert_eq!(found, [("1.1.1.1", 81), ("10.0.0.1", 80)]);
     assert_eq!(services["s"].protocol, Protocol::Http);

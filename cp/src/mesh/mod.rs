@@ -5,10 +5,18 @@
 //! certificate authority.
 
 mod authority;
+mod backends;
+mod endpoints;
+mod external;
 mod resolve;
+mod view;
 mod vips;
 mod zones;
 
+pub use backends::Backend;
+pub(crate) use endpoints::{own_egresses, remote_ingresses};
+pub use external::{External, ExternalHost, ExternalName, OriginatedTls};
+pub use view::{Endpoint, MeshView, Named, Protocol, Service};
 pub use vips::{LegacyOutbound, LegacyVip, LegacyVips, Vip, VipOutbound, legacy_config};
 pub use zones::{ZoneView, Zones};
 
@@ -21,12 +29,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use crate::identity::IdentityError;
-use crate::identity::ca::{CaPem, CertificateAuthority};
-use crate::resource::{
-    Dataplane, ExternalService, Kind, Mesh, MeshExternalService, MeshMultiZoneService, MeshService,
-    MeshTrafficPermission, Meta, MtlsMode, Resource, ResourceKey, SERVICE_TAG,
-};
+use crate::resource::{Kind, Mesh, MtlsMode, Resource, ResourceKey};
 use crate::store::{Event, Store, StoreError};
 use authority::authority;
 
@@ -36,227 +39,6 @@ const DEBOUNCE: Duration = Duration::from_millis(50);
 const LONGEST_DEBOUNCE: Duration = Duration::from_millis(500);
 /// Pause before a view that could not be built is tried again.
 const RETRY: Duration = Duration::from_secs(2);
-
-/// Application protocols that change what is generated (Kuma `pkg/core/metadata/protocol.go`); everything else is TCP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Protocol {
-    /// Bytes.
-    Tcp,
-    /// HTTP/1.1.
-    Http,
-    /// HTTP/2.
-    Http2,
-    /// gRPC.
-    Grpc,
-}
-
-impl Protocol {
-    /// The protocol of a tag value, whatever its case; TCP for what is not known.
-    pub fn parse(text: &str) -> Self {
-        match text.to_ascii_lowercase().as_str() {
-            "http" => Protocol::Http,
-            "http2" => Protocol::Http2,
-            "grpc" => Protocol::Grpc,
-            _ => Protocol::Tcp,
-        }
-    }
-
-    /// The value of the tag `kuma.io/protocol`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Protocol::Tcp => "tcp",
-            Protocol::Http => "http",
-            Protocol::Http2 => "http2",
-            Protocol::Grpc => "grpc",
-        }
-    }
-
-    /// What both are: gRPC is HTTP/2, everything is TCP.
-    pub fn common(self, other: Self) -> Self {
-        match (self, other) {
-            (a, b) if a == b => a,
-            (Protocol::Grpc, Protocol::Http2) | (Protocol::Http2, Protocol::Grpc) => Protocol::Http2,
-            _ => Protocol::Tcp,
-        }
-    }
-}
-
-/// An instance of a service.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Endpoint {
-    /// Zone it is in, from the tag `kuma.io/zone`; empty without one.
-    pub zone: String,
-    /// IP address.
-    pub address: String,
-    /// Port.
-    pub port: u32,
-    /// Tags of the inbound without `kuma.io/service`.
-    pub tags: BTreeMap<String, String>,
-    /// Labels of the Dataplane.
-    pub labels: BTreeMap<String, String>,
-}
-
-/// A service: everything with one value of `kuma.io/service`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Service {
-    /// Healthy instances, sorted.
-    pub endpoints: Vec<Endpoint>,
-    /// What all instances speak, healthy or not, so that an outage does not change listeners.
-    pub protocol: Protocol,
-    /// Whether every instance has a certificate of the mesh: a mesh in PERMISSIVE mode is called with TLS only then.
-    pub tls_ready: bool,
-}
-
-/// Resources by name.
-pub type Named<T> = BTreeMap<String, (Meta, Arc<T>)>;
-
-/// One mesh at one moment.
-#[derive(Debug)]
-pub struct MeshView {
-    /// Name of the mesh.
-    pub name: String,
-    /// The mesh.
-    pub mesh: Arc<Mesh>,
-    /// Dataplanes by name.
-    pub dataplanes: BTreeMap<String, (Meta, Arc<Dataplane>)>,
-    /// MeshTrafficPermissions by name.
-    pub permissions: Vec<(Meta, Arc<MeshTrafficPermission>)>,
-    /// Services by name.
-    pub services: BTreeMap<String, Service>,
-    /// ExternalServices by name.
-    pub external_services: Named<ExternalService>,
-    /// MeshExternalServices by name, with their virtual address and host names in `status`.
-    pub mesh_external_services: Named<MeshExternalService>,
-    /// MeshMultiZoneServices by name, with the MeshServices they stand for in `status`.
-    pub mesh_multi_zone_services: Named<MeshMultiZoneService>,
-    /// MeshServices by name, of this zone and of others ([`Zones::is_local`]), with their virtual addresses, host names and
-    /// identities. What `status` has besides these is left out: it changes no plan.
-    pub mesh_services: Named<MeshService>,
-    /// Addresses that stand for destinations, in the order of their addresses.
-    pub vips: Vec<Vip>,
-    /// The zones and their proxies.
-    pub zones: Arc<Zones>,
-    /// The authority; `None` while mTLS is off, an error when it is on and the authority cannot be used.
-    pub authority: Result<Option<Arc<CertificateAuthority>>, IdentityError>,
-    /// The Secrets that `authority` was read from.
-    authority_pem: Option<CaPem>,
-}
-
-impl MeshView {
-    /// A view of these resources. `with_certificate` names the Dataplanes that hold a certificate of the mesh.
-    pub fn new(
-        name: &str,
-        mesh: Arc<Mesh>,
-        dataplanes: Vec<(Meta, Arc<Dataplane>)>,
-        permissions: Vec<(Meta, Arc<MeshTrafficPermission>)>,
-        authority: Result<Option<Arc<CertificateAuthority>>, IdentityError>,
-        with_certificate: &BTreeSet<String>,
-    ) -> Self {
-        let services = services(&dataplanes, with_certificate);
-        MeshView {
-            name: name.to_owned(),
-            mesh,
-            dataplanes: dataplanes.into_iter().map(|(meta, spec)| (meta.name.clone(), (meta, spec))).collect(),
-            permissions,
-            services,
-            external_services: BTreeMap::new(),
-            mesh_external_services: BTreeMap::new(),
-            mesh_multi_zone_services: BTreeMap::new(),
-            mesh_services: BTreeMap::new(),
-            vips: Vec::new(),
-            zones: Arc::default(),
-            authority,
-            authority_pem: None,
-        }
-    }
-
-    /// Whether every plan made from the other view is the plan made from this one.
-    fn plans_as(&self, other: &MeshView) -> bool {
-        let MeshView {
-            name,
-            mesh,
-            dataplanes,
-            permissions,
-            services,
-            external_services,
-            mesh_external_services,
-            mesh_multi_zone_services,
-            mesh_services,
-            vips,
-            zones,
-            authority,
-            authority_pem: _,
-        } = self;
-        let same_authority = match (authority, &other.authority) {
-            (Ok(None), Ok(None)) => true,
-            (Ok(Some(one)), Ok(Some(other))) => Arc::ptr_eq(one, other),
-            _ => false,
-        };
-        same_authority
-            && *name == other.name
-            && *mesh == other.mesh
-            && same(dataplanes, &other.dataplanes)
-            && permissions.len() == other.permissions.len()
-            && permissions.iter().zip(&other.permissions).all(|(a, b)| same_resource(a, b))
-            && *services == other.services
-            && same(external_services, &other.external_services)
-            && same(mesh_external_services, &other.mesh_external_services)
-            && same(mesh_multi_zone_services, &other.mesh_multi_zone_services)
-            && same(mesh_services, &other.mesh_services)
-            && *vips == other.vips
-            && *zones == other.zones
-    }
-}
-
-/// Whether two resources plan the same. Times and versions do not count, but for the order of creation.
-fn same_resource<T: PartialEq>((meta, spec): &(Meta, Arc<T>), (other, other_spec): &(Meta, Arc<T>)) -> bool {
-    meta.name == other.name
-        && meta.labels == other.labels
-        && meta.creation_time == other.creation_time
-        && (Arc::ptr_eq(spec, other_spec) || spec == other_spec)
-}
-
-fn same<T: PartialEq>(one: &Named<T>, other: &Named<T>) -> bool {
-    one.len() == other.len() && one.values().zip(other.values()).all(|(a, b)| same_resource(a, b))
-}
-
-fn services(dataplanes: &[(Meta, Arc<Dataplane>)], with_certificate: &BTreeSet<String>) -> BTreeMap<String, Service> {
-    let mut services: BTreeMap<String, Service> = BTreeMap::new();
-    for (meta, dataplane) in dataplanes {
-        let Some(networking) = &dataplane.networking else { continue };
-        for inbound in &networking.inbound {
-            let Some(name) = inbound.service() else { continue };
-            let protocol = Protocol::parse(&inbound.protocol());
-            let service = services.entry(name.to_owned()).or_insert_with(|| Service {
-                endpoints: Vec::new(),
-                protocol,
-                tls_ready: true,
-            });
-            service.protocol = service.protocol.common(protocol);
-            service.tls_ready &= with_certificate.contains(&meta.name);
-            let address = [&networking.advertised_address, &inbound.address, &networking.address]
-                .into_iter()
-                .find(|address| !address.is_empty());
-            // EDS takes IP addresses only: one name that does not resolve would cost the service all its endpoints.
-            let usable = |address: &&String| inbound.is_healthy() && crate::plan::is_ip(address);
-            let Some(address) = address.filter(usable) else { continue };
-            let mut tags = inbound.tags.clone();
-            tags.remove(SERVICE_TAG);
-            service.endpoints.push(Endpoint {
-                zone: tags.get("kuma.io/zone").cloned().unwrap_or_default(),
-                address: address.clone(),
-                port: inbound.port,
-                tags,
-                labels: meta.labels.clone(),
-            });
-        }
-    }
-    for service in services.values_mut() {
-        service.endpoints.sort();
-        service.endpoints.dedup();
-    }
-    services
-}
 
 /// The current view of every mesh.
 #[derive(Debug)]
@@ -339,7 +121,7 @@ impl MeshViews {
     fn is_permissive(&self, mesh: &str) -> bool {
         let views = self.views.lock();
         let Some(view) = views.get(mesh) else { return false };
-        view.borrow().mesh.enabled_backend().is_some_and(|backend| backend.mode == MtlsMode::Permissive)
+        view.borrow().is_permissive()
     }
 
     /// Builds what is marked, and unmarks it as it succeeds.
@@ -420,8 +202,15 @@ impl MeshViews {
         view.authority_pem = authority_pem;
         view.zones.clone_from(zones);
         view.read_services(store).await?;
-        if before.is_some_and(|before| before.plans_as(&view)) {
-            return Ok(());
+        view.read_outside(store).await?;
+        view.complete();
+        if let Some(before) = before {
+            if before.plans_as(&view) {
+                return Ok(());
+            }
+            view.warn(&before.warnings);
+        } else {
+            view.warn(&[]);
         }
         let view = Arc::new(view);
 
@@ -459,10 +248,9 @@ impl Dirty {
         };
         match key.kind {
             Kind::Mesh => self.meshes.insert(key.name),
-            Kind::Secret if key.name.contains(".ca-builtin-") => self.meshes.insert(key.mesh),
             // Insights say who has a certificate, which matters in PERMISSIVE mode only.
             Kind::DataplaneInsight if permissive(&key.mesh) => self.meshes.insert(key.mesh),
-            Kind::DataplaneInsight | Kind::Secret => return false,
+            Kind::DataplaneInsight => return false,
             Kind::Zone | Kind::ZoneIngress | Kind::ZoneEgress => {
                 self.zones = true;
                 return true;

@@ -172,7 +172,8 @@ impl MeshView {
         Ok(())
     }
 
-    fn addresses(&self, legacy: &LegacyVips) -> Vec<Vip> {
+    /// Every address: those of services by tag unless the mesh does without, and those of service resources.
+    pub(crate) fn addresses(&self, legacy: &LegacyVips) -> Vec<Vip> {
         let mode = self.mesh.mesh_services.as_ref().map(|services| services.mode).unwrap_or_default();
         let mut vips: Vec<Vip> = Vec::new();
         if mode != MeshServicesMode::Exclusive {

@@ -5,9 +5,12 @@
 
 mod admin;
 mod dns;
+mod external;
 mod features;
 mod outbound;
+mod reachable;
 mod transparent;
+mod zone;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -16,14 +19,16 @@ use crate::identity::leaf;
 use crate::mesh::{Endpoint, MeshView, Protocol};
 use crate::policy::permission::{Permission, permission};
 use crate::policy::select::Target;
-use crate::resource::{Dataplane, Inbound, Meta, MtlsMode};
+use crate::resource::{Dataplane, Inbound, Kind, Meta};
 
 pub use admin::{AdminPlan, AdminTarget};
 pub(crate) use dns::TTL;
 pub use dns::{DNS_PATH, DnsPlan, Record};
+pub use external::{ExternalHostPlan, ExternalPlan};
 pub use features::{AdminEndpoint, ProxyFeatures, Redirection};
 pub(crate) use transparent::NO_PORT;
 pub use transparent::{CapturePlan, DirectAccessPlan, Family};
+pub use zone::{OutsideChain, ZoneChain, ZoneProxyPlan, egress, ingress};
 
 /// Everything that one proxy needs.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -36,6 +41,10 @@ pub struct ProxyPlan {
     pub outbounds: Vec<OutboundPlan>,
     /// One cluster for each destination, by cluster name.
     pub upstreams: BTreeMap<String, UpstreamPlan>,
+    /// One cluster for each destination outside the mesh that is reached without an egress, by cluster name.
+    pub externals: BTreeMap<String, ExternalPlan>,
+    /// The listener of a zone ingress or egress.
+    pub zone_proxy: Option<ZoneProxyPlan>,
     /// What takes in redirected traffic, one for each IP family.
     pub captures: Vec<CapturePlan>,
     /// Instances that are reached past load balancing.
@@ -46,8 +55,8 @@ pub struct ProxyPlan {
     pub dynamic: Option<DynamicPlan>,
     /// What is offered of the admin interface.
     pub admin: Option<AdminPlan>,
-    /// The mesh's mutual TLS, if it is on.
-    pub mtls: Option<MtlsPlan>,
+    /// Mutual TLS of the mesh, if it is on; for a zone egress, of every mesh with it.
+    pub mtls: Vec<MtlsPlan>,
     /// What was asked for and is not done, in words; sorted.
     pub warnings: BTreeSet<String>,
 }
@@ -120,10 +129,14 @@ pub struct OutboundPlan {
     pub bind: bool,
     /// Protocol of the destination.
     pub protocol: Protocol,
-    /// Service that is called.
+    /// What is called: the service, or the name of the port of a service resource. Names the virtual host and the statistics.
     pub service: String,
+    /// Name of the route configuration.
+    pub route: String,
     /// Name of the cluster.
     pub cluster: String,
+    /// Whether it is outside the mesh, and goes by the name of its host.
+    pub outside: bool,
     /// Tags of the outbound.
     pub tags: BTreeMap<String, String>,
     /// Addresses that count as internal.
@@ -144,8 +157,21 @@ pub struct UpstreamPlan {
 pub struct ClusterPlan {
     /// Name: the service, with a hash if more tags than the service select it.
     pub name: String,
+    /// What is spoken with it.
+    pub speaks: Speaks,
     /// Mutual TLS; absent means plain text.
     pub tls: Option<UpstreamTls>,
+}
+
+/// What is spoken with a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Speaks {
+    /// HTTP/2 between the proxies of a mesh, whatever the workload speaks (trap 8).
+    Mesh,
+    /// What a service outside the mesh speaks.
+    Declared(Protocol),
+    /// Bytes, which a zone proxy passes on as they are.
+    Bytes,
 }
 
 /// Mutual TLS towards a destination.
@@ -155,8 +181,8 @@ pub struct UpstreamTls {
     pub mesh: String,
     /// Server name to ask for.
     pub sni: String,
-    /// Identity that the server must show.
-    pub expected: String,
+    /// Identities of which the server must show one; none means any of the mesh.
+    pub expected: Vec<String>,
 }
 
 /// What the certificate of the proxy must say, and whom it trusts.
@@ -201,12 +227,12 @@ pub enum PlanError {
         /// Dataplane looked for.
         name: String,
     },
-    /// Zone ingresses and zone egresses are let in and registered, but not configured.
-    #[error("{kind} {name:?} is registered; this version has no configuration for it")]
-    ZoneProxy {
-        /// The kind of proxy.
-        kind: crate::resource::Kind,
-        /// Its name.
+    /// The zone has no such zone proxy (yet).
+    #[error("there is no {kind} {name:?}")]
+    NoZoneProxy {
+        /// ZoneIngress or ZoneEgress.
+        kind: Kind,
+        /// Name looked for.
         name: String,
     },
     /// Mutual TLS is on and the authority cannot be used. Nothing is planned without it: plain text in its place would be worse.
@@ -228,7 +254,8 @@ pub fn plan(view: &MeshView, name: &str, features: ProxyFeatures) -> Result<Prox
         .dataplanes
         .get(name)
         .ok_or_else(|| PlanError::NoDataplane { mesh: view.name.clone(), name: name.to_owned() })?;
-    let mut plan = ProxyPlan { mtls: mtls(view, dataplane)?, ..ProxyPlan::default() };
+    let mtls = mtls(view, |mesh| leaf::uris(mesh, &dataplane.tags()))?;
+    let mut plan = ProxyPlan { mtls: mtls.into_iter().collect(), ..ProxyPlan::default() };
     let Dataplane { networking, metrics, probes } = dataplane.as_ref();
     for (field, set) in [("metrics", metrics.is_some()), ("probes", probes.is_some())] {
         if set {
@@ -272,7 +299,8 @@ impl ProxyPlan {
     }
 }
 
-fn mtls(view: &MeshView, dataplane: &Dataplane) -> Result<Option<MtlsPlan>, PlanError> {
+/// Mutual TLS of a mesh, with a certificate of these URIs.
+fn mtls(view: &MeshView, uris: impl Fn(&str) -> Vec<String>) -> Result<Option<MtlsPlan>, PlanError> {
     let Some(backend) = view.mesh.enabled_backend() else { return Ok(None) };
     let authority = view
         .authority
@@ -288,7 +316,7 @@ fn mtls(view: &MeshView, dataplane: &Dataplane) -> Result<Option<MtlsPlan>, Plan
             mesh: view.name.clone(),
             backend: backend.name.clone(),
             authority: authority.fingerprint(),
-            uris: leaf::uris(&view.name, &dataplane.tags()),
+            uris: uris(&view.name),
             lifetime: backend.certificate_lifetime(),
         },
     }))
@@ -314,13 +342,12 @@ fn plan_inbound(
     let application = (service_address, inbound.application_port(), source);
     let workload = workload(application, protocol, plan);
 
-    let tls = plan.mtls.is_some().then(|| {
+    let tls = (!plan.mtls.is_empty()).then(|| {
         let mut warnings = Vec::new();
         let policies = view.permissions.iter().map(|(meta, policy)| (meta, policy.as_ref()));
         let permission = permission(policies, Target { meta, dataplane }, inbound, &mut warnings);
         plan.warnings.extend(warnings);
-        let permissive = view.mesh.enabled_backend().is_some_and(|backend| backend.mode == MtlsMode::Permissive);
-        InboundTls { mesh: view.name.clone(), permissive, permission }
+        InboundTls { mesh: view.name.clone(), permissive: view.is_permissive(), permission }
     });
     plan.inbounds.push(InboundPlan {
         host: inbound.service().map_or_else(|| name.clone(), str::to_owned),
