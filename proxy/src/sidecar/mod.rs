@@ -7,6 +7,9 @@ mod arguments;
 mod client;
 pub mod credentials;
 pub mod documents;
+mod fetch;
+mod http_server;
+pub mod metrics;
 pub mod readiness;
 mod request;
 mod template;
@@ -55,6 +58,8 @@ pub struct Sidecar {
     pub ca_file: Option<PathBuf>,
     /// Where DNS is served, and the file with the resolvers of what is not the mesh's.
     pub dns: Option<(dns::Addresses, PathBuf)>,
+    /// The metrics endpoint.
+    pub metrics: Option<metrics::Setup>,
 }
 
 /// The path of a socket in the work directory. The control plane makes the same name.
@@ -132,7 +137,14 @@ fn prepare(arguments: &Arguments) -> Result<(Bootstrap, Sidecar, WorkDirectory),
         dns::Addresses::new(port, transparent.is_some(), dual_stack, vnet)
     };
     let address = answer.sidecar.pointer("/networking/address").and_then(Value::as_str);
+    let metrics = metrics::Setup {
+        socket: socket_path(directory.path(), &format!("kuma-mh-{}-{}", proxy.name, proxy.mesh)),
+        address: address.map(str::to_owned),
+        transparent: transparent.is_some() || proxy.redirected,
+        aggregate: metrics::Application::aggregate(&answer.sidecar).map_err(one)?,
+    };
     let sidecar = Sidecar {
+        metrics: Some(metrics),
         readiness_port: arguments.readiness_port,
         in_pod: std::env::var_os("POD_NAME").is_some(),
         address: address.and_then(|address| address.parse().ok()),
