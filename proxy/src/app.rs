@@ -37,7 +37,7 @@ use crate::{
         self,
         credentials::Watched,
         metrics::{self, Metrics},
-        readiness,
+        probes, readiness,
     },
     signals::Signals,
     state::State,
@@ -150,15 +150,16 @@ async fn run(
         (Role::Sidecar(sidecar), Some(BindAddress::Unix { .. })) => loopback_admin(sidecar, &plan.node),
         (Role::Envoy | Role::Sidecar(_), _) => None,
     };
-    let (token_file, credentials, metrics, grace) = match role {
-        Role::Envoy => (None, Credentials::default(), None, Duration::ZERO),
+    let (token_file, credentials, metrics, probes, grace) = match role {
+        Role::Envoy => (None, Credentials::default(), None, None, Duration::ZERO),
         Role::Sidecar(sidecar) => {
-            let sidecar::Sidecar { token_file, ca_file, metrics, .. } = *sidecar;
+            let sidecar::Sidecar { token_file, ca_file, metrics, probes, .. } = *sidecar;
             let credentials =
                 Credentials { token: token_file.clone().map(Watched::new), ca: ca_file.map(Watched::new) };
-            (token_file, credentials, metrics.map(|setup| Rc::new(Metrics::new(setup))), SIDECAR_GRACE)
+            (token_file, credentials, metrics.map(|setup| Rc::new(Metrics::new(setup))), probes, SIDECAR_GRACE)
         }
     };
+    let probes_socket = probes.as_ref().map(probes::bind).transpose().map_err(one)?;
     let metrics_socket = metrics.as_deref().map(metrics::bind).transpose().map_err(one)?;
     let init_only = options.mode == Mode::InitOnly;
     let tags = Rc::new(Tags::new(plan.default_tags, &plan.stats_tags, &options.stats_tag));
@@ -201,6 +202,9 @@ async fn run(
     }
     if let Some((socket, metrics)) = metrics_socket.zip(metrics) {
         tokio::task::spawn_local(metrics::serve(socket, metrics, state.clone()));
+    }
+    if let Some((socket, probes)) = probes_socket.zip(probes) {
+        tokio::task::spawn_local(probes::serve(socket, probes));
     }
     let end = control.run(&mut received, &mut signals, init_only).await;
     match end {

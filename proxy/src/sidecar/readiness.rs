@@ -129,6 +129,7 @@ mod tests {
             token_file: None,
             ca_file: None,
             metrics: None,
+            probes: None,
             dns: None,
         };
         for (in_pod, address, expected) in [
