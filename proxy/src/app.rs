@@ -33,7 +33,12 @@ use crate::{
     logging::Logging,
     options::{DrainStrategy, Mode, Options},
     server_stats::{self, ServerGroups},
-    sidecar::{self, credentials::Watched, readiness},
+    sidecar::{
+        self,
+        credentials::Watched,
+        metrics::{self, Metrics},
+        probes, readiness,
+    },
     signals::Signals,
     state::State,
     version,
@@ -115,7 +120,7 @@ async fn run(
     write_address_files(&options, admin.as_ref()).map_err(one)?;
     let readiness = match &role {
         Role::Envoy => Vec::new(),
-        Role::Sidecar(sidecar) => readiness::Listener::bind(sidecar, plan.admin.as_ref()).map_err(one)?,
+        Role::Sidecar(sidecar) => readiness::bind(sidecar, plan.admin.as_ref()).map_err(one)?,
     };
     let dns = match &role {
         Role::Envoy => None,
@@ -145,15 +150,17 @@ async fn run(
         (Role::Sidecar(sidecar), Some(BindAddress::Unix { .. })) => loopback_admin(sidecar, &plan.node),
         (Role::Envoy | Role::Sidecar(_), _) => None,
     };
-    let (token_file, credentials, grace) = match role {
-        Role::Envoy => (None, Credentials::default(), Duration::ZERO),
+    let (token_file, credentials, metrics, probes, grace) = match role {
+        Role::Envoy => (None, Credentials::default(), None, None, Duration::ZERO),
         Role::Sidecar(sidecar) => {
-            let sidecar::Sidecar { token_file, ca_file, .. } = *sidecar;
+            let sidecar::Sidecar { token_file, ca_file, metrics, probes, .. } = *sidecar;
             let credentials =
                 Credentials { token: token_file.clone().map(Watched::new), ca: ca_file.map(Watched::new) };
-            (token_file, credentials, SIDECAR_GRACE)
+            (token_file, credentials, metrics.map(|setup| Rc::new(Metrics::new(setup))), probes, SIDECAR_GRACE)
         }
     };
+    let probes_socket = probes.as_ref().map(probes::bind).transpose().map_err(one)?;
+    let metrics_socket = metrics.as_deref().map(metrics::bind).transpose().map_err(one)?;
     let init_only = options.mode == Mode::InitOnly;
     let tags = Rc::new(Tags::new(plan.default_tags, &plan.stats_tags, &options.stats_tag));
     let state = Rc::new(State {
@@ -165,6 +172,7 @@ async fn run(
         bound: RefCell::default(),
         token_file,
         dns,
+        metrics: metrics.clone(),
         registry,
         groups,
         tags,
@@ -191,6 +199,12 @@ async fn run(
     }
     for listener in readiness {
         tokio::task::spawn_local(readiness::serve(listener, state.clone()));
+    }
+    if let Some((socket, metrics)) = metrics_socket.zip(metrics) {
+        tokio::task::spawn_local(metrics::serve(socket, metrics, state.clone()));
+    }
+    if let Some((socket, probes)) = probes_socket.zip(probes) {
+        tokio::task::spawn_local(probes::serve(socket, probes));
     }
     let end = control.run(&mut received, &mut signals, init_only).await;
     match end {

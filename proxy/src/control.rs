@@ -264,8 +264,9 @@ impl Control {
     fn read_documents(&mut self) -> Vec<Reject> {
         let mut rejects = Vec::new();
         for document in self.documents.changed(&self.state.snapshot.borrow()) {
-            let left_out = match (&*document.path, &self.state.dns) {
-                ("/dns", Some(dns)) => dns.configure(&document.body),
+            let left_out = match (&*document.path, &self.state.dns, &self.state.metrics) {
+                ("/dns", Some(dns), _) => dns.configure(&document.body),
+                ("/meshmetric", _, Some(metrics)) => metrics.configure(&document.body),
                 // Kuma sends what the proxy's features ask for. What else it has does no harm, but is said once for each version.
                 _ => {
                     warn!("{} of {}: nothing here reads this document", document.path, document.listener);

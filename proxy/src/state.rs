@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     admin::tags::Tags, dns::Dns, export::access_log::AccessLogs, logging::Logging, options::Options,
-    server_stats::ServerGroups,
+    server_stats::ServerGroups, sidecar::metrics::Metrics,
 };
 
 /// Everything that admin, readiness and the control loop look at.
@@ -42,6 +42,8 @@ pub struct State {
     pub token_file: Option<PathBuf>,
     /// The DNS server, where there is one.
     pub dns: Option<Arc<Dns>>,
+    /// The metrics endpoint, where there is one.
+    pub metrics: Option<Rc<Metrics>>,
     /// All statistics.
     pub registry: Arc<Registry>,
     /// The server's own among them.

@@ -221,6 +221,14 @@ async fn prometheus_stats(state: &State, query: &Query) -> Response<Body> {
     streamed(TEXT, Body::Prometheus(Box::new(exposition)))
 }
 
+/// What `/stats?format=prometheus` would write, for the metrics endpoint of a sidecar; `None` where the query is refused.
+pub async fn own_metrics(state: &State, unused: bool, query: &str) -> Option<prometheus::Exposition> {
+    let mut selection = stats::Selection::new(&Query::parse(query)).ok()?;
+    selection.used_only |= !unused;
+    server_stats::refresh(state);
+    Some(prometheus::Exposition::new(state.registry.groups(), state.tags.clone(), &selection).await)
+}
+
 fn clusters(state: &State, query: &Query) -> Response<Body> {
     let filter = match query.value("filter").filter(|filter| !filter.is_empty()).map(regex::Regex::new) {
         None => None,

@@ -7,6 +7,10 @@ mod arguments;
 mod client;
 pub mod credentials;
 pub mod documents;
+mod fetch;
+mod http_server;
+pub mod metrics;
+pub mod probes;
 pub mod readiness;
 mod request;
 mod template;
@@ -15,7 +19,7 @@ pub mod transparent;
 use std::{
     ffi::OsString,
     fs::{self, DirBuilder},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -55,6 +59,10 @@ pub struct Sidecar {
     pub ca_file: Option<PathBuf>,
     /// Where DNS is served, and the file with the resolvers of what is not the mesh's.
     pub dns: Option<(dns::Addresses, PathBuf)>,
+    /// The metrics endpoint.
+    pub metrics: Option<metrics::Setup>,
+    /// The application probe proxy, where there is one.
+    pub probes: Option<probes::Setup>,
 }
 
 /// The path of a socket in the work directory. The control plane makes the same name.
@@ -132,10 +140,27 @@ fn prepare(arguments: &Arguments) -> Result<(Bootstrap, Sidecar, WorkDirectory),
         dns::Addresses::new(port, transparent.is_some(), dual_stack, vnet)
     };
     let address = answer.sidecar.pointer("/networking/address").and_then(Value::as_str);
+    let in_pod = std::env::var_os("POD_NAME").is_some();
+    // In a pod the injector has set the redirection, whatever the flags say.
+    let redirected = transparent.is_some() || proxy.redirected || in_pod;
+    let ip = address.and_then(|address| address.parse::<IpAddr>().ok());
+    let probes = (arguments.application_probe_proxy_port != 0).then(|| probes::Setup {
+        port: arguments.application_probe_proxy_port,
+        address: ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        transparent: redirected,
+    });
+    let metrics = metrics::Setup {
+        socket: socket_path(directory.path(), &format!("kuma-mh-{}-{}", proxy.name, proxy.mesh)),
+        address: address.map(str::to_owned),
+        transparent: redirected,
+        aggregate: metrics::Application::aggregate(&answer.sidecar).map_err(one)?,
+    };
     let sidecar = Sidecar {
+        metrics: Some(metrics),
+        probes,
         readiness_port: arguments.readiness_port,
-        in_pod: std::env::var_os("POD_NAME").is_some(),
-        address: address.and_then(|address| address.parse().ok()),
+        in_pod,
+        address: ip,
         work_directory: directory.path().to_owned(),
         token_file: arguments.token_file.clone(),
         ca_file: arguments.ca_cert_file.clone().filter(|_| arguments.ca_cert.as_deref().is_none_or(str::is_empty)),

@@ -3,27 +3,21 @@
 //! Source: kuma `app/kuma-dp/pkg/dataplane/readiness`. Anything else is 404 on purpose: the port may be reachable from outside.
 
 use std::{
-    convert::Infallible,
-    fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::Path,
     rc::Rc,
     time::Duration,
 };
 
 use http::{HeaderValue, Response, StatusCode, header};
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use shika_data::model::listener::BindAddress;
 use shika_xds::bootstrap::Admin;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener},
-    sync::Semaphore,
-};
-use tracing::{debug, warn};
+use tracing::warn;
 
-use super::{Sidecar, socket_path};
+use super::{
+    Sidecar,
+    http_server::{self, Socket},
+    socket_path,
+};
 use crate::{
     admin,
     state::{ServerState, State},
@@ -31,40 +25,21 @@ use crate::{
 
 /// Connections at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 64;
-/// How long a client may take for the head of a request.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Trap 22: the first DNS configuration is not waited for longer.
 const DNS_WAIT: Duration = Duration::from_secs(15);
 /// Name of the socket that Kuma up to 2.13 leads to.
 const SOCKET: &str = "kuma-readiness-reporter";
 
-/// A bound readiness socket.
-pub enum Listener {
-    /// Port 9902.
-    Tcp(TcpListener),
-    /// In the work directory.
-    Unix(UnixListener),
-}
-
-impl Listener {
-    /// Binds the port, where it is not turned off, and the Unix socket.
-    ///
-    /// # Errors
-    /// The address and what the kernel says.
-    pub fn bind(sidecar: &Sidecar, admin: Option<&Admin>) -> Result<Vec<Listener>, String> {
-        let mut listeners = vec![unix(&socket_path(&sidecar.work_directory, SOCKET))?];
-        if sidecar.readiness_port != 0 {
-            let address = SocketAddr::new(host(sidecar, admin), sidecar.readiness_port);
-            let bind = || -> io::Result<TcpListener> {
-                let listener = std::net::TcpListener::bind(address)?;
-                listener.set_nonblocking(true)?;
-                TcpListener::from_std(listener)
-            };
-            let bound = bind().map_err(|error| format!("readiness: cannot bind '{address}': {error}"))?;
-            listeners.push(Listener::Tcp(bound));
-        }
-        Ok(listeners)
+/// Binds the port, where it is not turned off, and the Unix socket.
+///
+/// # Errors
+/// The address and what the kernel says.
+pub fn bind(sidecar: &Sidecar, admin: Option<&Admin>) -> Result<Vec<Socket>, String> {
+    let mut sockets = vec![Socket::unix("readiness", &socket_path(&sidecar.work_directory, SOCKET))?];
+    if sidecar.readiness_port != 0 {
+        sockets.push(Socket::tcp("readiness", SocketAddr::new(host(sidecar, admin), sidecar.readiness_port))?);
     }
+    Ok(sockets)
 }
 
 /// The admin interface's address if it has one; else all addresses in a pod, where the kubelet has to come in, and loopback elsewhere; in the family of
@@ -81,53 +56,11 @@ fn host(sidecar: &Sidecar, admin: Option<&Admin>) -> IpAddr {
     }
 }
 
-fn unix(path: &Path) -> Result<Listener, String> {
-    let bind = || -> io::Result<UnixListener> {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let listener = std::os::unix::net::UnixListener::bind(path)?;
-        listener.set_nonblocking(true)?;
-        UnixListener::from_std(listener)
-    };
-    bind().map(Listener::Unix).map_err(|error| format!("readiness: cannot bind '{}': {error}", path.display()))
-}
-
 /// Serves until the task is dropped. Has to run in a [`tokio::task::LocalSet`].
-pub async fn serve(listener: Listener, state: Rc<State>) {
-    let slots = Rc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        // Never closed, so never an error.
-        let _ = slots.acquire().await.map(tokio::sync::SemaphorePermit::forget);
-        let accepted = match &listener {
-            Listener::Tcp(listener) => listener.accept().await.map(|(socket, _)| spawn(socket, &state, &slots)),
-            Listener::Unix(listener) => listener.accept().await.map(|(socket, _)| spawn(socket, &state, &slots)),
-        };
-        if let Err(error) = accepted {
-            slots.add_permits(1);
-            debug!(%error, "readiness: accept failed");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
-}
-
-fn spawn(socket: impl AsyncRead + AsyncWrite + Unpin + 'static, state: &Rc<State>, slots: &Rc<Semaphore>) {
-    let (state, slots) = (state.clone(), slots.clone());
-    tokio::task::spawn_local(async move {
-        let service = service_fn(|request: http::Request<hyper::body::Incoming>| {
-            let answer = answer(&state, request.uri().path());
-            async move { Ok::<_, Infallible>(answer) }
-        });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIMEOUT)
-            .serve_connection(TokioIo::new(socket), service);
-        if let Err(error) = connection.await {
-            debug!(%error, "readiness: connection ended");
-        }
-        slots.add_permits(1);
-    });
+pub async fn serve(socket: Socket, state: Rc<State>) {
+    let answer =
+        move |request: http::Request<hyper::body::Incoming>| std::future::ready(answer(&state, request.uri().path()));
+    http_server::serve("readiness", socket, MAX_CONNECTIONS, answer).await;
 }
 
 fn answer(state: &State, path: &str) -> Response<admin::Body> {
@@ -195,6 +128,8 @@ mod tests {
             work_directory: "/nowhere".into(),
             token_file: None,
             ca_file: None,
+            metrics: None,
+            probes: None,
             dns: None,
         };
         for (in_pod, address, expected) in [
