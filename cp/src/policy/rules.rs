@@ -70,10 +70,10 @@ pub fn selected_for_inbound<'a, P: Policy>(
     sorted(policies, |meta, target_ref| select::selects(meta, target_ref, target, inbound))
 }
 
-fn sorted<'a, P: Policy>(
-    policies: &'a [(Meta, Arc<P>)],
+fn sorted<P: Policy>(
+    policies: &[(Meta, Arc<P>)],
     selects: impl Fn(&Meta, Option<&TargetRef>) -> bool,
-) -> Vec<(&'a Meta, &'a P)> {
+) -> Vec<(&Meta, &P)> {
     let mut selected: Vec<(&Meta, &P)> = policies
         .iter()
         .filter(|(meta, policy)| selects(meta, policy.target_ref()))
@@ -262,16 +262,17 @@ fn route_tags(route: &MeshHTTPRoute) -> Vec<Tags> {
     all
 }
 
+/// An entry of `to` with the target of its policy and what it names.
+type NamedEntry<'a, C> = (Option<&'a TargetRef>, &'a TargetRef, ToEntry<'a, C>);
+
 /// The entries of `to` of all policies with what they name. They rank by the attributes of their policies, then by what they name, then by
 /// the names of their policies (trap 12); each is outranked by the later ones.
-pub(super) fn to_entries<'a, P: Policy>(
-    policies: &[(&'a Meta, &'a P)],
-) -> Vec<(Option<&'a TargetRef>, &'a TargetRef, ToEntry<'a, P::Conf>)> {
+pub(super) fn to_entries<'a, P: Policy>(policies: &[(&'a Meta, &'a P)]) -> Vec<NamedEntry<'a, P::Conf>> {
     let mut entries = Vec::new();
     for (meta, policy) in policies {
         let top = policy.target_ref();
         for (index, (target, conf)) in policy.to().into_iter().enumerate() {
-            entries.push((top, target, ToEntry { policy: *meta, index, conf }));
+            entries.push((top, target, ToEntry { policy: meta, index, conf }));
         }
     }
     entries.sort_by_cached_key(|(top, target, entry)| {
@@ -398,14 +399,9 @@ pub fn inbound_rules<'a, P: Policy>(policies: &[(&'a Meta, &'a P)]) -> Vec<Inbou
     for (policy, spec) in policies {
         for (index, (matches, conf)) in spec.inbound().into_iter().enumerate() {
             if matches.is_empty() {
-                rules.push(InboundRule { matches: None, conf, policy: *policy, index });
+                rules.push(InboundRule { matches: None, conf, policy, index });
             }
-            rules.extend(matches.iter().map(|found| InboundRule {
-                matches: Some(found),
-                conf,
-                policy: *policy,
-                index,
-            }));
+            rules.extend(matches.iter().map(|found| InboundRule { matches: Some(found), conf, policy, index }));
         }
     }
     rules.sort_by_key(|rule| {
