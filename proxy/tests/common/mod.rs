@@ -89,7 +89,7 @@ impl Proxy {
     /// Sends a signal.
     pub fn signal(&self, name: &str) {
         assert!(
-            Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap().success()
+            Command::new("sh").args(["-c", &format!("kill -s {name} {}", self.child.id())]).status().unwrap().success()
         );
     }
 

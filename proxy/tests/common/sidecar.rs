@@ -132,7 +132,7 @@ impl Sidecar {
 
     /// Sends a signal.
     pub fn signal(&self, name: &str) {
-        let kill = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
+        let kill = Command::new("sh").args(["-c", &format!("kill -s {name} {}", self.child.id())]).status().unwrap();
         assert!(kill.success());
     }
 
