@@ -3,7 +3,11 @@
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use arc_swap::ArcSwapOption;
-use tokio::net::{TcpListener, TcpStream};
+use bytes::Bytes;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
 
 use super::*;
 use crate::{
@@ -11,12 +15,13 @@ use crate::{
     listen,
     model::{
         access_log::{AccessLog, LogFormat, LogSink},
+        chain_match::{ChainMatch, ChainTable},
         cluster::Cluster,
         format::{Format, Operator, Part},
-        listener::TcpProxy,
+        listener::{Inspect, TcpProxy},
         tls::{ClientContext, ClientTls, ClientTlsSpec, Identity, Parameters, SanKind, ServerContext, Validation},
     },
-    stats::{Registry, ServerStats, SslStats},
+    stats::{RbacStats, Registry, ServerStats, SslStats},
     testing::{
         self, Ca, allow_only, chain, cluster, endpoint, exact, listener, server_spec, server_tls, snapshot, tcp_proxy,
     },
@@ -387,6 +392,92 @@ async fn a_failed_inspection_is_counted() {
         ),
         (1, 0, 0)
     );
+}
+
+/// A listener that tells TLS from plain TCP: TLS goes to cluster 1, the rest to cluster 0.
+fn telling_tls_apart(proxy: &Proxy, plain: FilterChain) -> Listener {
+    let tls = chain(1, Terminal::Tcp(Arc::new(tcp_proxy(&proxy.registry, 1))));
+    let criteria = |transport: &str| ChainMatch { transport_protocol: Some(transport.into()), ..Default::default() };
+    let chains = vec![(criteria("raw_buffer"), Arc::new(plain)), (criteria("tls"), Arc::new(tls))];
+    Listener {
+        inspect: Inspect { tls: true, ..Default::default() },
+        inspect_timeout: None,
+        chains: ChainTable::new(chains, None).unwrap(),
+        ..listener(&proxy.registry, 0, proxy.tcp_chain())
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_first_is_plain_tcp() {
+    let proxy = Proxy::start(Duration::ZERO);
+    let upstream = upstream().await;
+    let cluster = proxy.to(&upstream);
+    let (cluster_stats, server_says) = (cluster.stats.clone(), b"220 ready\r\n");
+    let address = proxy.serve(telling_tls_apart(&proxy, proxy.tcp_chain()), cluster).await;
+
+    // Without limit on the detection: only the greeting can end it.
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let (mut server, _) = upstream.accept().await.unwrap();
+    server.write_all(server_says).await.unwrap();
+    says(&mut client, "220 ready\r\n").await;
+    client.write_all(b"EHLO").await.unwrap();
+    says(&mut server, "EHLO").await;
+    drop((client, server));
+    proxy.idle().await;
+    let tcp = tcp_proxy(&proxy.registry, 0).stats;
+    assert_eq!((tcp.downstream_cx_total().total(), tcp.downstream_cx_tx_bytes_total().total()), (1, 11));
+    assert_eq!((cluster_stats.upstream_cx_total().total(), cluster_stats.upstream_cx_active().value()), (1, 0));
+
+    // One that closes without a word is passed on too.
+    let mut client = TcpStream::connect(address).await.unwrap();
+    drop(upstream.accept().await.unwrap());
+    assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_speaks_late_decides_itself() {
+    let proxy = Proxy::start(Duration::ZERO);
+    let (plain, tls) = (upstream().await, upstream().await);
+    let listener = telling_tls_apart(&proxy, proxy.tcp_chain());
+    let bound = listen::bind(&listener, 1).unwrap();
+    let address = bound.addresses[0].unwrap();
+    let tls_cluster = cluster(&proxy.registry, 1, "tls", vec![endpoint(tls.local_addr().unwrap())]);
+    proxy.workers.publish(snapshot(vec![listener], vec![Arc::new(proxy.to(&plain)), Arc::new(tls_cluster)])).await;
+    proxy.workers.listen(bound).await;
+
+    // Plain text: over the connection that is there already.
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let (mut server, _) = plain.accept().await.unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+    says(&mut server, "GET / HTTP/1.1\r\n").await;
+    server.write_all(b"HTTP/1.1 200").await.unwrap();
+    says(&mut client, "HTTP/1.1 200").await;
+
+    // TLS: elsewhere, and that connection is closed.
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let (mut unused, _) = plain.accept().await.unwrap();
+    let hello = crate::inspect::tests::hello("db.mesh", &[]);
+    client.write_all(&hello).await.unwrap();
+    let (mut server, _) = tls.accept().await.unwrap();
+    let mut heard = vec![0; hello.len()];
+    server.read_exact(&mut heard).await.unwrap();
+    assert_eq!(heard, hello);
+    assert_eq!(unused.read(&mut [0]).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_silent_client_that_is_not_allowed_reaches_nobody() {
+    let proxy = Proxy::start(Duration::ZERO);
+    let upstream = upstream().await;
+    let cluster = proxy.to(&upstream);
+    let stats = cluster.stats.clone();
+    let denied = FilterChain { filters: vec![allow_only(&proxy.registry, "spiffe://mesh/a")], ..proxy.tcp_chain() };
+    let mut listener = telling_tls_apart(&proxy, denied);
+    listener.inspect_timeout = Some(Duration::from_millis(60));
+    let address = proxy.serve(listener, cluster).await;
+    let mut client = TcpStream::connect(address).await.unwrap();
+    assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+    assert_eq!(stats.upstream_cx_total().total(), 0);
 }
 
 #[tokio::test]

@@ -264,4 +264,4 @@ fn http_version(bytes: &[u8]) -> HttpVersion {
 
 #[cfg(test)]
 #[path = "inspect_tests.rs"]
-mod tests;
+pub(crate) mod tests;

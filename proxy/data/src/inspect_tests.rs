@@ -8,7 +8,7 @@ use super::*;
 use crate::testing;
 
 /// A ClientHello as the library writes it.
-fn hello(name: &str, alpn: &[&[u8]]) -> Vec<u8> {
+pub(crate) fn hello(name: &str, alpn: &[&[u8]]) -> Vec<u8> {
     let mut config =
         rustls::ClientConfig::builder().with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();

@@ -24,10 +24,10 @@ pub enum Socket {
 }
 
 impl Socket {
-    /// Our end; `None` for Unix sockets.
+    /// Our end; `None` for Unix sockets. An IPv4 connection on a dual-stack socket has IPv4 addresses here, as in Envoy.
     pub fn local_address(&self) -> Option<SocketAddr> {
         match self {
-            Self::Tcp(tcp) => tcp.local_addr().ok(),
+            Self::Tcp(tcp) => tcp.local_addr().ok().map(canonical),
             Self::Unix(_) => None,
         }
     }
@@ -35,7 +35,7 @@ impl Socket {
     /// The peer's end; `None` for Unix sockets, and once the peer has reset the connection.
     pub fn peer_address(&self) -> Option<SocketAddr> {
         match self {
-            Self::Tcp(tcp) => tcp.peer_addr().ok(),
+            Self::Tcp(tcp) => tcp.peer_addr().ok().map(canonical),
             Self::Unix(_) => None,
         }
     }
@@ -46,6 +46,11 @@ impl Socket {
             let _ = socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO));
         }
     }
+}
+
+/// `::ffff:192.0.2.1` is 192.0.2.1.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 impl AsyncRead for Socket {

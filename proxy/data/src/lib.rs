@@ -12,6 +12,7 @@ pub mod inspect;
 pub mod io;
 pub mod listen;
 pub mod model;
+mod notice;
 pub mod orig_dst;
 pub mod outcome;
 pub mod record;

@@ -30,7 +30,7 @@ fn corpora() {
         let mut paths = Vec::new();
         files(&root, &mut paths);
         let (mut taken, mut refused) = (0, 0);
-        let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
+        let mut reasons: BTreeMap<String, (usize, String)> = BTreeMap::new();
         for path in paths {
             // Addresses were blanked in some documents.
             let text = std::fs::read_to_string(&path)
@@ -84,17 +84,19 @@ fn corpora() {
                 for reject in applied.rejects {
                     let field: String = reject.field_path.chars().filter(|c| !c.is_ascii_digit()).collect();
                     let field = field.rsplit('.').next().unwrap_or_default().to_owned();
-                    *reasons
+                    let first = path.strip_prefix(&root).unwrap_or(&path).display();
+                    reasons
                         .entry(format!("{field}: {}", reject.reason.chars().take(100).collect::<String>()))
-                        .or_default() += 1;
+                        .or_insert_with(|| (0, first.to_string()))
+                        .0 += 1;
                 }
             }
         }
         println!("{corpus}: {taken} compile, {refused} are refused");
         let mut reasons: Vec<_> = reasons.into_iter().collect();
-        reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        for (reason, count) in reasons.iter().take(25) {
-            println!("  {count:5} {reason}");
+        reasons.sort_by_key(|(_, (count, _))| std::cmp::Reverse(*count));
+        for (reason, (count, first)) in reasons.iter().take(60) {
+            println!("  {count:5} {reason} ({first})");
         }
         assert!(taken > refused, "{corpus}");
     }

@@ -54,6 +54,13 @@ pub struct Listener {
     pub stats: ListenerStats,
 }
 
+impl Listener {
+    /// Connections that the kernel redirected come in here: the listener is bound, and hands them over by original destination.
+    pub fn takes_redirected(&self) -> bool {
+        self.bind_to_port && self.use_original_dst
+    }
+}
+
 /// Where a listener binds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum BindAddress {

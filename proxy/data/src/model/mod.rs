@@ -39,6 +39,12 @@ dense_id!(
     /// chain has become after an update.
     ChainId
 );
+
+impl ChainId {
+    /// No chain.
+    pub const NONE: ChainId = ChainId(u32::MAX);
+}
+
 dense_id!(
     /// Position of a cluster in [`crate::snapshot::Snapshot::clusters`]. Stable for a cluster name: a route may name a cluster that does not exist
     /// (yet), its slot is then empty.

@@ -93,6 +93,7 @@ stat_group!(
         counter downstream_listener_filter_error = "downstream_listener_filter_error",
         counter downstream_listener_filter_remote_close = "downstream_listener_filter_remote_close",
         counter no_filter_chain_match = "no_filter_chain_match",
+        counter downstream_cx_redirect_loop = "downstream_cx_redirect_loop",
     }
 );
 

@@ -7,7 +7,11 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
-use tokio::time::Instant;
+use bytes::{Bytes, BytesMut};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::Instant,
+};
 
 use super::copy::{self, End, Limits, Meter, Side};
 use crate::{
@@ -29,16 +33,25 @@ use crate::{
     worker,
 };
 
-/// Proxies a connection until it ends, and writes the filter's log.
-pub async fn serve(io: DownstreamIo, connection: &Arc<Connection>, proxy: &TcpProxy) -> Outcome {
+/// Proxies a connection until it ends, and writes the filter's log. `early` is an upstream connection that may have been made already.
+pub async fn serve(
+    io: DownstreamIo,
+    connection: &Arc<Connection>,
+    proxy: &Arc<TcpProxy>,
+    early: Option<Box<Early>>,
+) -> Outcome {
     proxy.stats.downstream_cx_total().inc();
     let mut outcome = Outcome::default();
     let mut io = io;
-    if let Some(upstream) = establish(connection, proxy, &mut outcome).await {
+    let (upstream, greeting) = match early.and_then(|early| early.of(proxy, &mut outcome)) {
+        Some((upstream, greeting)) => (Some(upstream), greeting),
+        None => (Box::pin(establish(connection, proxy, &mut outcome)).await, Bytes::new()),
+    };
+    if let Some(upstream) = upstream {
         if proxy.log_on_connected {
             outcome.write(&proxy.access_log, connection);
         }
-        splice(&mut io, upstream, connection, proxy, &mut outcome).await;
+        splice(&mut io, upstream, greeting, connection, proxy, &mut outcome).await;
     }
     // Dropped without a farewell: where no upstream was had, bytes that nobody read make it a reset, which is not mistaken for an empty answer.
     drop(io);
@@ -46,12 +59,45 @@ pub async fn serve(io: DownstreamIo, connection: &Arc<Connection>, proxy: &TcpPr
     outcome
 }
 
+/// An upstream connection that is made before it is known that this filter serves the downstream connection.
+#[derive(Debug)]
+pub struct Early {
+    proxy: Arc<TcpProxy>,
+    outcome: Outcome,
+    upstream: Option<UpstreamConnection>,
+    /// What the server has said so far.
+    greeting: BytesMut,
+}
+
+/// Most of a server's greeting that is read before anyone takes it.
+const LARGEST_GREETING: usize = 4096;
+
+impl Early {
+    /// Nothing done yet.
+    pub fn new(proxy: Arc<TcpProxy>) -> Self {
+        Early { proxy, outcome: Outcome::default(), upstream: None, greeting: BytesMut::new() }
+    }
+
+    /// Connects, and resolves once the server has spoken or closed. Without an upstream it never does: then it is the client's turn. When it is
+    /// cancelled, a connection that has been made stays.
+    pub async fn server_speaks(&mut self, connection: &Connection) {
+        self.upstream = establish(connection, &self.proxy, &mut self.outcome).await;
+        let Some(upstream) = &mut self.upstream else { return std::future::pending().await };
+        self.greeting.reserve(LARGEST_GREETING);
+        // An end or an error is found again by whoever copies.
+        let _ = upstream.io.read_buf(&mut self.greeting).await;
+    }
+
+    /// The connection and what its server has said, if it was made for this very configuration.
+    fn of(self: Box<Self>, proxy: &Arc<TcpProxy>, outcome: &mut Outcome) -> Option<(UpstreamConnection, Bytes)> {
+        let upstream = self.upstream.filter(|_| Arc::ptr_eq(&self.proxy, proxy))?;
+        *outcome = self.outcome;
+        Some((upstream, self.greeting.freeze()))
+    }
+}
+
 /// Chooses cluster and endpoint and connects, as often as the filter allows, to another endpoint each time where there is one.
-async fn establish(
-    connection: &Arc<Connection>,
-    proxy: &TcpProxy,
-    outcome: &mut Outcome,
-) -> Option<UpstreamConnection> {
+async fn establish(connection: &Connection, proxy: &TcpProxy, outcome: &mut Outcome) -> Option<UpstreamConnection> {
     let id = choose_cluster(&proxy.clusters)?;
     let Some(cluster) = worker::snapshot().cluster(id).cloned() else {
         proxy.stats.downstream_cx_no_route().inc();
@@ -101,6 +147,7 @@ async fn establish(
 async fn splice(
     io: &mut DownstreamIo,
     upstream: UpstreamConnection,
+    greeting: Bytes,
     connection: &Arc<Connection>,
     proxy: &TcpProxy,
     outcome: &mut Outcome,
@@ -115,6 +162,9 @@ async fn splice(
         idle: proxy.idle_timeout,
         until: proxy.max_duration.map(|limit| Instant::from_std(connection.start) + limit),
     };
+    if !greeting.is_empty() && pass_on(io, &greeting, connection).await.is_ok() {
+        meter.to_downstream(greeting.len());
+    }
     // Told apart here, once, so that the loop that runs for every byte is compiled for plain sockets without asking.
     let end = match (&mut *io, &mut upstream) {
         (DownstreamIo::Plain(down), UpstreamIo::Plain(up)) => {
@@ -147,6 +197,18 @@ async fn splice(
             outcome.flags.set(ResponseFlag::DurationTimeout);
         }
         End::Closing => {}
+    }
+}
+
+/// Writes what the server said while nobody knew who its client was. A client that is gone is found again by whoever copies.
+async fn pass_on(io: &mut DownstreamIo, greeting: &[u8], connection: &Connection) -> io::Result<()> {
+    let write = async {
+        io.write_all(greeting).await?;
+        io.flush().await
+    };
+    tokio::select! {
+        result = write => result,
+        () = connection.drain.closing() => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 

@@ -2,17 +2,19 @@
 
 use std::{
     io,
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Instant,
 };
 
-use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpSocket, TcpStream, UnixStream};
+use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
+use tokio::net::{TcpStream, UnixStream};
 
 use crate::{
     error::ConnectError,
     io::{Socket, UpstreamIo},
-    model::cluster::{Cluster, Endpoint, EndpointAddress, Keepalive},
+    model::cluster::{Cluster, Discovery, Endpoint, EndpointAddress, Keepalive},
+    orig_dst::PassedOn,
     tls,
 };
 
@@ -46,19 +48,21 @@ pub async fn connect(
 ) -> Result<UpstreamConnection, ConnectError> {
     let mut guard = ConnectionGuard::new(cluster.clone(), endpoint.clone());
     let attempt = async {
-        let socket = open(cluster, endpoint).await?;
-        match &cluster.tls {
-            None => Ok(UpstreamIo::Plain(socket)),
+        let (socket, passed_on) = open(cluster, endpoint).await?;
+        let io = match &cluster.tls {
+            None => UpstreamIo::Plain(socket),
             // Boxed: a handshake's state is large and short-lived.
-            Some(tls) => Box::pin(tls::connect::connect(tls, socket, endpoint, alpn)).await,
-        }
+            Some(tls) => Box::pin(tls::connect::connect(tls, socket, endpoint, alpn)).await?,
+        };
+        Ok((io, passed_on))
     };
     let result = match tokio::time::timeout(cluster.connect_timeout, attempt).await {
         Ok(result) => result,
         Err(_) => Err(ConnectError::Timeout),
     };
     match result {
-        Ok(io) => {
+        Ok((io, passed_on)) => {
+            guard.passed_on = passed_on;
             cluster.stats.upstream_cx_connect_ms().record(millis(guard.opened));
             Ok(UpstreamConnection { io, guard })
         }
@@ -83,28 +87,52 @@ pub fn may_connect(cluster: &Cluster) -> bool {
     allowed
 }
 
-async fn open(cluster: &Cluster, endpoint: &Endpoint) -> Result<Socket, ConnectError> {
+async fn open(cluster: &Cluster, endpoint: &Endpoint) -> Result<(Socket, Option<PassedOn>), ConnectError> {
     match &endpoint.address {
         EndpointAddress::Unix(path) => {
-            UnixStream::connect(path).await.map(Socket::Unix).map_err(|error| sort_error(&error))
+            let stream = UnixStream::connect(path).await.map_err(|error| sort_error(&error))?;
+            Ok((Socket::Unix(stream), None))
         }
         EndpointAddress::Ip(address) => {
-            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
-                .map_err(|error| local(&error))?;
-            if let Some(source) = cluster.bind_source.filter(|source| source.is_ipv4() == address.is_ipv4()) {
-                // Otherwise the kernel would reserve one of 28,000 ports per source address instead of per pair of addresses.
-                let _ = SockRef::from(&socket).set_reuse_address(true);
-                if let Err(error) = socket.bind((source, 0).into()) {
-                    cluster.stats.bind_errors().inc();
-                    return Err(local(&error));
-                }
-            }
-            let stream = socket.connect(*address).await.map_err(|error| sort_error(&error))?;
+            let (stream, passed_on) = open_tcp(cluster, *address).await?;
             prepare(&stream, cluster.keepalive).map_err(|error| local(&error))?;
-            Ok(Socket::Tcp(stream))
+            Ok((Socket::Tcp(stream), passed_on))
         }
     }
 }
+
+/// Connects by hand, because the source address must be known before the peer can have accepted: a redirected connection comes back that fast.
+async fn open_tcp(cluster: &Cluster, address: SocketAddr) -> Result<(TcpStream, Option<PassedOn>), ConnectError> {
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket =
+        socket2::Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP)).map_err(|e| local(&e))?;
+    if let Some(source) = cluster.bind_source.filter(|source| source.is_ipv4() == address.is_ipv4()) {
+        // Otherwise the kernel would reserve one of 28,000 ports per source address instead of per pair of addresses.
+        let _ = socket.set_reuse_address(true);
+        if let Err(error) = socket.bind(&SocketAddr::new(source, 0).into()) {
+            cluster.stats.bind_errors().inc();
+            return Err(local(&error));
+        }
+    }
+    match socket.connect(&address.into()) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(EINPROGRESS) => {}
+        Err(error) => return Err(sort_error(&error)),
+    }
+    let passed_on = match cluster.discovery {
+        Discovery::OriginalDst => socket.local_addr().ok().and_then(|source| source.as_socket()).map(PassedOn::new),
+        Discovery::Static | Discovery::Eds(_) | Discovery::StrictDns | Discovery::LogicalDns => None,
+    };
+    let stream = TcpStream::from_std(socket.into()).map_err(|error| local(&error))?;
+    stream.writable().await.map_err(|error| sort_error(&error))?;
+    match stream.take_error() {
+        Ok(None) => Ok((stream, passed_on)),
+        Ok(Some(error)) | Err(error) => Err(sort_error(&error)),
+    }
+}
+
+/// connect(2): the handshake goes on.
+const EINPROGRESS: i32 = 115;
 
 fn prepare(stream: &TcpStream, keepalive: Option<Keepalive>) -> io::Result<()> {
     stream.set_nodelay(true)?;
@@ -158,6 +186,7 @@ pub struct ConnectionGuard {
     endpoint: Arc<Endpoint>,
     opened: Instant,
     failed: bool,
+    passed_on: Option<PassedOn>,
     /// The peer closed first; `upstream_cx_destroy_remote` is counted instead of `_local`.
     pub closed_by_peer: bool,
     /// A request (for TCP: the downstream connection) was still being served; `_with_active_rq` is counted too.
@@ -176,6 +205,7 @@ impl ConnectionGuard {
             endpoint,
             opened: Instant::now(),
             failed: false,
+            passed_on: None,
             closed_by_peer: false,
             request_active: false,
         }

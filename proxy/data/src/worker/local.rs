@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use foldhash::{HashMap, HashMapExt};
+use foldhash::{HashMap, HashMapExt, HashSet};
 use http::HeaderValue;
 use rand::{RngCore, SeedableRng, rngs::SmallRng};
 
@@ -35,19 +35,48 @@ pub struct SnapshotRef(Arc<Published>);
 pub(super) struct Published {
     snapshot: Arc<Snapshot>,
     by_address: Arc<HashMap<SocketAddr, ListenerId>>,
+    inbound: Arc<Inbound>,
+}
+
+/// What tells inbound connections from outbound ones where both are redirected to one listener.
+#[derive(Debug, Default)]
+struct Inbound {
+    /// Addresses of the workload: those of virtual listeners for inbound traffic.
+    addresses: HashSet<IpAddr>,
+    /// Listeners that take redirected inbound connections that no other listener owns, for IPv4 and for IPv6.
+    pass_through: [Option<ListenerId>; 2],
+}
+
+impl Inbound {
+    fn note(&mut self, listener: &Listener) {
+        if listener.direction != TrafficDirection::Inbound {
+            return;
+        }
+        for address in &listener.addresses {
+            let BindAddress::Ip { address, .. } = address else { continue };
+            if !listener.bind_to_port && !address.ip().is_unspecified() {
+                self.addresses.insert(address.ip().to_canonical());
+            } else if listener.takes_redirected() {
+                let slot = &mut self.pass_through[usize::from(address.is_ipv6())];
+                slot.get_or_insert(listener.id);
+            }
+        }
+    }
 }
 
 impl Published {
     pub(super) fn new(snapshot: Arc<Snapshot>) -> Self {
         let mut by_address = HashMap::new();
+        let mut inbound = Inbound::default();
         for listener in snapshot.listeners.iter().flatten() {
+            inbound.note(listener);
             for address in &listener.addresses {
                 if let BindAddress::Ip { address, .. } = address {
                     by_address.insert(*address, listener.id);
                 }
             }
         }
-        Published { snapshot, by_address: Arc::new(by_address) }
+        Published { snapshot, by_address: Arc::new(by_address), inbound: Arc::new(inbound) }
     }
 }
 
@@ -71,6 +100,17 @@ impl SnapshotRef {
             SocketAddr::V6(_) => wildcard(Ipv6Addr::UNSPECIFIED.into()),
         })?;
         self.0.snapshot.listener(*id)
+    }
+
+    /// Whether an address is the workload's own, as far as its inbound listeners say.
+    pub(crate) fn is_inbound_address(&self, ip: IpAddr) -> bool {
+        self.0.inbound.addresses.contains(&ip.to_canonical())
+    }
+
+    /// The listener that passes inbound connections on whose port no listener names.
+    pub(crate) fn inbound_pass_through(&self, destination: SocketAddr) -> Option<&Arc<Listener>> {
+        let id = self.0.inbound.pass_through[usize::from(destination.ip().to_canonical().is_ipv6())]?;
+        self.0.snapshot.listener(id)
     }
 }
 

@@ -1,0 +1,117 @@
+//! What a connection speaks: by what its client says, or by its server's speaking first.
+//!
+//! Envoy holds a connection until its listener filters are done, which a client of MySQL or SMTP, that waits for the server's greeting, never lets them be:
+//! it is served after `listener_filters_timeout`, if at all. Here the upstream of the chain that plain TCP would take is connected while the client keeps
+//! silent. If the server speaks (or closes) before the client has said a byte, the connection is plain TCP. If the client speaks first, its bytes decide as
+//! ever; the connection made meanwhile is used if the same filter serves it, and closed if not.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::BytesMut;
+use tokio::io::AsyncReadExt;
+
+use super::{Connection, policy};
+use crate::{
+    inspect::{self, Findings, InspectError},
+    io::Socket,
+    model::{
+        chain_match::ConnectionFacts,
+        listener::{Listener, TcpProxy, Terminal},
+    },
+    stats::ListenerStats,
+    tcp::proxy::Early,
+};
+
+/// A client that has said nothing for this long may be waiting for the server. Longer than the way of a ClientHello or a request behind the handshake, so
+/// that clients that speak first cost no upstream connection; short beside what anyone notices.
+const SILENCE: Duration = Duration::from_millis(20);
+
+/// Room for what the client says first; more is made as it is needed.
+const FIRST_BYTES: usize = 1024;
+
+/// Finds out what the listener asks for, within its time. `None`: the connection is over, and has been counted.
+pub(super) async fn detect(
+    socket: &mut Socket,
+    head: &mut BytesMut,
+    listener: &Listener,
+    connection: &Connection,
+) -> Option<(Findings, Option<Box<Early>>)> {
+    if !listener.inspect.tls && !listener.inspect.http {
+        return Some((Findings::default(), None));
+    }
+    let _waiting = PreCounted::new(&listener.stats);
+    let mut early = None;
+    let detection = async {
+        head.reserve(FIRST_BYTES);
+        match tokio::time::timeout(SILENCE, socket.read_buf(head)).await {
+            Ok(read) => drop(read?),
+            Err(_) => {
+                if let Some(proxy) = plain_tcp(listener, connection) {
+                    let early = early.insert(Box::new(Early::new(proxy)));
+                    // Boxed: it holds the state of a connect, which clients with a word to say do without.
+                    let server = Box::pin(early.server_speaks(connection));
+                    tokio::select! {
+                        biased;
+                        read = socket.read_buf(head) => drop(read?),
+                        () = server => return Ok(Findings::default()),
+                    }
+                }
+            }
+        }
+        inspect::inspect(socket, head, &listener.inspect).await
+    };
+    let result = match listener.inspect_timeout {
+        None => Ok(detection.await),
+        Some(limit) => tokio::time::timeout(limit, detection).await,
+    };
+    match result {
+        Ok(Ok(findings)) => Some((findings, early)),
+        Ok(Err(InspectError::Closed)) => {
+            listener.stats.downstream_listener_filter_remote_close().inc();
+            None
+        }
+        Ok(Err(InspectError::Io(_))) => {
+            listener.stats.downstream_listener_filter_error().inc();
+            None
+        }
+        Err(_) => {
+            listener.stats.downstream_pre_cx_timeout().inc();
+            listener.continue_on_inspect_timeout.then(|| (Findings::default(), early))
+        }
+    }
+}
+
+/// The TCP proxy that serves the connection if it turns out to be plain text in no known protocol, and that the connection's policies allow.
+fn plain_tcp(listener: &Listener, connection: &Connection) -> Option<Arc<TcpProxy>> {
+    let plain = Findings::default();
+    let chain = listener.chains.find(&ConnectionFacts {
+        destination: connection.local,
+        source: connection.remote,
+        direct_source: connection.direct_remote,
+        server_name: &plain.server_name,
+        transport: plain.transport,
+        application_protocols: &plain.application_protocols,
+    })?;
+    match &chain.terminal {
+        Terminal::Tcp(proxy) if chain.tls.is_none() && policy::denial(chain, connection).is_none() => {
+            Some(proxy.clone())
+        }
+        Terminal::Tcp(_) | Terminal::Http(_) | Terminal::DirectResponse(_) | Terminal::Echo | Terminal::Close => None,
+    }
+}
+
+/// Counts a connection that is being inspected.
+struct PreCounted<'a>(&'a ListenerStats);
+
+impl<'a> PreCounted<'a> {
+    fn new(stats: &'a ListenerStats) -> Self {
+        stats.downstream_pre_cx_active().inc();
+        PreCounted(stats)
+    }
+}
+
+impl Drop for PreCounted<'_> {
+    fn drop(&mut self) {
+        self.0.downstream_pre_cx_active().dec();
+    }
+}
