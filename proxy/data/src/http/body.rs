@@ -128,6 +128,13 @@ pub enum RequestBodyError {
     Abandoned,
 }
 
+impl RequestBody {
+    /// Whether there is a body whose length only its end will tell.
+    pub fn is_unsized(&self) -> bool {
+        matches!(self, RequestBody::Streaming { inner, .. } if !inner.is_end_stream() && inner.size_hint().exact().is_none())
+    }
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = RequestBodyError;
