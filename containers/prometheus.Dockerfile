@@ -1,4 +1,4 @@
-# Prometheus as Debian builds it, which knows kuma_sd_configs.
+# Prometheus as Debian builds it.
 ARG BASE=debian:bookworm-slim
 FROM ${BASE}
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus curl && rm -rf /var/lib/apt/lists/* \

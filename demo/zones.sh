@@ -88,6 +88,8 @@ attach() {
     if [ -n "${4:-}" ]; then ip -n "$prefix-$1" route add default via "$4"; fi
 }
 
+address_of() { ip -n "$prefix-$1" -4 -brief address show dev eth0 | awk '{ sub("/.*", "", $3); print $3 }'; }
+
 # start NAME SPACE COMMAND...: in the background, its output in NAME.log.
 start() {
     local name=$1 space=$2
@@ -171,6 +173,8 @@ table inet zone {
     chain forward {
         type filter hook forward priority 0; policy drop;
         ct state established,related accept
+        # Where bridges go through netfilter, what stays in the zone comes by here too.
+        iifname "br0" oifname "br0" accept
         iifname "eth0" ip daddr 10.91.$zone.21 tcp dport 10001 accept
         iifname "br0" ip saddr 10.91.$zone.22 tcp dport 10001 accept
         iifname "br0" ip saddr 10.91.$zone.2 ip daddr 10.91.0.10 accept
@@ -184,7 +188,9 @@ RULES
 done
 space client-1
 attach client-1 router-1 10.91.1.12 10.91.1.254
-in_space wan bridge link show 2>/dev/null | awk '{print $2, $NF}' | show || true
+for name in global client-1 echo-1 echo-2; do
+    note "$name $(address_of "$name")"
+done
 
 step "2. The global control plane, and one in each zone that connects to it"
 start_global() {
@@ -192,10 +198,10 @@ start_global() {
     until_true 30 "the global control plane answers" global in_space global curl --silent --fail http://127.0.0.1:5681/
 }
 start_global
-for cp in global cp-1 cp-2; do
-    shikactl --config-file "$work/$cp.shikactl.yaml" config control-planes add --name "$cp" --address http://127.0.0.1:5681 >/dev/null ||
-        fail "shikactl could not be set up"
-done
+know() {
+    ctl "$1" config control-planes add --name "$1" --address http://127.0.0.1:5681 >/dev/null || fail "shikactl could not be set up for $1"
+}
+know global
 for zone in 1 2; do
     ctl global generate zone-token --zone "zone-$zone" --scope cp --scope ingress --scope egress --valid-for 24h >"$work/zone-$zone.token" ||
         fail "no token for zone-$zone" global
@@ -203,6 +209,7 @@ for zone in 1 2; do
         --kds-root-ca-file "$work/global/dp-server-ca.pem" --kds-token-file "$work/zone-$zone.token" \
         --store sqlite --store-path "$work/cp-$zone.db" --work-dir "$work/cp-$zone"
     until_true 30 "the control plane of zone-$zone answers" "cp-$zone" in_space "cp-$zone" curl --silent --fail http://127.0.0.1:5681/
+    know "cp-$zone"
 done
 
 step "3. A mesh with mutual TLS and a permission, given to the global control plane, arrive in the zones"
@@ -223,7 +230,6 @@ proxy() {
         --dataplane-file="demo/zones/$file" --dataplane-token-file="$token" \
         --dataplane-var "name=$name" --dataplane-var "address=$(address_of "$name")" "$@"
 }
-address_of() { ip -n "$prefix-$1" -4 -brief address show dev eth0 | awk '{ sub("/.*", "", $3); print $3 }'; }
 # workload NAME ZONE SERVICE
 workload() {
     local name=$1 zone=$2 service=$3
@@ -231,7 +237,7 @@ workload() {
         >"$work/$name.token" || fail "no token for $name" global
     in_space "$name" shika-proxy install transparent-proxy --config demo/zones/transparent-proxy.yaml >>"$work/$name-install.log" 2>&1 ||
         fail "the redirection of $name" "$name-install"
-    start "$name" "$name" setpriv --reuid 1000 --clear-groups "$bin/shika-loadtest" echo --name "$service in zone-$zone" --port 8080
+    start "$name" "$name" setpriv --reuid 1000 --clear-groups "$bin/shika-loadtest" echo --address 0.0.0.0 --name "$service in zone-$zone" --port 8080
     proxy "$name" "$zone" dataplane.yaml "$work/$name.token" --dataplane-var "service=$service" \
         --transparent-proxy-config=demo/zones/transparent-proxy.yaml
 }
