@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::identity::IdentityError;
 use crate::identity::ca::{self, CaPem, CertificateAuthority};
+use crate::policy::Policies;
 use crate::resource::{
     CaBackend, Dataplane, Kind, Mesh, MeshTrafficPermission, Meta, MtlsMode, Resource, ResourceKey, SERVICE_TAG,
     Secret, Spec,
@@ -131,6 +132,8 @@ pub struct MeshView {
     pub dataplanes: BTreeMap<String, (Meta, Arc<Dataplane>)>,
     /// MeshTrafficPermissions by name.
     pub permissions: Vec<(Meta, Arc<MeshTrafficPermission>)>,
+    /// Policies of the other kinds.
+    pub policies: Policies,
     /// Services by name.
     pub services: BTreeMap<String, Service>,
     /// Addresses that stand for destinations.
@@ -157,6 +160,7 @@ impl MeshView {
             mesh,
             dataplanes: dataplanes.into_iter().map(|(meta, spec)| (meta.name.clone(), (meta, spec))).collect(),
             permissions,
+            policies: Policies::default(),
             services,
             vips: Vec::new(),
             authority,
@@ -331,6 +335,9 @@ impl MeshViews {
         }
         let with_certificate = with_certificate(store, name, mesh).await?;
         let mut view = MeshView::new(name, mesh.clone(), dataplanes, permissions, authority, &with_certificate);
+        for kind in Policies::KINDS {
+            store.list(kind, Some(name)).await?.iter().for_each(|resource| view.policies.add(resource));
+        }
         view.authority_pem = authority_pem;
         let view = Arc::new(view);
 

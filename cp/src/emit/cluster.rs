@@ -16,9 +16,10 @@ use shika_proto::envoy::extensions::upstreams::http::v3::http_protocol_options::
 };
 use shika_proto::google::protobuf::Any;
 
-use super::{address, ads, seconds, tls, transparent};
+use super::{address, ads, duration, outlier, seconds, tls, transparent};
 use crate::mesh::Protocol;
 use crate::plan::{ClusterPlan, WorkloadPlan, stat_name};
+use crate::policy::timeout::Timeouts;
 
 /// Key of the HTTP options of a cluster.
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -29,40 +30,64 @@ pub(super) const WORKLOAD_IDLE: u64 = 7200;
 
 /// The application behind an inbound.
 pub(super) fn workload(plan: &WorkloadPlan) -> Any {
+    let timeouts = plan.policies.timeouts;
+    let common = match (plan.protocol, timeouts) {
+        (Protocol::Http | Protocol::Http2, Some(timeouts)) => connection_limits(&timeouts),
+        _ => core::HttpProtocolOptions { idle_timeout: seconds(WORKLOAD_IDLE), ..Default::default() },
+    };
     let options = match plan.protocol {
         Protocol::Tcp => None,
-        Protocol::Http => Some(http_options(ProtocolConfig::HttpProtocolOptions(Default::default()), true)),
+        Protocol::Http => Some(http_options(ProtocolConfig::HttpProtocolOptions(Default::default()), Some(common))),
         Protocol::Http2 | Protocol::Grpc => {
-            Some(http_options(ProtocolConfig::Http2ProtocolOptions(Default::default()), true))
+            Some(http_options(ProtocolConfig::Http2ProtocolOptions(Default::default()), Some(common)))
         }
     };
-    pack(&Cluster {
+    let mut cluster = Cluster {
         name: plan.name.clone(),
         alt_stat_name: stat_name(&plan.name),
-        connect_timeout: seconds(WORKLOAD_CONNECT),
+        connect_timeout: timeouts.map_or_else(|| seconds(WORKLOAD_CONNECT), |limits| Some(duration(limits.connect))),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static.into())),
         load_assignment: Some(static_endpoint(&plan.name, address(&plan.address, plan.port))),
         typed_extension_protocol_options: options.into_iter().collect(),
         upstream_bind_config: plan.source.map(transparent::bind_from),
         ..Cluster::default()
-    })
+    };
+    outlier::configure(&mut cluster, &plan.policies.circuit_breaker);
+    pack(&cluster)
 }
 
 /// A destination. Inside the mesh HTTP/2 with prior knowledge is spoken whatever the application speaks (Kuma).
 pub(super) fn upstream(plan: &ClusterPlan) -> Any {
     let alt_stat_name = stat_name(&plan.name);
-    pack(&Cluster {
+    let timeouts = &plan.policies.timeouts;
+    // As in Kuma, not for gRPC.
+    let limited = matches!(plan.protocol, Protocol::Http | Protocol::Http2);
+    let common = limited.then(|| connection_limits(timeouts));
+    let mut cluster = Cluster {
         alt_stat_name: if alt_stat_name == plan.name { String::new() } else { alt_stat_name },
         name: plan.name.clone(),
+        connect_timeout: Some(duration(timeouts.connect)),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
         eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(ads()), ..EdsClusterConfig::default() }),
         transport_socket: plan.tls.as_ref().map(tls::upstream),
         typed_extension_protocol_options: HashMap::from([http_options(
             ProtocolConfig::Http2ProtocolOptions(Default::default()),
-            false,
+            common,
         )]),
         ..Cluster::default()
-    })
+    };
+    outlier::configure(&mut cluster, &plan.policies.circuit_breaker);
+    pack(&cluster)
+}
+
+/// What a MeshTimeout says about connections.
+fn connection_limits(timeouts: &Timeouts) -> core::HttpProtocolOptions {
+    core::HttpProtocolOptions {
+        idle_timeout: Some(duration(timeouts.idle)),
+        max_connection_duration: Some(duration(timeouts.max_connection)),
+        max_stream_duration: Some(duration(timeouts.max_stream)),
+        ..core::HttpProtocolOptions::default()
+    }
 }
 
 /// Assignment of one address to a static cluster.
@@ -78,10 +103,9 @@ pub(super) fn static_endpoint(cluster: &str, address: core::Address) -> ClusterL
 }
 
 /// HTTP options of a cluster, as a map entry.
-pub(super) fn http_options(protocol: ProtocolConfig, idle_timeout: bool) -> (String, Any) {
+pub(super) fn http_options(protocol: ProtocolConfig, common: Option<core::HttpProtocolOptions>) -> (String, Any) {
     let options = HttpProtocolOptions {
-        common_http_protocol_options: idle_timeout
-            .then(|| core::HttpProtocolOptions { idle_timeout: seconds(WORKLOAD_IDLE), ..Default::default() }),
+        common_http_protocol_options: common,
         upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
             protocol_config: Some(protocol),
         })),

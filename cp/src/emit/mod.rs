@@ -12,7 +12,10 @@ mod cluster;
 mod dynconf;
 mod endpoint;
 mod listener;
+mod outlier;
 mod rbac;
+mod retry;
+mod route;
 mod secret;
 mod tls;
 mod transparent;
@@ -198,3 +201,7 @@ mod tests;
 #[cfg(test)]
 #[path = "transparent_tests.rs"]
 mod transparent_tests;
+
+#[cfg(test)]
+#[path = "policy_tests.rs"]
+mod policy_tests;

@@ -1,12 +1,13 @@
 //! What one proxy needs, in our own types: listeners, clusters, endpoints and who may call.
 //!
 //! [`plan`] is a pure function of a [`MeshView`] and the proxy's name. Its parts implement `Hash`: a part whose hash did not change is
-//! neither emitted nor sent again (see [`crate::xds::Version`]). Names and defaults are those of Kuma 2.14 without Mesh* policies.
+//! neither emitted nor sent again (see [`crate::xds::Version`]). Names and defaults are those of Kuma 2.14.
 
 mod admin;
 mod dns;
 mod features;
 mod outbound;
+mod routes;
 mod transparent;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,8 +16,11 @@ use std::net::{IpAddr, Ipv6Addr};
 use crate::identity::leaf;
 use crate::mesh::{Endpoint, MeshView, Protocol};
 use crate::policy::permission::{Permission, permission};
+use crate::policy::proxy::{ClusterPolicies, InboundPolicies, ProxyPolicies};
+use crate::policy::route::HttpRoute;
 use crate::policy::select::Target;
-use crate::resource::{Dataplane, Inbound, Meta, MtlsMode};
+use crate::policy::timeout::Timeouts;
+use crate::resource::{Dataplane, Inbound, MtlsMode};
 
 pub use admin::{AdminPlan, AdminTarget};
 pub(crate) use dns::TTL;
@@ -75,6 +79,8 @@ pub struct InboundPlan {
     pub tags: BTreeMap<String, String>,
     /// Mutual TLS; absent means plain text, without any permission check.
     pub tls: Option<InboundTls>,
+    /// How long what may take; absent for the defaults of an inbound without policies.
+    pub timeouts: Option<Timeouts>,
     /// Whether workers share the port.
     pub reuse_port: bool,
     /// Addresses that count as internal.
@@ -105,6 +111,8 @@ pub struct WorkloadPlan {
     pub source: Option<&'static str>,
     /// What it speaks.
     pub protocol: Protocol,
+    /// How much it is given.
+    pub policies: InboundPolicies,
 }
 
 /// A listener for calls that the application makes.
@@ -124,6 +132,12 @@ pub struct OutboundPlan {
     pub service: String,
     /// Name of the cluster.
     pub cluster: String,
+    /// Where requests go, in the order in which routes are tried; none means that connections go to `cluster`.
+    pub routes: Vec<HttpRoute>,
+    /// How long what may take; absent where no policy says.
+    pub timeouts: Option<Timeouts>,
+    /// How often connecting is tried in all, for connections.
+    pub max_connect_attempts: Option<u32>,
     /// Tags of the outbound.
     pub tags: BTreeMap<String, String>,
     /// Addresses that count as internal.
@@ -144,8 +158,12 @@ pub struct UpstreamPlan {
 pub struct ClusterPlan {
     /// Name: the service, with a hash if more tags than the service select it.
     pub name: String,
+    /// What the destination speaks.
+    pub protocol: Protocol,
     /// Mutual TLS; absent means plain text.
     pub tls: Option<UpstreamTls>,
+    /// How much it is given.
+    pub policies: ClusterPolicies,
 }
 
 /// Mutual TLS towards a destination.
@@ -233,10 +251,12 @@ pub fn plan(view: &MeshView, name: &str, features: ProxyFeatures) -> Result<Prox
     }
     let redirection = Redirection::of(networking, &features);
     let internal = internal_addresses(features.ipv6);
+    let target = Target { meta, dataplane };
+    let policies = ProxyPolicies::new(&view.policies, &view.name, target, &mut plan.warnings);
     for inbound in networking.inbound.iter().filter(|inbound| inbound.port != NO_PORT) {
-        plan_inbound(view, (meta, dataplane), inbound, (&features, redirection), &internal, &mut plan);
+        plan_inbound(view, target, &policies, inbound, (&features, redirection), &internal, &mut plan);
     }
-    outbound::outbounds(view, meta, networking, (&features, redirection), &internal, &mut plan);
+    outbound::outbounds(view, meta, networking, &policies, (&features, redirection), &internal, &mut plan);
     if let Some(redirection) = redirection {
         plan.captures = transparent::captures(view, networking, redirection, &features);
         let taken = plan.outbounds.iter().map(|outbound| (outbound.address.clone(), outbound.port)).collect();
@@ -288,12 +308,14 @@ fn mtls(view: &MeshView, dataplane: &Dataplane) -> Result<Option<MtlsPlan>, Plan
 
 fn plan_inbound(
     view: &MeshView,
-    (meta, dataplane): (&Meta, &Dataplane),
+    target: Target<'_>,
+    policies: &ProxyPolicies<'_>,
     inbound: &Inbound,
     (features, redirection): (&ProxyFeatures, Option<Redirection>),
     internal: &[Cidr],
     plan: &mut ProxyPlan,
 ) {
+    let Target { dataplane, .. } = target;
     let address = if inbound.address.is_empty() { dataplane.address() } else { &inbound.address }.to_owned();
     let name = format!("inbound:{}", host_port(&address, inbound.port));
     let protocol = Protocol::parse(&inbound.protocol());
@@ -304,12 +326,14 @@ fn plan_inbound(
         if inbound.service_address.is_empty() { address.clone() } else { inbound.service_address.clone() };
     let source = redirection.and_then(|_| transparent::workload_source(&service_address));
     let application = (service_address, inbound.application_port(), source);
-    let workload = workload(application, protocol, plan);
+    let set = policies.inbound(inbound, &mut plan.warnings);
+    let timeouts = set.timeouts;
+    let workload = workload(application, protocol, set, plan);
 
     let tls = plan.mtls.is_some().then(|| {
         let mut warnings = Vec::new();
         let policies = view.permissions.iter().map(|(meta, policy)| (meta, policy.as_ref()));
-        let permission = permission(policies, Target { meta, dataplane }, inbound, &mut warnings);
+        let permission = permission(policies, target, inbound, &mut warnings);
         plan.warnings.extend(warnings);
         let permissive = view.mesh.enabled_backend().is_some_and(|backend| backend.mode == MtlsMode::Permissive);
         InboundTls { mesh: view.name.clone(), permissive, permission }
@@ -325,21 +349,28 @@ fn plan_inbound(
         protocol,
         tags: inbound.tags.clone(),
         tls,
+        timeouts,
         reuse_port: features.reuse_port,
         internal: internal.to_vec(),
     });
 }
 
 /// The name of the application's cluster, which is added if it is not there. Kuma calls it `localhost:<port>` whatever the address, so
-/// that two applications on one port of two addresses become one; here the second is called `<address>:<port>`.
+/// that two applications on one port of two addresses become one; here the second is called `<address>:<port>`. Where inbounds share an
+/// application, the policies of the last one apply to it (as in Kuma).
 fn workload(
     (address, port, source): (String, u32, Option<&'static str>),
     protocol: Protocol,
+    policies: InboundPolicies,
     plan: &mut ProxyPlan,
 ) -> String {
-    let mut wanted = WorkloadPlan { name: format!("localhost:{port}"), address, port, source, protocol };
+    let mut wanted = WorkloadPlan { name: format!("localhost:{port}"), address, port, source, protocol, policies };
+    let same = |found: &WorkloadPlan, wanted: &WorkloadPlan| {
+        (&found.address, found.port, found.source, found.protocol)
+            == (&wanted.address, wanted.port, wanted.source, wanted.protocol)
+    };
     match plan.workloads.iter().find(|workload| workload.name == wanted.name) {
-        Some(found) if *found == wanted => return wanted.name,
+        Some(found) if same(found, &wanted) => {}
         Some(found) if found.address == wanted.address => {
             wanted.name = format!("localhost:{port}:{}", protocol.name());
         }
@@ -347,8 +378,9 @@ fn workload(
         None => {}
     }
     let name = wanted.name.clone();
-    if !plan.workloads.contains(&wanted) {
-        plan.workloads.push(wanted);
+    match plan.workloads.iter_mut().find(|workload| workload.name == name) {
+        Some(found) => *found = wanted,
+        None => plan.workloads.push(wanted),
     }
     name
 }

@@ -5,8 +5,10 @@ use std::net::IpAddr;
 
 use super::{
     Cidr, ClusterPlan, OutboundPlan, ProxyFeatures, ProxyPlan, Redirection, UpstreamPlan, UpstreamTls, dns, host_port,
+    routes,
 };
 use crate::mesh::{Endpoint, MeshView, Protocol, Vip};
+use crate::policy::proxy::{Destination, ProxyPolicies};
 use crate::resource::{Meta, MtlsMode, Networking, SERVICE_TAG};
 use crate::xds::Version;
 
@@ -26,6 +28,7 @@ pub(super) fn outbounds(
     view: &MeshView,
     meta: &Meta,
     networking: &Networking,
+    policies: &ProxyPolicies<'_>,
     (features, redirection): (&ProxyFeatures, Option<Redirection>),
     internal: &[Cidr],
     plan: &mut ProxyPlan,
@@ -45,7 +48,8 @@ pub(super) fn outbounds(
             };
             let address = outbound.listen_address().to_owned();
             let tags = &outbound.tags;
-            add(view, Wanted { address, port: outbound.port, bind: true, service, tags }, internal, plan);
+            let wanted = Wanted { address, port: outbound.port, bind: true, service, tags };
+            add(view, wanted, policies, internal, plan);
         }
         return;
     }
@@ -76,7 +80,7 @@ pub(super) fn outbounds(
             let address = vip.address.to_string();
             let wanted =
                 Wanted { address, port: outbound.port, bind: redirection.is_none(), service, tags: &outbound.tags };
-            add(view, wanted, internal, plan);
+            add(view, wanted, policies, internal, plan);
         }
     }
     let Some(redirection) = redirection else { return };
@@ -91,13 +95,12 @@ pub(super) fn outbounds(
     }
 }
 
-fn add(view: &MeshView, wanted: Wanted<'_>, internal: &[Cidr], plan: &mut ProxyPlan) {
+fn add(view: &MeshView, wanted: Wanted<'_>, policies: &ProxyPolicies<'_>, internal: &[Cidr], plan: &mut ProxyPlan) {
     let Wanted { address, port, bind, service, tags } = wanted;
-    let subset: BTreeMap<String, String> =
-        tags.iter().filter(|(tag, _)| *tag != SERVICE_TAG).map(|(k, v)| (k.clone(), v.clone())).collect();
-    let cluster = if subset.is_empty() { service.to_owned() } else { format!("{service}-{}", Version::of(tags)) };
-    let found = view.services.get(service);
-    let protocol = found.map_or(Protocol::Tcp, |service| service.protocol);
+    let cluster = upstream(view, service, tags, policies, plan);
+    let protocol = protocol(view, service);
+    let routes = routes::routes(view, (service, &cluster), policies, plan);
+    let set = policies.destination(Destination::Service(service), protocol);
     plan.outbounds.push(OutboundPlan {
         name: format!("outbound:{}", host_port(&address, port)),
         address,
@@ -105,13 +108,35 @@ fn add(view: &MeshView, wanted: Wanted<'_>, internal: &[Cidr], plan: &mut ProxyP
         bind,
         protocol,
         service: service.to_owned(),
-        cluster: cluster.clone(),
+        cluster,
+        routes,
+        timeouts: set.timeouts,
+        max_connect_attempts: set.max_connect_attempts,
         tags: tags.clone(),
         internal: internal.to_vec(),
     });
+}
+
+/// What all instances of a service speak.
+pub(super) fn protocol(view: &MeshView, service: &str) -> Protocol {
+    view.services.get(service).map_or(Protocol::Tcp, |service| service.protocol)
+}
+
+/// The name of the cluster of the instances of a service that have all of these tags, which is added if it is not there.
+pub(super) fn upstream(
+    view: &MeshView,
+    service: &str,
+    tags: &BTreeMap<String, String>,
+    policies: &ProxyPolicies<'_>,
+    plan: &mut ProxyPlan,
+) -> String {
+    let subset: BTreeMap<String, String> =
+        tags.iter().filter(|(tag, _)| *tag != SERVICE_TAG).map(|(k, v)| (k.clone(), v.clone())).collect();
+    let cluster = if subset.is_empty() { service.to_owned() } else { format!("{service}-{}", Version::of(tags)) };
     if plan.upstreams.contains_key(&cluster) {
-        return;
+        return cluster;
     }
+    let found = view.services.get(service);
     let permissive = view.mesh.enabled_backend().is_some_and(|backend| backend.mode == MtlsMode::Permissive);
     let tls_ready = !permissive || found.is_some_and(|service| service.tls_ready);
     let tls = (plan.mtls.is_some() && tls_ready).then(|| UpstreamTls {
@@ -121,11 +146,14 @@ fn add(view: &MeshView, wanted: Wanted<'_>, internal: &[Cidr], plan: &mut ProxyP
     });
     let endpoints = found.map(|service| service.endpoints.as_slice()).unwrap_or_default();
     let matches = |endpoint: &&Endpoint| subset.iter().all(|(tag, value)| endpoint.tags.get(tag) == Some(value));
+    let protocol = protocol(view, service);
+    let policies = policies.destination(Destination::Service(service), protocol).cluster;
     let upstream = UpstreamPlan {
-        cluster: ClusterPlan { name: cluster.clone(), tls },
+        cluster: ClusterPlan { name: cluster.clone(), protocol, tls, policies },
         endpoints: endpoints.iter().filter(matches).cloned().collect(),
     };
-    plan.upstreams.insert(cluster, upstream);
+    plan.upstreams.insert(cluster.clone(), upstream);
+    cluster
 }
 
 /// Server name of a destination by tags: `<service>{mesh=<mesh>,<tag>=<value>}`, tags sorted (Kuma `pkg/xds/envoy/tls/sni.go`).

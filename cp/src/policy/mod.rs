@@ -19,7 +19,7 @@ pub mod timeout;
 use std::sync::Arc;
 
 use crate::resource::{
-    MeshCircuitBreaker, MeshHTTPRoute, MeshMetric, MeshRetry, MeshTimeout, Meta, Resource, Spec, TargetRefKind,
+    Kind, MeshCircuitBreaker, MeshHTTPRoute, MeshMetric, MeshRetry, MeshTimeout, Meta, Resource, Spec, TargetRefKind,
 };
 use rules::ServiceTarget;
 
@@ -41,7 +41,19 @@ pub struct Policies {
 }
 
 impl Policies {
-    /// Adds a resource, if it is a policy of one of these kinds.
+    /// The kinds of resource that are looked at.
+    pub const KINDS: [Kind; 8] = [
+        Kind::MeshCircuitBreaker,
+        Kind::MeshHTTPRoute,
+        Kind::MeshMetric,
+        Kind::MeshRetry,
+        Kind::MeshTimeout,
+        Kind::MeshExternalService,
+        Kind::MeshMultiZoneService,
+        Kind::MeshService,
+    ];
+
+    /// Adds a resource, if it is of one of [`KINDS`](Self::KINDS).
     pub fn add(&mut self, resource: &Resource) {
         let meta = || resource.meta.clone();
         match &resource.spec {
