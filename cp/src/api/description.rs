@@ -20,7 +20,7 @@ pub(super) fn index(api: &Api) -> Value {
 
 /// `GET /_resources`.
 pub(super) fn resources() -> Value {
-    let mut kinds = Kind::ALL;
+    let mut kinds: Vec<Kind> = Kind::in_api().collect();
     kinds.sort_by_key(|kind| kind.name());
     let description = |kind: Kind| {
         let (singular, plural) = kind.display();

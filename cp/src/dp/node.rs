@@ -8,7 +8,7 @@ use shika_proto::google::protobuf::value::Kind;
 use shika_proto::google::protobuf::{self, Struct};
 
 use crate::plan::{AdminEndpoint, ProxyFeatures, Redirection};
-use crate::resource::{EnvoyVersion, InsightVersion, KumaDpVersion};
+use crate::resource::{EnvoyVersion, InsightVersion, KumaDpVersion, ProxyType, ResourceKey};
 
 /// Deepest nesting of the metadata that is looked at.
 const MAX_DEPTH: usize = 32;
@@ -16,6 +16,8 @@ const MAX_DEPTH: usize = 32;
 /// A proxy as its node describes it.
 #[derive(Clone, Debug)]
 pub(super) struct ProxyNode {
+    pub(super) proxy_type: ProxyType,
+    /// Empty for a zone ingress or a zone egress, which serves all meshes.
     pub(super) mesh: String,
     pub(super) name: String,
     /// Text of the Dataplane that the proxy brings along (`dataplane.resource`).
@@ -25,28 +27,37 @@ pub(super) struct ProxyNode {
     pub(super) metadata: Value,
 }
 
-/// Splits a node id at the first dot: `<mesh>.<name>`.
-pub(super) fn split_id(id: &str) -> Option<(&str, &str)> {
-    id.split_once('.').filter(|(mesh, name)| !mesh.is_empty() && !name.is_empty())
+/// Splits a node id at the first dot: `<mesh>.<name>`, or `.<name>` for a zone ingress or a zone egress.
+pub(super) fn split_id(id: &str, proxy_type: ProxyType) -> Option<(&str, &str)> {
+    let of_mesh = proxy_type == ProxyType::Dataplane;
+    id.split_once('.').filter(|(mesh, name)| mesh.is_empty() != of_mesh && !name.is_empty())
 }
 
 impl ProxyNode {
+    /// The resource that describes the proxy.
+    pub(super) fn key(&self) -> ResourceKey {
+        ResourceKey::new(self.proxy_type.kind(), &self.mesh, &self.name)
+    }
+
+    /// The id of the node.
+    pub(super) fn id(&self) -> String {
+        format!("{}.{}", self.mesh, self.name)
+    }
+
     /// Reads a node; the error says what is wrong with it.
     pub(super) fn read(node: &Node) -> Result<Self, String> {
-        let (mesh, name) = split_id(&node.id).ok_or_else(|| {
-            format!("node.id {:?} is not <mesh>.<name>; is the bootstrap from this control plane?", node.id)
-        })?;
         let metadata = node.metadata.as_ref().map_or_else(|| Value::Object(Map::new()), |s| object(s, 0));
         let text = |key: &str| metadata.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
-        match text("dataplane.proxyType") {
-            None | Some("dataplane") => {}
-            Some(other) => {
-                return Err(format!(
-                    "node.metadata[\"dataplane.proxyType\"] is {other:?}; only dataplane is supported"
-                ));
-            }
-        }
+        let written = text("dataplane.proxyType").unwrap_or_default();
+        let proxy_type = ProxyType::parse(written).ok_or_else(|| {
+            format!("node.metadata[\"dataplane.proxyType\"] is {written:?}; it must be dataplane, ingress or egress")
+        })?;
+        let (mesh, name) = split_id(&node.id, proxy_type).ok_or_else(|| {
+            let expected = if proxy_type == ProxyType::Dataplane { "<mesh>.<name>" } else { ".<name>" };
+            format!("node.id {:?} is not {expected}; is the bootstrap from this control plane?", node.id)
+        })?;
         Ok(ProxyNode {
+            proxy_type,
             mesh: mesh.to_owned(),
             name: name.to_owned(),
             dataplane: text("dataplane.resource").map(str::to_owned),
@@ -84,6 +95,8 @@ fn features(metadata: &Value) -> Result<ProxyFeatures, String> {
         redirection,
         admin: (admin_port != 0).then_some(AdminEndpoint { address, port: admin_port, socket }),
         readiness_port: port_at("dataplane.readinessReporter.port")?,
+        metrics_cert_path: text("metricsCertPath"),
+        metrics_key_path: text("metricsKeyPath"),
         system_ca_path: text("systemCaPath"),
     })
 }

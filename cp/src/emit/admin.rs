@@ -13,7 +13,7 @@ use shika_proto::envoy::config::route::v3::{
 };
 use shika_proto::google::protobuf::{Any, BoolValue};
 
-use super::cluster::static_endpoint;
+use super::cluster::{CONNECT, static_endpoint};
 use super::{Emitter, address, listener, seconds};
 use crate::plan::{AdminPlan, AdminTarget, stat_name};
 use crate::xds::ResourceType;
@@ -22,8 +22,6 @@ use crate::xds::ResourceType;
 const ADMIN: &str = "kuma:envoy:admin";
 /// Name of the readiness' cluster.
 const READINESS: &str = "kuma:readiness";
-/// Kuma's default for how long connecting may take, seconds.
-const CONNECT: u64 = 5;
 
 /// Adds the clusters, and the listener if there is a place for one.
 pub(super) fn admin(plan: &AdminPlan, to: &mut Emitter<'_>) {

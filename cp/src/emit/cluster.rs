@@ -1,7 +1,5 @@
 //! Clusters.
 
-use std::collections::HashMap;
-
 use shika_proto::any::pack;
 use shika_proto::envoy::config::cluster::v3::Cluster;
 use shika_proto::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig};
@@ -18,11 +16,13 @@ use shika_proto::google::protobuf::Any;
 
 use super::{address, ads, duration, outlier, seconds, tls, transparent};
 use crate::mesh::Protocol;
-use crate::plan::{ClusterPlan, WorkloadPlan, stat_name};
+use crate::plan::{ClusterPlan, Speaks, WorkloadPlan, stat_name};
 use crate::policy::timeout::Timeouts;
 
 /// Key of the HTTP options of a cluster.
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+/// Kuma's default for clusters that no policy is about: how long connecting may take, seconds.
+pub(super) const CONNECT: u64 = 5;
 /// Kuma's default for connections to the application: how long connecting may take, seconds.
 const WORKLOAD_CONNECT: u64 = 10;
 /// Kuma's default for connections to the application: how long one may be idle, seconds.
@@ -31,17 +31,9 @@ pub(super) const WORKLOAD_IDLE: u64 = 7200;
 /// The application behind an inbound.
 pub(super) fn workload(plan: &WorkloadPlan) -> Any {
     let timeouts = plan.policies.timeouts;
-    let common = match (plan.protocol, timeouts) {
-        (Protocol::Http | Protocol::Http2, Some(timeouts)) => connection_limits(&timeouts),
-        _ => core::HttpProtocolOptions { idle_timeout: seconds(WORKLOAD_IDLE), ..Default::default() },
-    };
-    let options = match plan.protocol {
-        Protocol::Tcp => None,
-        Protocol::Http => Some(http_options(ProtocolConfig::HttpProtocolOptions(Default::default()), Some(common))),
-        Protocol::Http2 | Protocol::Grpc => {
-            Some(http_options(ProtocolConfig::Http2ProtocolOptions(Default::default()), Some(common)))
-        }
-    };
+    let common = timeouts.and_then(|timeouts| connection_limits(plan.protocol, &timeouts));
+    let idle = || core::HttpProtocolOptions { idle_timeout: seconds(WORKLOAD_IDLE), ..Default::default() };
+    let options = protocol_options(plan.protocol, Some(common.unwrap_or_else(idle)));
     let mut cluster = Cluster {
         name: plan.name.clone(),
         alt_stat_name: stat_name(&plan.name),
@@ -60,9 +52,12 @@ pub(super) fn workload(plan: &WorkloadPlan) -> Any {
 pub(super) fn upstream(plan: &ClusterPlan) -> Any {
     let alt_stat_name = stat_name(&plan.name);
     let timeouts = &plan.policies.timeouts;
-    // As in Kuma, not for gRPC.
-    let limited = matches!(plan.protocol, Protocol::Http | Protocol::Http2);
-    let common = limited.then(|| connection_limits(timeouts));
+    let common = connection_limits(plan.protocol, timeouts);
+    let options = match plan.speaks {
+        Speaks::Mesh => protocol_options(Protocol::Http2, common),
+        Speaks::Declared(protocol) => protocol_options(protocol, common),
+        Speaks::Bytes => None,
+    };
     let mut cluster = Cluster {
         alt_stat_name: if alt_stat_name == plan.name { String::new() } else { alt_stat_name },
         name: plan.name.clone(),
@@ -70,24 +65,31 @@ pub(super) fn upstream(plan: &ClusterPlan) -> Any {
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
         eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(ads()), ..EdsClusterConfig::default() }),
         transport_socket: plan.tls.as_ref().map(tls::upstream),
-        typed_extension_protocol_options: HashMap::from([http_options(
-            ProtocolConfig::Http2ProtocolOptions(Default::default()),
-            common,
-        )]),
+        typed_extension_protocol_options: options.into_iter().collect(),
         ..Cluster::default()
     };
     outlier::configure(&mut cluster, &plan.policies.circuit_breaker);
     pack(&cluster)
 }
 
-/// What a MeshTimeout says about connections.
-fn connection_limits(timeouts: &Timeouts) -> core::HttpProtocolOptions {
-    core::HttpProtocolOptions {
+/// What a MeshTimeout says about connections to something of this protocol; nothing for gRPC, as in Kuma.
+pub(super) fn connection_limits(protocol: Protocol, timeouts: &Timeouts) -> Option<core::HttpProtocolOptions> {
+    matches!(protocol, Protocol::Http | Protocol::Http2).then(|| core::HttpProtocolOptions {
         idle_timeout: Some(duration(timeouts.idle)),
         max_connection_duration: Some(duration(timeouts.max_connection)),
         max_stream_duration: Some(duration(timeouts.max_stream)),
         ..core::HttpProtocolOptions::default()
-    }
+    })
+}
+
+/// HTTP options for a protocol, as a map entry; none for bytes.
+pub(super) fn protocol_options(protocol: Protocol, common: Option<core::HttpProtocolOptions>) -> Option<(String, Any)> {
+    let options = match protocol {
+        Protocol::Tcp => return None,
+        Protocol::Http => ProtocolConfig::HttpProtocolOptions(Default::default()),
+        Protocol::Http2 | Protocol::Grpc => ProtocolConfig::Http2ProtocolOptions(Default::default()),
+    };
+    Some(http_options(options, common))
 }
 
 /// Assignment of one address to a static cluster.
@@ -103,7 +105,7 @@ pub(super) fn static_endpoint(cluster: &str, address: core::Address) -> ClusterL
 }
 
 /// HTTP options of a cluster, as a map entry.
-pub(super) fn http_options(protocol: ProtocolConfig, common: Option<core::HttpProtocolOptions>) -> (String, Any) {
+fn http_options(protocol: ProtocolConfig, common: Option<core::HttpProtocolOptions>) -> (String, Any) {
     let options = HttpProtocolOptions {
         common_http_protocol_options: common,
         upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {

@@ -28,6 +28,7 @@ use super::cluster::WORKLOAD_IDLE;
 use super::{POLICY_METADATA, address, duration, metadata, rbac, route, seconds, tags, tls};
 use crate::mesh::Protocol;
 use crate::plan::{Cidr, InboundPlan, InboundTls, OutboundPlan, stat_name};
+use crate::policy::permission::Permission;
 
 /// Kuma's default for streams to the application: how long one may be idle, seconds.
 const WORKLOAD_STREAM_IDLE: u64 = 3600;
@@ -44,11 +45,7 @@ pub(super) fn inbound(plan: &InboundPlan) -> Any {
     match &plan.tls {
         None => chains.push(inbound_chain(plan, None)),
         Some(tls) if tls.permissive => {
-            listener_filters.push(ListenerFilter {
-                name: "envoy.filters.listener.tls_inspector".to_owned(),
-                config_type: Some(listener_filter::ConfigType::TypedConfig(pack(&TlsInspector::default()))),
-                ..ListenerFilter::default()
-            });
+            listener_filters.push(tls_inspector());
             let matches = [("raw_buffer", None, None), ("tls", None, None), ("tls", Some(tls::ALPN), Some(tls))];
             for (transport, alpn, tls) in matches {
                 let mut chain = inbound_chain(plan, tls);
@@ -75,11 +72,20 @@ pub(super) fn inbound(plan: &InboundPlan) -> Any {
     })
 }
 
+/// Tells by a connection's first bytes whether it is TLS, and for whom.
+pub(super) fn tls_inspector() -> ListenerFilter {
+    ListenerFilter {
+        name: "envoy.filters.listener.tls_inspector".to_owned(),
+        config_type: Some(listener_filter::ConfigType::TypedConfig(pack(&TlsInspector::default()))),
+        ..ListenerFilter::default()
+    }
+}
+
 fn inbound_chain(plan: &InboundPlan, tls: Option<&InboundTls>) -> FilterChain {
     let mut filters = Vec::new();
     match plan.protocol {
         Protocol::Tcp => {
-            filters.extend(tls.map(|tls| network_rbac(&plan.name, tls)));
+            filters.extend(tls.map(|tls| network_rbac(&plan.name, &tls.mesh, &tls.permission)));
             let idle = plan.timeouts.map_or(Duration::from_secs(WORKLOAD_IDLE), |timeouts| timeouts.idle);
             filters.push(limited_tcp_proxy(&plan.cluster, &plan.stat_prefix, Some(idle), None));
         }
@@ -94,19 +100,17 @@ fn inbound_chain(plan: &InboundPlan, tls: Option<&InboundTls>) -> FilterChain {
 }
 
 fn inbound_http(plan: &InboundPlan, tls: Option<&InboundTls>) -> Filter {
-    let rbac = tls.map(|tls| {
-        http_filter(
-            "envoy.filters.http.rbac",
-            pack(&HttpRbac {
-                rules: Some(rbac::rules(&tls.mesh, &tls.permission)),
-                shadow_rules: rbac::shadow_rules(&tls.mesh, &tls.permission),
-                ..HttpRbac::default()
-            }),
-        )
-    });
+    let rbac = tls.map(|tls| http_rbac(&tls.mesh, &tls.permission));
     let route_name = if plan.host == plan.name { plan.name.clone() } else { format!("inbound:{}", plan.host) };
-    let routes =
-        RouteConfiguration { request_headers_to_remove: vec![TAGS_HEADER.to_owned()], ..catch_all(route_name, plan) };
+    let mut routes = RouteConfiguration {
+        request_headers_to_remove: vec![TAGS_HEADER.to_owned()],
+        ..catch_all(route_name, &plan.host, &plan.cluster, "")
+    };
+    if plan.timeouts.is_some() {
+        for action in actions(&mut routes) {
+            route::limits(action, plan.timeouts.map(|timeouts| timeouts.route));
+        }
+    }
     let manager = HttpConnectionManager {
         // With a policy connections to the application are limited, those from the client are not.
         common_http_protocol_options: idle(if plan.timeouts.is_some() { 0 } else { WORKLOAD_IDLE }),
@@ -129,7 +133,7 @@ pub(super) fn outbound(plan: &OutboundPlan) -> Any {
         let idle = plan.timeouts.map(|timeouts| timeouts.idle);
         limited_tcp_proxy(&plan.cluster, &stat_name(&plan.cluster), idle, plan.max_connect_attempts)
     } else {
-        let routes = route::configuration(format!("outbound:{}", plan.service), &plan.service, &plan.routes);
+        let routes = route::configuration(plan.route.clone(), &plan.service, &plan.routes);
         let manager = HttpConnectionManager {
             normalize_path: Some(BoolValue { value: true }),
             // Connections to the destination are limited, those from the application are not.
@@ -163,7 +167,7 @@ pub(super) fn static_http(stat_prefix: &str, internal: &[Cidr], routes: RouteCon
     network_filter("envoy.filters.network.http_connection_manager", pack(&manager))
 }
 
-fn http_manager(stat_prefix: &str, internal: &[Cidr], routes: RouteConfiguration) -> HttpConnectionManager {
+pub(super) fn http_manager(stat_prefix: &str, internal: &[Cidr], routes: RouteConfiguration) -> HttpConnectionManager {
     let cidr_ranges = internal.iter().map(|cidr| CidrRange {
         address_prefix: cidr.address.to_owned(),
         prefix_len: Some(UInt32Value { value: cidr.prefix }),
@@ -184,15 +188,16 @@ fn idle(seconds: u64) -> Option<HttpProtocolOptions> {
     Some(HttpProtocolOptions { idle_timeout: super::seconds(seconds), ..HttpProtocolOptions::default() })
 }
 
-/// Every request of every host goes to the application.
-fn catch_all(name: String, plan: &InboundPlan) -> RouteConfiguration {
-    let mut action = RouteAction {
-        cluster_specifier: Some(route_action::ClusterSpecifier::Cluster(plan.cluster.clone())),
+/// Every request of every host goes to one cluster, without a limit of time.
+pub(super) fn catch_all(name: String, host: &str, cluster: &str, route_name: &str) -> RouteConfiguration {
+    let action = RouteAction {
+        cluster_specifier: Some(route_action::ClusterSpecifier::Cluster(cluster.to_owned())),
+        timeout: seconds(0),
         ..RouteAction::default()
     };
-    route::limits(&mut action, plan.timeouts.map(|timeouts| timeouts.route));
     let everything = route_match::PathSpecifier::Prefix("/".to_owned());
     let route = Route {
+        name: route_name.to_owned(),
         r#match: Some(RouteMatch { path_specifier: Some(everything), ..RouteMatch::default() }),
         action: Some(envoy_route::Action::Route(action)),
         ..Route::default()
@@ -201,7 +206,7 @@ fn catch_all(name: String, plan: &InboundPlan) -> RouteConfiguration {
         name,
         validate_clusters: Some(BoolValue { value: false }),
         virtual_hosts: vec![VirtualHost {
-            name: plan.host.clone(),
+            name: host.to_owned(),
             domains: vec!["*".to_owned()],
             routes: vec![route],
             ..VirtualHost::default()
@@ -210,7 +215,23 @@ fn catch_all(name: String, plan: &InboundPlan) -> RouteConfiguration {
     }
 }
 
-fn common_http_filters(protocol: Protocol) -> impl Iterator<Item = HttpFilter> {
+fn actions(routes: &mut RouteConfiguration) -> impl Iterator<Item = &mut RouteAction> {
+    let routes = routes.virtual_hosts.iter_mut().flat_map(|host| &mut host.routes);
+    routes.filter_map(|route| match &mut route.action {
+        Some(envoy_route::Action::Route(action)) => Some(action),
+        _ => None,
+    })
+}
+
+/// Requests go by the name of the host that they are sent to.
+pub(super) fn rewrite_hosts(routes: &mut RouteConfiguration) {
+    for action in actions(routes) {
+        action.host_rewrite_specifier =
+            Some(route_action::HostRewriteSpecifier::AutoHostRewrite(BoolValue { value: true }));
+    }
+}
+
+pub(super) fn common_http_filters(protocol: Protocol) -> impl Iterator<Item = HttpFilter> {
     let grpc_stats = (protocol == Protocol::Grpc).then(|| {
         let stats = GrpcStats { emit_filter_state: true, ..GrpcStats::default() };
         http_filter("envoy.filters.http.grpc_stats", pack(&stats))
@@ -219,12 +240,23 @@ fn common_http_filters(protocol: Protocol) -> impl Iterator<Item = HttpFilter> {
     grpc_stats.into_iter().chain([router])
 }
 
-fn network_rbac(listener: &str, tls: &InboundTls) -> Filter {
+pub(super) fn http_rbac(mesh: &str, permission: &Permission) -> HttpFilter {
+    http_filter(
+        "envoy.filters.http.rbac",
+        pack(&HttpRbac {
+            rules: Some(rbac::rules(mesh, permission)),
+            shadow_rules: rbac::shadow_rules(mesh, permission),
+            ..HttpRbac::default()
+        }),
+    )
+}
+
+pub(super) fn network_rbac(listener: &str, mesh: &str, permission: &Permission) -> Filter {
     network_filter(
         "envoy.filters.network.rbac",
         pack(&NetworkRbac {
-            rules: Some(rbac::rules(&tls.mesh, &tls.permission)),
-            shadow_rules: rbac::shadow_rules(&tls.mesh, &tls.permission),
+            rules: Some(rbac::rules(mesh, permission)),
+            shadow_rules: rbac::shadow_rules(mesh, permission),
             // The dot makes `<listener>.rbac.allowed` of it.
             stat_prefix: format!("{}.", stat_name(listener)),
             ..NetworkRbac::default()
@@ -254,7 +286,7 @@ fn limited_tcp_proxy(
     )
 }
 
-fn network_filter(name: &str, config: Any) -> Filter {
+pub(super) fn network_filter(name: &str, config: Any) -> Filter {
     Filter { name: name.to_owned(), config_type: Some(filter::ConfigType::TypedConfig(config)) }
 }
 

@@ -11,7 +11,9 @@ mod admin;
 mod cluster;
 mod dynconf;
 mod endpoint;
+mod external;
 mod listener;
+mod metrics;
 mod outlier;
 mod rbac;
 mod retry;
@@ -19,6 +21,7 @@ mod route;
 mod secret;
 mod tls;
 mod transparent;
+mod zone;
 
 pub mod bootstrap;
 
@@ -59,17 +62,25 @@ pub struct Identity<'a> {
 }
 
 /// Emits a plan. Whatever did not change since `before` is taken over from it, without being built again.
-pub fn snapshot(plan: &ProxyPlan, identity: Option<Identity<'_>>, before: &Snapshot) -> Snapshot {
+/// `identities` are the proxy's certificates by mesh: one for a sidecar that has it, one for each mesh of an egress.
+pub fn snapshot<'a>(
+    plan: &ProxyPlan,
+    identities: impl IntoIterator<Item = (&'a str, Identity<'a>)>,
+    before: &Snapshot,
+) -> Snapshot {
     let mut to = Emitter { before, snapshot: Snapshot::default() };
     let ProxyPlan {
         inbounds,
         workloads,
         outbounds,
         upstreams,
+        externals,
+        zone_proxy,
         captures,
         direct_access,
         dns,
         dynamic,
+        metrics,
         admin,
         mtls,
         warnings: _,
@@ -82,6 +93,12 @@ pub fn snapshot(plan: &ProxyPlan, identity: Option<Identity<'_>>, before: &Snaps
         to.add(ResourceType::Endpoint, name, &(name, &upstream.endpoints), || {
             endpoint::assignment(name, &upstream.endpoints)
         });
+    }
+    for (name, external) in externals {
+        to.add(ResourceType::Cluster, name, external, || external::cluster(external));
+    }
+    if let Some(zone_proxy) = zone_proxy {
+        to.add(ResourceType::Listener, &zone_proxy.name, zone_proxy, || zone::listener(zone_proxy));
     }
     for inbound in inbounds {
         to.add(ResourceType::Listener, &inbound.name, inbound, || listener::inbound(inbound));
@@ -99,16 +116,21 @@ pub fn snapshot(plan: &ProxyPlan, identity: Option<Identity<'_>>, before: &Snaps
     if let Some(dynamic) = dynamic {
         to.add(ResourceType::Listener, dynconf::DYNAMIC_CONFIG, dynamic, || dynconf::documents(dynamic));
     }
+    if let Some(metrics) = metrics {
+        metrics::metrics(metrics, &mut to);
+    }
     if let Some(admin) = admin {
         admin::admin(admin, &mut to);
     }
-    if let Some(mtls) = mtls {
+    for mtls in mtls {
         let name = ca_secret(&mtls.mesh);
         to.add(ResourceType::Secret, &name, &(&name, &mtls.trust_bundle), || {
             secret::trust_bundle(&name, &mtls.trust_bundle)
         });
-        if let Some(identity) = identity {
-            let name = identity_secret(&mtls.mesh);
+    }
+    for (mesh, identity) in identities {
+        if mtls.iter().any(|mtls| mtls.mesh == mesh) {
+            let name = identity_secret(mesh);
             let body = identity.leaf.map(|leaf| secret::certificate(&name, leaf));
             to.snapshot.insert(ResourceType::Secret, name, Arc::new(Resource { version: identity.version, body }));
         }
@@ -205,3 +227,7 @@ mod transparent_tests;
 #[cfg(test)]
 #[path = "policy_tests.rs"]
 mod policy_tests;
+
+#[cfg(test)]
+#[path = "zone_tests.rs"]
+mod zone_tests;

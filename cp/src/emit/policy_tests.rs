@@ -55,7 +55,12 @@ fn given(dataplanes: &[(&str, &str)], policies: Policies) -> (BTreeMap<String, V
         MeshView::new("default", Arc::new(Mesh::default()), dataplanes, Vec::new(), Ok(None), &BTreeSet::new());
     view.policies = policies;
     let plan = plan(&view, name, ProxyFeatures { ipv6: false, ..ProxyFeatures::default() }).unwrap();
-    let snapshot = snapshot(&plan, None, &Snapshot::default());
+    let all = as_json_unstripped(&snapshot(&plan, None, &Snapshot::default()));
+    (all, plan.warnings)
+}
+
+/// The resources of a snapshot as Envoy's JSON, all of it.
+fn as_json_unstripped(snapshot: &Snapshot) -> BTreeMap<String, Value> {
     let mut all = BTreeMap::new();
     for kind in ResourceType::ORDER {
         for (name, resource) in snapshot.resources(kind) {
@@ -66,7 +71,7 @@ fn given(dataplanes: &[(&str, &str)], policies: Policies) -> (BTreeMap<String, V
             all.insert(format!("{message} {name}"), json);
         }
     }
-    (all, plan.warnings)
+    all
 }
 
 fn web(yaml: &str) -> BTreeMap<String, Value> {
@@ -252,9 +257,9 @@ fn what_a_route_cannot_do_is_said() {
     let expected = [
         "MeshHTTPRoute \"p\": a match names the header \"a\" more than once; only the first condition has effect",
         "MeshHTTPRoute \"p\": a rule has a RequestRedirect, so that its URLRewrite and RequestMirror have no effect",
-        "MeshHTTPRoute \"p\": the backendRef MeshExternalService \"x\" names a resource, and this destination is known by its tag alone; it is left out",
-        "MeshHTTPRoute \"p\": the backendRef MeshService \"backend\" names a resource, and this destination is known by its tag alone; it is left out",
-        "MeshHTTPRoute \"p\": the backendRef MeshService \"db\" leads to a service that does not speak HTTP or does not exist; it is left out",
+        "MeshHTTPRoute \"p\": what the backendRef MeshExternalService \"x\" leads to does not exist; it is left out",
+        "MeshHTTPRoute \"p\": what the backendRef MeshService \"backend\" leads to does not exist; it is left out",
+        "MeshHTTPRoute \"p\": what the backendRef MeshService \"db\" leads to does not speak HTTP or does not exist; it is left out",
     ];
     assert_eq!(warnings.iter().map(String::as_str).collect::<Vec<_>>(), expected);
     assert_eq!(routes(&all, 10001).as_array().unwrap().len(), 1, "what leads nowhere is no route");
@@ -505,4 +510,159 @@ fn the_last_inbound_decides_about_its_application() {
     let clusters: Vec<&String> = all.keys().filter(|name| name.starts_with(CLUSTER)).collect();
     assert_eq!(clusters, [&format!("{CLUSTER} localhost:8080")]);
     assert_eq!(all[clusters[0]]["connectTimeout"], "7s");
+}
+
+/// `pkg/plugins/policies/meshmetric/plugin/v1alpha1/testdata`.
+#[test]
+fn metrics_are_those_of_kuma() {
+    let Some(mut theirs) = golden("policy/meshmetric/multiple_prometheus.listeners.yaml") else { return };
+    theirs.extend(golden("policy/meshmetric/multiple_prometheus.clusters.yaml").unwrap());
+    let mut meta = Meta::new("default", "dp-1");
+    meta.labels = [("kuma.io/zone", "zone-1"), ("kuma.io/workload", "backend")]
+        .into_iter()
+        .map(|(label, value)| (label.to_owned(), value.to_owned()))
+        .collect();
+    let dataplane = "networking: {address: 192.168.0.1, inbound: [{port: 80, tags: {kuma.io/service: backend}}]}";
+    let dataplane: Arc<Dataplane> = Arc::new(serde_yaml_ng::from_str(dataplane).unwrap());
+    let mesh = Arc::new(Mesh::default());
+    let mut view = MeshView::new("default", mesh, vec![(meta, dataplane)], Vec::new(), Ok(None), &BTreeSet::new());
+    view.policies = policies(&policy(
+        "MeshMetric",
+        "{default: {sidecar: {includeUnused: false}, applications: [{path: /metrics, port: 8080}], backends: [\
+          {type: Prometheus, prometheus: {clientId: first-backend, port: 5670, path: /metrics}}, \
+          {type: Prometheus, prometheus: {clientId: second-backend, port: 5671, path: /metrics, tls: {mode: ProvidedTLS}}}]}}",
+    ));
+    let features = ProxyFeatures { ipv6: false, work_dir: "/tmp".to_owned(), ..ProxyFeatures::default() };
+    let plan = plan(&view, "dp-1", features).unwrap();
+    assert_eq!(plan.warnings.len(), 1, "{:?}", plan.warnings);
+    assert!(plan.warnings.first().unwrap().contains("asks for ProvidedTLS"));
+    let ours = as_json(&snapshot(&plan, None, &Snapshot::default()));
+    // The socket is named after the proxy; the golden's is called backend.
+    let cluster = theirs.get_mut(&format!("{CLUSTER} _kuma:metrics:hijacker")).unwrap();
+    let path = "/loadAssignment/endpoints/0/lbEndpoints/0/endpoint/address/pipe/path";
+    *cluster.pointer_mut(path).unwrap() = json!("/tmp/kuma-mh-dp-1-default.sock");
+    let names: Vec<String> = theirs.keys().cloned().collect();
+    assert_same(&ours, &theirs, &names);
+}
+
+#[test]
+fn metrics_with_tls_and_without_backends() {
+    let given = |spec: &str, features: ProxyFeatures| {
+        let dataplane = "networking: {address: 192.168.0.1, inbound: [{port: 80, tags: {kuma.io/service: b, version: v1}}, \
+            {port: 81, tags: {kuma.io/service: a, version: v2}}]}";
+        let dataplane = (Meta::new("default", "d"), Arc::new(serde_yaml_ng::from_str::<Dataplane>(dataplane).unwrap()));
+        let mesh = Arc::new(Mesh::default());
+        let mut view = MeshView::new("default", mesh, vec![dataplane], Vec::new(), Ok(None), &BTreeSet::new());
+        view.policies = policies(&policy("MeshMetric", spec));
+        plan(&view, "d", features).unwrap()
+    };
+    assert_eq!(given("{default: {sidecar: {includeUnused: true}}}", ProxyFeatures::default()).metrics, None);
+    let otel = given(
+        "{default: {backends: [{type: OpenTelemetry, openTelemetry: {endpoint: 'a:1'}}]}}",
+        ProxyFeatures::default(),
+    );
+    assert!(otel.metrics.is_none() && otel.warnings.first().unwrap().contains("type OpenTelemetry"));
+    let features = ProxyFeatures {
+        metrics_cert_path: "/cert".to_owned(),
+        metrics_key_path: "/key".to_owned(),
+        ..ProxyFeatures::default()
+    };
+    let plan = given(
+        "{default: {backends: [{type: Prometheus, prometheus: {tls: {mode: ProvidedTLS}}}, {type: Prometheus, prometheus: {clientId: x}}]}}",
+        features,
+    );
+    let listeners = &plan.metrics.as_ref().unwrap().listeners;
+    assert_eq!(listeners.len(), 1, "two backends on one port");
+    assert_eq!(listeners[0].name, "_kuma:metrics:prometheus:default-backend");
+    assert_eq!(listeners[0].tls, Some(("/cert".to_owned(), "/key".to_owned())));
+    assert!(plan.warnings.first().unwrap().contains("have one port or one client"), "{:?}", plan.warnings);
+    let document: Value = serde_json::from_str(&plan.dynamic.unwrap().documents["/meshmetric"]).unwrap();
+    assert_eq!(
+        document["observability"]["metrics"],
+        json!({
+            "applications": null,
+            "backends": [{"type": "Prometheus", "name": null}],
+            "extraLabels": {
+                "dataplane": "d", "kuma.proxy_role": "sidecar", "kuma_io_service": "a", "kuma_io_services": ",a,b,",
+                "mesh": "default", "service": "a", "version": "v1", "versions": ",v1,v2,",
+            },
+        })
+    );
+}
+
+/// Destinations that are resources: routes are named after the MeshHTTPRoute, Kuma's defaults always apply, and policies can be about a
+/// port, a service or a route (`meshtimeout.outbound`, `meshretry.outbound-mix` and `outbound-route` of `envoyconfig/sidecars`).
+#[test]
+fn service_resources_with_policies_are_those_of_kuma() {
+    let root =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/kuma-2.14-policy-vectors/envoyconfig/sidecars");
+    for case in ["meshtimeout.outbound", "meshretry.outbound-mix", "meshretry.outbound-route", "meshtimeout.inbound"] {
+        let name = case.split_once('.').unwrap().1;
+        let dir = root.join(case);
+        let Ok(input) = fs::read_to_string(dir.join(format!("{name}.input.yaml"))) else {
+            eprintln!("skipped: {} is not there", dir.display());
+            return;
+        };
+        let golden = fs::read_to_string(dir.join(format!("{name}.demo-client.golden.json"))).unwrap();
+        let golden: Value = serde_json::from_str(&golden).unwrap();
+        let labels = |name: &str| {
+            let mut meta = Meta::new("envoyconfig", name);
+            for (label, value) in
+                [("kuma.io/zone", "kuma-3"), ("kuma.io/origin", "zone"), ("kuma.io/display-name", name)]
+            {
+                meta.labels.insert(label.to_owned(), value.to_owned());
+            }
+            meta
+        };
+        let client = "networking: {address: 10.0.0.1, inbound: [{port: 3000, tags: {kuma.io/service: demo-client}}], \
+            outbound: [{port: 10080, backendRef: {kind: MeshService, name: test-server, port: 80}}]}";
+        let dataplane = (labels("demo-client"), Arc::new(serde_yaml_ng::from_str::<Dataplane>(client).unwrap()));
+        let mesh = Arc::new(Mesh::default());
+        let mut view = MeshView::new("envoyconfig", mesh, vec![dataplane], Vec::new(), Ok(None), &BTreeSet::new());
+        let mut zones = crate::mesh::Zones::new("kuma-3");
+        zones.local = "kuma-3".to_owned();
+        view.zones = Arc::new(zones);
+        let service =
+            "{selector: {dataplaneTags: {kuma.io/service: test-server}}, ports: [{port: 80, appProtocol: http}]}";
+        view.mesh_services.insert(
+            "test-server".to_owned(),
+            (labels("test-server"), Arc::new(serde_yaml_ng::from_str(service).unwrap())),
+        );
+        view.complete();
+        for document in crate::resource::documents(&input).unwrap() {
+            let mut resource = crate::resource::parse(document).unwrap().resource;
+            let shadow = resource.meta.labels.remove("kuma.io/effect");
+            assert_eq!(shadow.as_deref(), Some("shadow"), "Kuma compares what shadow policies would do");
+            resource.meta.labels.extend(labels(&resource.meta.name).labels);
+            view.policies.add(&resource);
+        }
+        let service = labels("test-server");
+        view.policies.services.push(crate::policy::rules::ServiceTarget {
+            kind: crate::resource::TargetRefKind::MeshService,
+            meta: service,
+            ports: vec![("80".to_owned(), 80)],
+        });
+        let plan = plan(&view, "demo-client", ProxyFeatures { ipv6: false, ..ProxyFeatures::default() }).unwrap();
+        let ours = as_json_unstripped(&snapshot(&plan, None, &Snapshot::default()));
+        let theirs = |kind: &str, name: &str| golden["xds"][&format!("type.googleapis.com/{kind}")][name].clone();
+        let cluster = "envoyconfig_test-server__kuma-3_msvc_80";
+        for field in
+            ["connectTimeout", "circuitBreakers", "outlierDetection", "typedExtensionProtocolOptions", "altStatName"]
+        {
+            let found = ours[&format!("{CLUSTER} {cluster}")].get(field).cloned();
+            assert_eq!(found, theirs(CLUSTER, cluster).get(field).cloned(), "{case} {field}");
+        }
+        let listener = theirs(LISTENER, "outbound:IP_REDACTED:80");
+        let found = ours[&format!("{LISTENER} outbound:127.0.0.1:10080")].pointer(FILTER).unwrap();
+        for field in ["commonHttpProtocolOptions", "requestHeadersTimeout", "normalizePath", "routeConfig"] {
+            let theirs = listener.pointer(FILTER).unwrap().get(field);
+            assert_eq!(
+                found.get(field),
+                theirs,
+                "{case} {field}\nours: {:#}\ntheirs: {:#}",
+                json!(found.get(field)),
+                json!(theirs)
+            );
+        }
+    }
 }

@@ -16,6 +16,7 @@ use shika_proto::envoy::config::core::v3::{
 use shika_proto::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener};
 use shika_proto::google::protobuf::{Any, BoolValue, UInt32Value};
 
+use super::cluster::CONNECT;
 use super::listener::tcp_proxy;
 use super::{Emitter, address, seconds, tls};
 use crate::plan::{CapturePlan, DirectAccessPlan, Family, NO_PORT, host_port, stat_name};
@@ -25,8 +26,6 @@ use crate::xds::ResourceType;
 const NO_DESTINATION: &str = "self_transparentproxy_no_destination_inbound";
 /// The cluster of instances that are reached past load balancing.
 const DIRECT_ACCESS: &str = "direct_access";
-/// Kuma's default for how long connecting may take, seconds.
-const CONNECT: u64 = 5;
 
 /// Name of the listener, and of the cluster behind it, that passes on what no other listener wants.
 pub(crate) fn passthrough(direction: &str, family: Family) -> String {

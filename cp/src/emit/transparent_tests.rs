@@ -46,6 +46,7 @@ fn vip(address: &str, service: &str, names: &[&str]) -> Vip {
         outbounds: vec![VipOutbound {
             port: 80,
             tags: BTreeMap::from([("kuma.io/service".to_owned(), service.to_owned())]),
+            backend_ref: None,
         }],
     }
 }

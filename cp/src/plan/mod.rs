@@ -5,10 +5,14 @@
 
 mod admin;
 mod dns;
+mod external;
 mod features;
+mod metrics;
 mod outbound;
+mod reachable;
 mod routes;
 mod transparent;
+mod zone;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -20,14 +24,17 @@ use crate::policy::proxy::{ClusterPolicies, InboundPolicies, ProxyPolicies};
 use crate::policy::route::HttpRoute;
 use crate::policy::select::Target;
 use crate::policy::timeout::Timeouts;
-use crate::resource::{Dataplane, Inbound, MtlsMode};
+use crate::resource::{Dataplane, Inbound, Kind};
 
 pub use admin::{AdminPlan, AdminTarget};
 pub(crate) use dns::TTL;
 pub use dns::{DNS_PATH, DnsPlan, Record};
+pub use external::{ExternalHostPlan, ExternalPlan};
 pub use features::{AdminEndpoint, ProxyFeatures, Redirection};
+pub use metrics::{MetricsListener, MetricsPlan};
 pub(crate) use transparent::NO_PORT;
 pub use transparent::{CapturePlan, DirectAccessPlan, Family};
+pub use zone::{OutsideChain, ZoneChain, ZoneProxyPlan, egress, ingress};
 
 /// Everything that one proxy needs.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -40,6 +47,10 @@ pub struct ProxyPlan {
     pub outbounds: Vec<OutboundPlan>,
     /// One cluster for each destination, by cluster name.
     pub upstreams: BTreeMap<String, UpstreamPlan>,
+    /// One cluster for each destination outside the mesh that is reached without an egress, by cluster name.
+    pub externals: BTreeMap<String, ExternalPlan>,
+    /// The listener of a zone ingress or egress.
+    pub zone_proxy: Option<ZoneProxyPlan>,
     /// What takes in redirected traffic, one for each IP family.
     pub captures: Vec<CapturePlan>,
     /// Instances that are reached past load balancing.
@@ -48,10 +59,12 @@ pub struct ProxyPlan {
     pub dns: Option<DnsPlan>,
     /// What the proxy asks for on a socket of its own, by path.
     pub dynamic: Option<DynamicPlan>,
+    /// What is offered to Prometheus.
+    pub metrics: Option<MetricsPlan>,
     /// What is offered of the admin interface.
     pub admin: Option<AdminPlan>,
-    /// The mesh's mutual TLS, if it is on.
-    pub mtls: Option<MtlsPlan>,
+    /// Mutual TLS of the mesh, if it is on; for a zone egress, of every mesh with it.
+    pub mtls: Vec<MtlsPlan>,
     /// What was asked for and is not done, in words; sorted.
     pub warnings: BTreeSet<String>,
 }
@@ -128,8 +141,10 @@ pub struct OutboundPlan {
     pub bind: bool,
     /// Protocol of the destination.
     pub protocol: Protocol,
-    /// Service that is called.
+    /// What is called: the service, or the name of the port of a service resource. Names the virtual host and the statistics.
     pub service: String,
+    /// Name of the route configuration.
+    pub route: String,
     /// Name of the cluster.
     pub cluster: String,
     /// Where requests go, in the order in which routes are tried; none means that connections go to `cluster`.
@@ -158,12 +173,25 @@ pub struct UpstreamPlan {
 pub struct ClusterPlan {
     /// Name: the service, with a hash if more tags than the service select it.
     pub name: String,
-    /// What the destination speaks.
+    /// What is spoken with it.
+    pub speaks: Speaks,
+    /// What the destination itself speaks.
     pub protocol: Protocol,
     /// Mutual TLS; absent means plain text.
     pub tls: Option<UpstreamTls>,
     /// How much it is given.
     pub policies: ClusterPolicies,
+}
+
+/// What is spoken with a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Speaks {
+    /// HTTP/2 between the proxies of a mesh, whatever the workload speaks (trap 8).
+    Mesh,
+    /// What a service outside the mesh speaks.
+    Declared(Protocol),
+    /// Bytes, which a zone proxy passes on as they are.
+    Bytes,
 }
 
 /// Mutual TLS towards a destination.
@@ -173,8 +201,8 @@ pub struct UpstreamTls {
     pub mesh: String,
     /// Server name to ask for.
     pub sni: String,
-    /// Identity that the server must show.
-    pub expected: String,
+    /// Identities of which the server must show one; none means any of the mesh.
+    pub expected: Vec<String>,
 }
 
 /// What the certificate of the proxy must say, and whom it trusts.
@@ -219,6 +247,14 @@ pub enum PlanError {
         /// Dataplane looked for.
         name: String,
     },
+    /// The zone has no such zone proxy (yet).
+    #[error("there is no {kind} {name:?}")]
+    NoZoneProxy {
+        /// ZoneIngress or ZoneEgress.
+        kind: Kind,
+        /// Name looked for.
+        name: String,
+    },
     /// Mutual TLS is on and the authority cannot be used. Nothing is planned without it: plain text in its place would be worse.
     #[error("mesh {mesh:?} has mTLS enabled, but its certificate authority cannot be used: {reason}")]
     NoAuthority {
@@ -238,7 +274,8 @@ pub fn plan(view: &MeshView, name: &str, features: ProxyFeatures) -> Result<Prox
         .dataplanes
         .get(name)
         .ok_or_else(|| PlanError::NoDataplane { mesh: view.name.clone(), name: name.to_owned() })?;
-    let mut plan = ProxyPlan { mtls: mtls(view, dataplane)?, ..ProxyPlan::default() };
+    let mtls = mtls(view, |mesh| leaf::uris(mesh, &dataplane.tags()))?;
+    let mut plan = ProxyPlan { mtls: mtls.into_iter().collect(), ..ProxyPlan::default() };
     let Dataplane { networking, metrics, probes } = dataplane.as_ref();
     for (field, set) in [("metrics", metrics.is_some()), ("probes", probes.is_some())] {
         if set {
@@ -266,6 +303,7 @@ pub fn plan(view: &MeshView, name: &str, features: ProxyFeatures) -> Result<Prox
         Ok(admin) => plan.admin = admin,
         Err(warning) => drop(plan.warnings.insert(format!("Dataplane {name:?}: {warning}"))),
     }
+    metrics::metrics(view, target, &features, &mut plan);
     if let Some(DnsPlan::Document(document)) = &plan.dns {
         plan.add_document(&features, DNS_PATH, document.clone());
     }
@@ -284,7 +322,8 @@ impl ProxyPlan {
     }
 }
 
-fn mtls(view: &MeshView, dataplane: &Dataplane) -> Result<Option<MtlsPlan>, PlanError> {
+/// Mutual TLS of a mesh, with a certificate of these URIs.
+fn mtls(view: &MeshView, uris: impl Fn(&str) -> Vec<String>) -> Result<Option<MtlsPlan>, PlanError> {
     let Some(backend) = view.mesh.enabled_backend() else { return Ok(None) };
     let authority = view
         .authority
@@ -300,7 +339,7 @@ fn mtls(view: &MeshView, dataplane: &Dataplane) -> Result<Option<MtlsPlan>, Plan
             mesh: view.name.clone(),
             backend: backend.name.clone(),
             authority: authority.fingerprint(),
-            uris: leaf::uris(&view.name, &dataplane.tags()),
+            uris: uris(&view.name),
             lifetime: backend.certificate_lifetime(),
         },
     }))
@@ -330,13 +369,12 @@ fn plan_inbound(
     let timeouts = set.timeouts;
     let workload = workload(application, protocol, set, plan);
 
-    let tls = plan.mtls.is_some().then(|| {
+    let tls = (!plan.mtls.is_empty()).then(|| {
         let mut warnings = Vec::new();
         let policies = view.permissions.iter().map(|(meta, policy)| (meta, policy.as_ref()));
         let permission = permission(policies, target, inbound, &mut warnings);
         plan.warnings.extend(warnings);
-        let permissive = view.mesh.enabled_backend().is_some_and(|backend| backend.mode == MtlsMode::Permissive);
-        InboundTls { mesh: view.name.clone(), permissive, permission }
+        InboundTls { mesh: view.name.clone(), permissive: view.is_permissive(), permission }
     });
     plan.inbounds.push(InboundPlan {
         host: inbound.service().map_or_else(|| name.clone(), str::to_owned),

@@ -1,24 +1,31 @@
 //! What a workload may call: a listener and a cluster for each destination.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
+use super::external::Site;
 use super::{
-    Cidr, ClusterPlan, OutboundPlan, ProxyFeatures, ProxyPlan, Redirection, UpstreamPlan, UpstreamTls, dns, host_port,
-    routes,
+    Cidr, ClusterPlan, ExternalPlan, OutboundPlan, ProxyFeatures, ProxyPlan, Redirection, Speaks, UpstreamPlan,
+    UpstreamTls, dns, host_port, reachable, routes,
 };
-use crate::mesh::{Endpoint, MeshView, Protocol, Vip};
+use crate::mesh::{Backend, Endpoint, MeshView, Protocol, Vip};
+use crate::policy::id::ResourceId;
 use crate::policy::proxy::{Destination, ProxyPolicies};
-use crate::resource::{Meta, MtlsMode, Networking, SERVICE_TAG};
+use crate::policy::route::Split;
+use crate::resource::{Kind, Meta, Networking, SERVICE_TAG, TargetRefKind};
 use crate::xds::Version;
 
-/// A listener that is wanted, and the destination behind it.
-struct Wanted<'a> {
+/// The tag of a listener in front of a service resource (Kuma `UnifiedNameTag`).
+const UNIFIED_NAME_TAG: &str = "kuma.io/unified-name";
+
+/// The share of a destination that is alone (Kuma `DefaultBackendRef`).
+const WHOLE: u32 = 100;
+
+/// A listener that is wanted.
+struct Place {
     address: String,
     port: u32,
     bind: bool,
-    service: &'a str,
-    tags: &'a BTreeMap<String, String>,
 }
 
 /// Plans the outbounds of a Dataplane, and the names that lead to them. Without redirection they are those that the Dataplane lists;
@@ -34,27 +41,15 @@ pub(super) fn outbounds(
     plan: &mut ProxyPlan,
 ) {
     let name = &meta.name;
+    let ipv6 = networking.address.parse::<Ipv6Addr>().is_ok();
+    let site = Site { ipv6, system_ca_path: &features.system_ca_path };
+    let mut outbounds = Outbounds { view, site, internal, policies, plan };
     if redirection.is_none() && !features.bind_outbounds {
-        for (index, outbound) in networking.outbound.iter().enumerate() {
-            let field = || format!("Dataplane {name:?}: networking.outbound[{index}]");
-            if outbound.backend_ref.is_some() {
-                plan.warnings.insert(format!("{}.backendRef has no effect; name the service with tags", field()));
-                continue;
-            }
-            let Some(service) = outbound.service() else {
-                let warning = format!("{} names no service with the tag {SERVICE_TAG}; it is left out", field());
-                plan.warnings.insert(warning);
-                continue;
-            };
-            let address = outbound.listen_address().to_owned();
-            let tags = &outbound.tags;
-            let wanted = Wanted { address, port: outbound.port, bind: true, service, tags };
-            add(view, wanted, policies, internal, plan);
-        }
+        outbounds.listed(name, networking);
         return;
     }
     if !networking.outbound.is_empty() {
-        plan.warnings.insert(format!(
+        outbounds.plan.warnings.insert(format!(
             "Dataplane {name:?}: networking.outbound has no effect together with redirection; destinations are reached by their names"
         ));
     }
@@ -66,21 +61,27 @@ pub(super) fn outbounds(
             Some((address.parse().ok()?, inbound.port))
         })
         .collect();
-    let reachable = networking.transparent_proxying.as_ref().map(|settings| &settings.reachable_services);
-    let reachable = reachable.filter(|services| !services.is_empty());
+    let reachable = reachable::Reachable::of(view, name, networking, &mut outbounds.plan.warnings);
     let mut listening = BTreeSet::new();
     for vip in &view.vips {
         for outbound in &vip.outbounds {
-            let Some(service) = outbound.tags.get(SERVICE_TAG) else { continue };
-            let restricted = reachable.is_some_and(|services| !services.contains(service));
-            if restricted || own.contains(&(vip.address, outbound.port)) {
+            if own.contains(&(vip.address, outbound.port)) {
                 continue;
             }
+            let place = Place { address: vip.address.to_string(), port: outbound.port, bind: redirection.is_none() };
+            match &outbound.backend_ref {
+                Some(reference) => {
+                    let found = view.backend(&reference.kind, &reference.name, reference.port);
+                    let Some((key, backend)) = found.filter(|(key, _)| reachable.backend(key)) else { continue };
+                    outbounds.backend(place, key, backend);
+                }
+                None => {
+                    let service = outbound.tags.get(SERVICE_TAG);
+                    let Some(service) = service.filter(|service| reachable.service(service)) else { continue };
+                    outbounds.tags(place, service, &outbound.tags);
+                }
+            }
             listening.insert(vip.address);
-            let address = vip.address.to_string();
-            let wanted =
-                Wanted { address, port: outbound.port, bind: redirection.is_none(), service, tags: &outbound.tags };
-            add(view, wanted, policies, internal, plan);
         }
     }
     let Some(redirection) = redirection else { return };
@@ -95,65 +96,192 @@ pub(super) fn outbounds(
     }
 }
 
-fn add(view: &MeshView, wanted: Wanted<'_>, policies: &ProxyPolicies<'_>, internal: &[Cidr], plan: &mut ProxyPlan) {
-    let Wanted { address, port, bind, service, tags } = wanted;
-    let cluster = upstream(view, service, tags, policies, plan);
-    let protocol = protocol(view, service);
-    let routes = routes::routes(view, (service, &cluster), policies, plan);
-    let set = policies.destination(Destination::Service(service), protocol);
-    plan.outbounds.push(OutboundPlan {
-        name: format!("outbound:{}", host_port(&address, port)),
-        address,
-        port,
-        bind,
-        protocol,
-        service: service.to_owned(),
-        cluster,
-        routes,
-        timeouts: set.timeouts,
-        max_connect_attempts: set.max_connect_attempts,
-        tags: tags.clone(),
-        internal: internal.to_vec(),
-    });
+/// Plans destinations one after the other.
+pub(super) struct Outbounds<'a> {
+    pub(super) view: &'a MeshView,
+    site: Site<'a>,
+    internal: &'a [Cidr],
+    pub(super) policies: &'a ProxyPolicies<'a>,
+    pub(super) plan: &'a mut ProxyPlan,
 }
 
-/// What all instances of a service speak.
-pub(super) fn protocol(view: &MeshView, service: &str) -> Protocol {
-    view.services.get(service).map_or(Protocol::Tcp, |service| service.protocol)
-}
-
-/// The name of the cluster of the instances of a service that have all of these tags, which is added if it is not there.
-pub(super) fn upstream(
-    view: &MeshView,
-    service: &str,
-    tags: &BTreeMap<String, String>,
-    policies: &ProxyPolicies<'_>,
-    plan: &mut ProxyPlan,
-) -> String {
-    let subset: BTreeMap<String, String> =
-        tags.iter().filter(|(tag, _)| *tag != SERVICE_TAG).map(|(k, v)| (k.clone(), v.clone())).collect();
-    let cluster = if subset.is_empty() { service.to_owned() } else { format!("{service}-{}", Version::of(tags)) };
-    if plan.upstreams.contains_key(&cluster) {
-        return cluster;
+impl Outbounds<'_> {
+    /// Those that the Dataplane lists.
+    fn listed(&mut self, name: &str, networking: &Networking) {
+        for (index, outbound) in networking.outbound.iter().enumerate() {
+            let field = || format!("Dataplane {name:?}: networking.outbound[{index}]");
+            let place = Place { address: outbound.listen_address().to_owned(), port: outbound.port, bind: true };
+            if let Some(reference) = &outbound.backend_ref {
+                match reachable::referenced(self.view, reference) {
+                    Some((key, backend)) => self.backend(place, key, backend),
+                    None => {
+                        let warning = format!("{}.backendRef leads to no port of a service; it is left out", field());
+                        self.plan.warnings.insert(warning);
+                    }
+                }
+                continue;
+            }
+            match outbound.service() {
+                Some(service) => self.tags(place, service, &outbound.tags),
+                None => {
+                    let warning = format!("{} names no service with the tag {SERVICE_TAG}; it is left out", field());
+                    self.plan.warnings.insert(warning);
+                }
+            }
+        }
     }
-    let found = view.services.get(service);
-    let permissive = view.mesh.enabled_backend().is_some_and(|backend| backend.mode == MtlsMode::Permissive);
-    let tls_ready = !permissive || found.is_some_and(|service| service.tls_ready);
-    let tls = (plan.mtls.is_some() && tls_ready).then(|| UpstreamTls {
-        mesh: view.name.clone(),
-        sni: sni(service, &subset, &view.name),
-        expected: format!("spiffe://{}/{service}", view.name),
-    });
-    let endpoints = found.map(|service| service.endpoints.as_slice()).unwrap_or_default();
-    let matches = |endpoint: &&Endpoint| subset.iter().all(|(tag, value)| endpoint.tags.get(tag) == Some(value));
-    let protocol = protocol(view, service);
-    let policies = policies.destination(Destination::Service(service), protocol).cluster;
-    let upstream = UpstreamPlan {
-        cluster: ClusterPlan { name: cluster.clone(), protocol, tls, policies },
-        endpoints: endpoints.iter().filter(matches).cloned().collect(),
-    };
-    plan.upstreams.insert(cluster.clone(), upstream);
-    cluster
+
+    /// A service by tags.
+    fn tags(&mut self, place: Place, service: &str, tags: &BTreeMap<String, String>) {
+        let split = self.service_cluster(service, tags, WHOLE);
+        let name = (service, format!("outbound:{service}"));
+        self.listener(place, Destination::Service(service), split, self.protocol(service), name, tags.clone());
+    }
+
+    /// What all instances of a service by tag speak.
+    pub(super) fn protocol(&self, service: &str) -> Protocol {
+        self.view.services.get(service).map_or(Protocol::Tcp, |service| service.protocol)
+    }
+
+    /// The cluster of the instances of a service that have all of these tags; it is added if it is not there.
+    pub(super) fn service_cluster(&mut self, service: &str, tags: &BTreeMap<String, String>, weight: u32) -> Split {
+        let subset: BTreeMap<String, String> =
+            tags.iter().filter(|(tag, _)| *tag != SERVICE_TAG).map(|(k, v)| (k.clone(), v.clone())).collect();
+        let cluster = if subset.is_empty() { service.to_owned() } else { format!("{service}-{}", Version::of(tags)) };
+        let found = self.view.services.get(service);
+        let outside = found.is_some_and(|found| found.is_external);
+        let split = Split { cluster: cluster.clone(), weight, external: outside };
+        if self.plan.upstreams.contains_key(&cluster) || self.plan.externals.contains_key(&cluster) {
+            return split;
+        }
+        let view = self.view;
+        let protocol = self.protocol(service);
+        let policies = self.policies.destination(Destination::Service(service), protocol).cluster;
+        if outside && !view.mesh.uses_zone_egress() {
+            let services = view.outside.iter().filter(|external| external.service == service);
+            let services = services.filter(|external| contains(&external.tags, &subset));
+            let external = ExternalPlan::of(&cluster, services, None, self.site, &mut self.plan.warnings);
+            // One of another zone is behind that zone's ingress, like any service.
+            if let Some(external) = external {
+                self.plan.externals.insert(cluster, ExternalPlan { policies, ..external });
+                return split;
+            }
+        }
+        let ready = !view.is_permissive() || outside || found.is_some_and(|service| service.tls_ready);
+        let identity = if outside { "zone-egress" } else { service };
+        let tls = (!self.plan.mtls.is_empty() && ready).then(|| UpstreamTls {
+            mesh: view.name.clone(),
+            sni: sni(service, &subset, &view.name),
+            expected: vec![format!("spiffe://{}/{identity}", view.name)],
+        });
+        let endpoints = found.map(|service| service.endpoints.as_slice()).unwrap_or_default();
+        let endpoints = endpoints.iter().filter(|endpoint| contains(&endpoint.tags, &subset));
+        let speaks = if outside { Speaks::Declared(protocol) } else { Speaks::Mesh };
+        self.upstream(ClusterPlan { name: cluster, speaks, protocol, tls, policies }, endpoints);
+        split
+    }
+
+    /// A port of a service resource.
+    fn backend(&mut self, place: Place, key: &str, backend: &Backend) {
+        let tags = BTreeMap::from([(UNIFIED_NAME_TAG.to_owned(), backend.kri.clone())]);
+        let split = self.backend_cluster(key, backend, WHOLE);
+        let id = backend_id(&self.view.name, backend);
+        let name = (key, backend.kri.clone());
+        self.listener(place, Destination::Resource(&id), split, backend.protocol, name, tags);
+    }
+
+    /// The cluster of a port of a service resource; it is added if it is not there.
+    pub(super) fn backend_cluster(&mut self, key: &str, backend: &Backend, weight: u32) -> Split {
+        let view = self.view;
+        let outside = backend.kind == Kind::MeshExternalService;
+        let split = Split { cluster: key.to_owned(), weight, external: outside };
+        if self.plan.upstreams.contains_key(key) {
+            return split;
+        }
+        if outside && self.plan.mtls.is_empty() {
+            self.plan.warnings.insert(format!(
+                "MeshExternalService {:?}: it is reached through a zone egress, which needs mutual TLS; mesh {:?} has none",
+                backend.name, view.name
+            ));
+        } else if outside && backend.endpoints.is_empty() {
+            self.plan.warnings.insert(format!(
+                "MeshExternalService {:?}: it is reached through a zone egress, and zone {:?} has none",
+                backend.name, view.zones.local
+            ));
+        }
+        let local_plain = backend.kind == Kind::MeshService && backend.is_local && view.is_permissive();
+        let ready = !local_plain || backend.tls_ready;
+        let tls = (!self.plan.mtls.is_empty() && ready).then(|| UpstreamTls {
+            mesh: view.name.clone(),
+            sni: backend.sni.clone(),
+            expected: backend.identities.iter().cloned().collect(),
+        });
+        let protocol = backend.protocol;
+        let speaks = if outside { Speaks::Declared(protocol) } else { Speaks::Mesh };
+        let id = backend_id(&view.name, backend);
+        let policies = self.policies.destination(Destination::Resource(&id), protocol).cluster;
+        let cluster = ClusterPlan { name: key.to_owned(), speaks, protocol, tls, policies };
+        self.upstream(cluster, backend.endpoints.iter());
+        split
+    }
+
+    fn listener(
+        &mut self,
+        place: Place,
+        destination: Destination<'_>,
+        own: Split,
+        protocol: Protocol,
+        (service, route): (&str, String),
+        tags: BTreeMap<String, String>,
+    ) {
+        let cluster = own.cluster.clone();
+        let routes = routes::routes(self, destination, protocol, own);
+        let set = self.policies.destination(destination, protocol);
+        let Place { address, port, bind } = place;
+        self.plan.outbounds.push(OutboundPlan {
+            name: format!("outbound:{}", host_port(&address, port)),
+            address,
+            port,
+            bind,
+            protocol,
+            service: service.to_owned(),
+            route,
+            cluster,
+            routes,
+            timeouts: set.timeouts,
+            max_connect_attempts: set.max_connect_attempts,
+            tags,
+            internal: self.internal.to_vec(),
+        });
+    }
+
+    fn upstream<'a>(&mut self, cluster: ClusterPlan, endpoints: impl Iterator<Item = &'a Endpoint>) {
+        // A zone proxy goes by the server name, so without TLS there is no way through it.
+        let is_usable = |endpoint: &&Endpoint| cluster.tls.is_some() || !endpoint.through_zone_proxy;
+        let endpoints = endpoints.filter(is_usable).cloned().collect();
+        self.plan.upstreams.insert(cluster.name.clone(), UpstreamPlan { cluster, endpoints });
+    }
+}
+
+/// How policies know a port of a service resource.
+pub(super) fn backend_id(mesh: &str, backend: &Backend) -> ResourceId {
+    let Backend { kind, name, namespace, zone, section, .. } = backend;
+    ResourceId {
+        kind: match kind {
+            Kind::MeshExternalService => TargetRefKind::MeshExternalService,
+            Kind::MeshMultiZoneService => TargetRefKind::MeshMultiZoneService,
+            _ => TargetRefKind::MeshService,
+        },
+        mesh: mesh.to_owned(),
+        zone: zone.clone(),
+        namespace: namespace.clone(),
+        name: name.clone(),
+        section: section.clone(),
+    }
+}
+
+fn contains(tags: &BTreeMap<String, String>, subset: &BTreeMap<String, String>) -> bool {
+    subset.iter().all(|(tag, value)| tags.get(tag) == Some(value))
 }
 
 /// Server name of a destination by tags: `<service>{mesh=<mesh>,<tag>=<value>}`, tags sorted (Kuma `pkg/xds/envoy/tls/sni.go`).

@@ -400,10 +400,7 @@ fn rules_by_tags() {
     }
 }
 
-fn matched<P: Shown>(case: &Case, resources: &[Resource], meta: &Meta, dataplane: &Dataplane)
-where
-    P: Clone,
-{
+fn matched<P: Shown + Clone>(case: &Case, resources: &[Resource], meta: &Meta, dataplane: &Dataplane) {
     let mut policies = Policies::default();
     resources.iter().for_each(|resource| policies.add(resource));
     let target = Target { meta, dataplane };

@@ -79,8 +79,8 @@ pub fn parse(document: Value) -> Result<Parsed, ParseError> {
     if type_name.is_empty() {
         return Err(ParseError::field("type", "cannot be empty"));
     }
-    let kind = Kind::from_name(&type_name).ok_or_else(|| {
-        let known: Vec<&str> = Kind::ALL.into_iter().map(Kind::name).collect();
+    let kind = Kind::in_api().find(|kind| kind.name() == type_name).ok_or_else(|| {
+        let known: Vec<&str> = Kind::in_api().map(Kind::name).collect();
         ParseError::field("type", format!("unknown resource type {type_name:?}; known: {}", known.join(", ")))
     })?;
     let mut warnings = Vec::new();

@@ -9,9 +9,9 @@ use serde_json::Value;
 
 use super::document::{ParseError, read};
 use super::{
-    Dataplane, DataplaneInsight, ExternalService, HostnameGenerator, Mesh, MeshCircuitBreaker, MeshExternalService,
-    MeshHTTPRoute, MeshMetric, MeshMultiZoneService, MeshRetry, MeshService, MeshTimeout, MeshTrafficPermission,
-    Resource, Secret, Zone, ZoneEgress, ZoneIngress, ZoneInsight, ZoneProxyInsight,
+    Config, Dataplane, DataplaneInsight, ExternalService, HostnameGenerator, Mesh, MeshCircuitBreaker,
+    MeshExternalService, MeshHTTPRoute, MeshMetric, MeshMultiZoneService, MeshRetry, MeshService, MeshTimeout,
+    MeshTrafficPermission, Resource, Secret, Zone, ZoneEgress, ZoneIngress, ZoneInsight, ZoneProxyInsight,
 };
 
 /// In what a kind differs from others (Kuma `model.ResourceTypeDescriptor`).
@@ -289,7 +289,10 @@ kinds! {
         policy: Some(PolicyRefs { from: true, to: false, rules: true, from_as_rules: false }), sync: POLICY, ..IN_MESH
     };
 
-    // Secrets.
+    // What the control plane keeps for itself, and secrets.
+
+    /// A text that the control plane keeps, such as virtual addresses; not part of the REST API. Global.
+    Config(Config) = Info { display: ("Config", "Configs"), read_only: true, ..GLOBAL };
 
     /// Secret bytes of one mesh: CA keys, signing keys.
     Secret(Secret) = Info {
@@ -308,13 +311,18 @@ impl Kind {
         Kind::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
+    /// The kinds that the REST API serves.
+    pub fn in_api() -> impl Iterator<Item = Kind> {
+        Kind::ALL.into_iter().filter(|kind| !kind.path().is_empty())
+    }
+
     /// The kind of that path segment in the REST API, in any of its spellings.
     pub fn from_path(path: &str) -> Option<Kind> {
         let known = |kind: &Kind| kind.path() == path || (!kind.info().alias.is_empty() && kind.info().alias == path);
-        Kind::ALL.into_iter().find(known)
+        Kind::in_api().find(known)
     }
 
-    /// The path segment in the REST API, such as `dataplanes`.
+    /// The path segment in the REST API, such as `dataplanes`; empty for a kind that is not part of it.
     pub fn path(self) -> &'static str {
         self.info().path
     }

@@ -72,7 +72,7 @@ pub use route::{
     PathRewrite, PathRewriteType, QueryMatch, QueryMatchType, RequestMirror, RequestRedirect, RouteConf, RouteFilter,
     RouteFilterType, RouteMatch, RouteRule, RouteTo, UrlRewrite,
 };
-pub use secret::Secret;
+pub use secret::{Config, Secret};
 pub use service::{
     Condition, DataplaneProxies, DataplaneRef, HostnameAddress, HostnameGeneratorRef, HostnameGeneratorStatus,
     LabelSelector, MatchedMeshService, MeshMultiZoneService, MeshMultiZoneServiceStatus, MeshService,
@@ -81,8 +81,9 @@ pub use service::{
 };
 pub use target_ref::{RouteBackendRef, TargetRef, TargetRefKind};
 pub use timeout::{HttpTimeout, MeshTimeout, Timeout};
+pub use validate::is_hostname;
 pub use zone::{
-    AvailableService, HealthCheck, KdsStatus, KdsStream, KdsStreams, KdsSubscription, Zone, ZoneEgress,
+    AvailableService, HealthCheck, KdsStatus, KdsStream, KdsStreams, KdsSubscription, ProxyType, Zone, ZoneEgress,
     ZoneEgressNetworking, ZoneIngress, ZoneIngressNetworking, ZoneInsight, ZoneProxyInsight,
 };
 

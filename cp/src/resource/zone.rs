@@ -8,7 +8,57 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::wire::{self, is_default};
-use super::{Admin, SERVICE_TAG, ServiceStats, Subscription};
+use super::{Admin, Kind, SERVICE_TAG, ServiceStats, Subscription};
+
+/// What a proxy is (Kuma `ProxyType`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ProxyType {
+    /// The proxy of one workload, or a gateway.
+    Dataplane,
+    /// A zone ingress.
+    Ingress,
+    /// A zone egress.
+    Egress,
+}
+
+impl ProxyType {
+    /// The type that is written so; empty means a Dataplane.
+    pub fn parse(text: &str) -> Option<ProxyType> {
+        match text {
+            "" | "dataplane" => Some(ProxyType::Dataplane),
+            "ingress" => Some(ProxyType::Ingress),
+            "egress" => Some(ProxyType::Egress),
+            _ => None,
+        }
+    }
+
+    /// As bootstraps and node metadata have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ProxyType::Dataplane => "dataplane",
+            ProxyType::Ingress => "ingress",
+            ProxyType::Egress => "egress",
+        }
+    }
+
+    /// The kind of resource that describes such a proxy.
+    pub fn kind(self) -> Kind {
+        match self {
+            ProxyType::Dataplane => Kind::Dataplane,
+            ProxyType::Ingress => Kind::ZoneIngress,
+            ProxyType::Egress => Kind::ZoneEgress,
+        }
+    }
+
+    /// The kind of insight that is written of such a proxy.
+    pub fn insight(self) -> Kind {
+        match self {
+            ProxyType::Dataplane => Kind::DataplaneInsight,
+            ProxyType::Ingress => Kind::ZoneIngressInsight,
+            ProxyType::Egress => Kind::ZoneEgressInsight,
+        }
+    }
+}
 
 /// A zone of a mesh over several zones.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

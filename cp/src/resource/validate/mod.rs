@@ -73,7 +73,8 @@ pub fn resource(resource: &Resource) -> Vec<Violation> {
         Spec::MeshRetry(spec) => retry::retry(spec, &resource.meta, &mut violations),
         Spec::MeshTimeout(spec) => timeout::timeout(spec, &resource.meta, &mut violations),
         Spec::MeshTrafficPermission(spec) => permission::permission(spec, &mut violations),
-        Spec::DataplaneInsight(_)
+        Spec::Config(_)
+        | Spec::DataplaneInsight(_)
         | Spec::GlobalSecret(_)
         | Spec::Secret(_)
         | Spec::Zone(_)
@@ -163,6 +164,11 @@ fn identifier(text: &str, allowed: impl Fn(&str) -> bool, message: &str) -> Opti
         text if !allowed(text) => Some(message.to_owned()),
         _ => None,
     }
+}
+
+/// Whether a text can be a host name: an RFC 1123 subdomain, lower case.
+pub fn is_hostname(text: &str) -> bool {
+    text.len() <= 253 && is_subdomain(text)
 }
 
 /// RFC 1123 subdomain, lower case.

@@ -333,7 +333,7 @@ fn settings_without_effect_are_named() {
     for (yaml, expected) in [
         (
             "type: Mesh\nname: m\nmetrics: {enabledBackend: p}\nrouting: {localityAwareLoadBalancing: true}\nmeshServices: {mode: Exclusive}",
-            vec!["metrics", "routing.localityAwareLoadBalancing", "meshServices.mode"],
+            vec!["metrics", "routing.localityAwareLoadBalancing"],
         ),
         ("type: Mesh\nname: m\nmtls: {backends: [{name: a, type: builtin}]}", vec![]),
         (
