@@ -14,62 +14,82 @@ use shika_proto::envoy::extensions::upstreams::http::v3::http_protocol_options::
 };
 use shika_proto::google::protobuf::Any;
 
-use super::{address, ads, seconds, tls, transparent};
+use super::{address, ads, duration, outlier, seconds, tls, transparent};
 use crate::mesh::Protocol;
 use crate::plan::{ClusterPlan, Speaks, WorkloadPlan, stat_name};
+use crate::policy::timeout::Timeouts;
 
 /// Key of the HTTP options of a cluster.
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+/// Kuma's default for clusters that no policy is about: how long connecting may take, seconds.
+pub(super) const CONNECT: u64 = 5;
 /// Kuma's default for connections to the application: how long connecting may take, seconds.
 const WORKLOAD_CONNECT: u64 = 10;
-/// Kuma's default for other connections that it gives a limit: how long connecting may take, seconds.
-pub(super) const CONNECT: u64 = 5;
 /// Kuma's default for connections to the application: how long one may be idle, seconds.
 pub(super) const WORKLOAD_IDLE: u64 = 7200;
 
 /// The application behind an inbound.
 pub(super) fn workload(plan: &WorkloadPlan) -> Any {
-    let options = protocol_options(plan.protocol, true);
-    pack(&Cluster {
+    let timeouts = plan.policies.timeouts;
+    let common = timeouts.and_then(|timeouts| connection_limits(plan.protocol, &timeouts));
+    let idle = || core::HttpProtocolOptions { idle_timeout: seconds(WORKLOAD_IDLE), ..Default::default() };
+    let options = protocol_options(plan.protocol, Some(common.unwrap_or_else(idle)));
+    let mut cluster = Cluster {
         name: plan.name.clone(),
         alt_stat_name: stat_name(&plan.name),
-        connect_timeout: seconds(WORKLOAD_CONNECT),
+        connect_timeout: timeouts.map_or_else(|| seconds(WORKLOAD_CONNECT), |limits| Some(duration(limits.connect))),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static.into())),
         load_assignment: Some(static_endpoint(&plan.name, address(&plan.address, plan.port))),
         typed_extension_protocol_options: options.into_iter().collect(),
         upstream_bind_config: plan.source.map(transparent::bind_from),
         ..Cluster::default()
-    })
+    };
+    outlier::configure(&mut cluster, &plan.policies.circuit_breaker);
+    pack(&cluster)
 }
 
 /// A destination. Inside the mesh HTTP/2 with prior knowledge is spoken whatever the application speaks (Kuma).
 pub(super) fn upstream(plan: &ClusterPlan) -> Any {
     let alt_stat_name = stat_name(&plan.name);
+    let timeouts = &plan.policies.timeouts;
+    let common = connection_limits(plan.protocol, timeouts);
     let options = match plan.speaks {
-        Speaks::Mesh => protocol_options(Protocol::Http2, false),
-        Speaks::Declared(protocol) => protocol_options(protocol, false),
+        Speaks::Mesh => protocol_options(Protocol::Http2, common),
+        Speaks::Declared(protocol) => protocol_options(protocol, common),
         Speaks::Bytes => None,
     };
-    pack(&Cluster {
+    let mut cluster = Cluster {
         alt_stat_name: if alt_stat_name == plan.name { String::new() } else { alt_stat_name },
         name: plan.name.clone(),
-        connect_timeout: if plan.speaks == Speaks::Bytes { seconds(CONNECT) } else { None },
+        connect_timeout: Some(duration(timeouts.connect)),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
         eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(ads()), ..EdsClusterConfig::default() }),
         transport_socket: plan.tls.as_ref().map(tls::upstream),
         typed_extension_protocol_options: options.into_iter().collect(),
         ..Cluster::default()
+    };
+    outlier::configure(&mut cluster, &plan.policies.circuit_breaker);
+    pack(&cluster)
+}
+
+/// What a MeshTimeout says about connections to something of this protocol; nothing for gRPC, as in Kuma.
+pub(super) fn connection_limits(protocol: Protocol, timeouts: &Timeouts) -> Option<core::HttpProtocolOptions> {
+    matches!(protocol, Protocol::Http | Protocol::Http2).then(|| core::HttpProtocolOptions {
+        idle_timeout: Some(duration(timeouts.idle)),
+        max_connection_duration: Some(duration(timeouts.max_connection)),
+        max_stream_duration: Some(duration(timeouts.max_stream)),
+        ..core::HttpProtocolOptions::default()
     })
 }
 
 /// HTTP options for a protocol, as a map entry; none for bytes.
-pub(super) fn protocol_options(protocol: Protocol, idle_timeout: bool) -> Option<(String, Any)> {
+pub(super) fn protocol_options(protocol: Protocol, common: Option<core::HttpProtocolOptions>) -> Option<(String, Any)> {
     let options = match protocol {
         Protocol::Tcp => return None,
         Protocol::Http => ProtocolConfig::HttpProtocolOptions(Default::default()),
         Protocol::Http2 | Protocol::Grpc => ProtocolConfig::Http2ProtocolOptions(Default::default()),
     };
-    Some(http_options(options, idle_timeout))
+    Some(http_options(options, common))
 }
 
 /// Assignment of one address to a static cluster.
@@ -85,10 +105,9 @@ pub(super) fn static_endpoint(cluster: &str, address: core::Address) -> ClusterL
 }
 
 /// HTTP options of a cluster, as a map entry.
-fn http_options(protocol: ProtocolConfig, idle_timeout: bool) -> (String, Any) {
+fn http_options(protocol: ProtocolConfig, common: Option<core::HttpProtocolOptions>) -> (String, Any) {
     let options = HttpProtocolOptions {
-        common_http_protocol_options: idle_timeout
-            .then(|| core::HttpProtocolOptions { idle_timeout: seconds(WORKLOAD_IDLE), ..Default::default() }),
+        common_http_protocol_options: common,
         upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
             protocol_config: Some(protocol),
         })),

@@ -32,7 +32,7 @@ fn emitted(
         (Meta::new(mesh_name, "p"), Arc::new(serde_yaml_ng::from_str::<MeshTrafficPermission>(yaml).unwrap()))
     });
     let first = dataplanes[0].0.name.clone();
-    let view = MeshView::new(
+    let mut view = MeshView::new(
         mesh_name,
         Arc::new(mesh),
         dataplanes,
@@ -40,6 +40,7 @@ fn emitted(
         Ok(authority),
         &BTreeSet::new(),
     );
+    view.policies = no_timeouts();
     let plan = plan(&view, &first, ProxyFeatures { ipv6: false, ..ProxyFeatures::default() }).unwrap();
     as_json(&snapshot(&plan, None, &Snapshot::default()))
 }

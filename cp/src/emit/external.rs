@@ -21,8 +21,8 @@ use shika_proto::envoy::extensions::transport_sockets::tls::v3::{
 use shika_proto::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use shika_proto::google::protobuf::Any;
 
-use super::cluster::{CONNECT, protocol_options};
-use super::{endpoint, seconds, tags, tls};
+use super::cluster::{connection_limits, protocol_options};
+use super::{duration, endpoint, outlier, tags, tls};
 use crate::mesh::{ExternalName, OriginatedTls};
 use crate::plan::{ExternalHostPlan, ExternalPlan, stat_name};
 
@@ -36,18 +36,22 @@ pub(super) fn cluster(plan: &ExternalPlan) -> Any {
     };
     let (transport_socket, transport_socket_matches) = transport_sockets(plan);
     let alt_stat_name = stat_name(&plan.name);
-    pack(&Cluster {
+    let timeouts = &plan.policies.timeouts;
+    let options = protocol_options(plan.protocol, connection_limits(plan.protocol, timeouts));
+    let mut cluster = Cluster {
         alt_stat_name: if alt_stat_name == plan.name { String::new() } else { alt_stat_name },
         name: plan.name.clone(),
-        connect_timeout: seconds(CONNECT),
+        connect_timeout: Some(duration(timeouts.connect)),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(kind.into())),
         dns_lookup_family: family.into(),
         load_assignment: Some(assignment(plan)),
         transport_socket,
         transport_socket_matches,
-        typed_extension_protocol_options: protocol_options(plan.protocol, false).into_iter().collect(),
+        typed_extension_protocol_options: options.into_iter().collect(),
         ..Cluster::default()
-    })
+    };
+    outlier::configure(&mut cluster, &plan.policies.circuit_breaker);
+    pack(&cluster)
 }
 
 fn assignment(plan: &ExternalPlan) -> ClusterLoadAssignment {

@@ -1,12 +1,14 @@
 //! Listeners.
 
+use std::time::Duration;
+
 use shika_proto::any::pack;
 use shika_proto::envoy::config::core::v3::{CidrRange, HttpProtocolOptions, TrafficDirection};
 use shika_proto::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter, listener_filter,
 };
 use shika_proto::envoy::config::route::v3::{
-    Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route, route_action, route_match,
+    Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route as envoy_route, route_action, route_match,
 };
 use shika_proto::envoy::extensions::filters::http::grpc_stats::v3::FilterConfig as GrpcStats;
 use shika_proto::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac;
@@ -23,15 +25,13 @@ use shika_proto::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, 
 use shika_proto::google::protobuf::{Any, BoolValue, UInt32Value};
 
 use super::cluster::WORKLOAD_IDLE;
-use super::{POLICY_METADATA, address, metadata, rbac, seconds, tags, tls};
+use super::{POLICY_METADATA, address, duration, metadata, rbac, route, seconds, tags, tls};
 use crate::mesh::Protocol;
 use crate::plan::{Cidr, InboundPlan, InboundTls, OutboundPlan, stat_name};
 use crate::policy::permission::Permission;
 
 /// Kuma's default for streams to the application: how long one may be idle, seconds.
 const WORKLOAD_STREAM_IDLE: u64 = 3600;
-/// Name of a route that matches everything: base64 of the SHA-256 of `[{"path":{"value":"/","type":"PathPrefix"}}]` (Kuma).
-const CATCH_ALL_ROUTE: &str = "9Zuf5Tg79OuZcQITwBbQykxAk2u4fRKrwYn3//AL4Yo=";
 /// Header with which Kuma marks the tags of the caller; never passed on to an application.
 const TAGS_HEADER: &str = "x-kuma-tags";
 /// Key of the listener metadata that holds its tags.
@@ -86,7 +86,8 @@ fn inbound_chain(plan: &InboundPlan, tls: Option<&InboundTls>) -> FilterChain {
     match plan.protocol {
         Protocol::Tcp => {
             filters.extend(tls.map(|tls| network_rbac(&plan.name, &tls.mesh, &tls.permission)));
-            filters.push(tcp_proxy(&plan.cluster, &plan.stat_prefix, Some(WORKLOAD_IDLE)));
+            let idle = plan.timeouts.map_or(Duration::from_secs(WORKLOAD_IDLE), |timeouts| timeouts.idle);
+            filters.push(limited_tcp_proxy(&plan.cluster, &plan.stat_prefix, Some(idle), None));
         }
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => filters.push(inbound_http(plan, tls)),
     }
@@ -101,15 +102,19 @@ fn inbound_chain(plan: &InboundPlan, tls: Option<&InboundTls>) -> FilterChain {
 fn inbound_http(plan: &InboundPlan, tls: Option<&InboundTls>) -> Filter {
     let rbac = tls.map(|tls| http_rbac(&tls.mesh, &tls.permission));
     let route_name = if plan.host == plan.name { plan.name.clone() } else { format!("inbound:{}", plan.host) };
-    let routes = RouteConfiguration {
+    let mut routes = RouteConfiguration {
         request_headers_to_remove: vec![TAGS_HEADER.to_owned()],
         ..catch_all(route_name, &plan.host, &plan.cluster, "")
     };
+    if plan.timeouts.is_some() {
+        for action in actions(&mut routes) {
+            route::limits(action, plan.timeouts.map(|timeouts| timeouts.route));
+        }
+    }
     let manager = HttpConnectionManager {
-        common_http_protocol_options: Some(HttpProtocolOptions {
-            idle_timeout: seconds(WORKLOAD_IDLE),
-            ..HttpProtocolOptions::default()
-        }),
+        // With a policy connections to the application are limited, those from the client are not.
+        common_http_protocol_options: idle(if plan.timeouts.is_some() { 0 } else { WORKLOAD_IDLE }),
+        request_headers_timeout: plan.timeouts.map(|timeouts| duration(timeouts.request_headers)),
         stream_idle_timeout: seconds(WORKLOAD_STREAM_IDLE),
         forward_client_cert_details: ForwardClientCertDetails::SanitizeSet.into(),
         set_current_client_cert_details: Some(SetCurrentClientCertDetails {
@@ -124,20 +129,20 @@ fn inbound_http(plan: &InboundPlan, tls: Option<&InboundTls>) -> Filter {
 
 /// Calls of the application. The destination's load balancer and TLS are the cluster's.
 pub(super) fn outbound(plan: &OutboundPlan) -> Any {
-    let filter = match plan.protocol {
-        Protocol::Tcp => tcp_proxy(&plan.cluster, &stat_name(&plan.cluster), None),
-        Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
-            let mut routes = catch_all(plan.route.clone(), &plan.service, &plan.cluster, CATCH_ALL_ROUTE);
-            if plan.outside {
-                rewrite_hosts(&mut routes);
-            }
-            let manager = HttpConnectionManager {
-                normalize_path: Some(BoolValue { value: true }),
-                http_filters: common_http_filters(plan.protocol).collect(),
-                ..http_manager(&stat_name(&plan.service), &plan.internal, routes)
-            };
-            network_filter("envoy.filters.network.http_connection_manager", pack(&manager))
-        }
+    let filter = if plan.routes.is_empty() {
+        let idle = plan.timeouts.map(|timeouts| timeouts.idle);
+        limited_tcp_proxy(&plan.cluster, &stat_name(&plan.cluster), idle, plan.max_connect_attempts)
+    } else {
+        let routes = route::configuration(plan.route.clone(), &plan.service, &plan.routes);
+        let manager = HttpConnectionManager {
+            normalize_path: Some(BoolValue { value: true }),
+            // Connections to the destination are limited, those from the application are not.
+            common_http_protocol_options: idle(0),
+            request_headers_timeout: plan.timeouts.map(|timeouts| duration(timeouts.request_headers)),
+            http_filters: common_http_filters(plan.protocol).collect(),
+            ..http_manager(&stat_name(&plan.service), &plan.internal, routes)
+        };
+        network_filter("envoy.filters.network.http_connection_manager", pack(&manager))
     };
     pack(&Listener {
         name: plan.name.clone(),
@@ -178,6 +183,11 @@ pub(super) fn http_manager(stat_prefix: &str, internal: &[Cidr], routes: RouteCo
     }
 }
 
+/// How long a connection may be idle, seconds; 0 means for ever.
+fn idle(seconds: u64) -> Option<HttpProtocolOptions> {
+    Some(HttpProtocolOptions { idle_timeout: super::seconds(seconds), ..HttpProtocolOptions::default() })
+}
+
 /// Every request of every host goes to one cluster, without a limit of time.
 pub(super) fn catch_all(name: String, host: &str, cluster: &str, route_name: &str) -> RouteConfiguration {
     let action = RouteAction {
@@ -189,7 +199,7 @@ pub(super) fn catch_all(name: String, host: &str, cluster: &str, route_name: &st
     let route = Route {
         name: route_name.to_owned(),
         r#match: Some(RouteMatch { path_specifier: Some(everything), ..RouteMatch::default() }),
-        action: Some(route::Action::Route(action)),
+        action: Some(envoy_route::Action::Route(action)),
         ..Route::default()
     };
     RouteConfiguration {
@@ -205,13 +215,19 @@ pub(super) fn catch_all(name: String, host: &str, cluster: &str, route_name: &st
     }
 }
 
+fn actions(routes: &mut RouteConfiguration) -> impl Iterator<Item = &mut RouteAction> {
+    let routes = routes.virtual_hosts.iter_mut().flat_map(|host| &mut host.routes);
+    routes.filter_map(|route| match &mut route.action {
+        Some(envoy_route::Action::Route(action)) => Some(action),
+        _ => None,
+    })
+}
+
 /// Requests go by the name of the host that they are sent to.
 pub(super) fn rewrite_hosts(routes: &mut RouteConfiguration) {
-    for route in routes.virtual_hosts.iter_mut().flat_map(|host| &mut host.routes) {
-        if let Some(route::Action::Route(action)) = &mut route.action {
-            action.host_rewrite_specifier =
-                Some(route_action::HostRewriteSpecifier::AutoHostRewrite(BoolValue { value: true }));
-        }
+    for action in actions(routes) {
+        action.host_rewrite_specifier =
+            Some(route_action::HostRewriteSpecifier::AutoHostRewrite(BoolValue { value: true }));
     }
 }
 
@@ -249,12 +265,22 @@ pub(super) fn network_rbac(listener: &str, mesh: &str, permission: &Permission) 
 }
 
 pub(super) fn tcp_proxy(cluster: &str, stat_prefix: &str, idle_timeout: Option<u64>) -> Filter {
+    limited_tcp_proxy(cluster, stat_prefix, idle_timeout.map(Duration::from_secs), None)
+}
+
+fn limited_tcp_proxy(
+    cluster: &str,
+    stat_prefix: &str,
+    idle_timeout: Option<Duration>,
+    max_connect_attempts: Option<u32>,
+) -> Filter {
     network_filter(
         "envoy.filters.network.tcp_proxy",
         pack(&TcpProxy {
             stat_prefix: stat_prefix.to_owned(),
             cluster_specifier: Some(tcp_proxy::ClusterSpecifier::Cluster(cluster.to_owned())),
-            idle_timeout: idle_timeout.and_then(seconds),
+            idle_timeout: idle_timeout.map(duration),
+            max_connect_attempts: max_connect_attempts.map(|value| UInt32Value { value }),
             ..TcpProxy::default()
         }),
     )

@@ -13,7 +13,11 @@ mod dynconf;
 mod endpoint;
 mod external;
 mod listener;
+mod metrics;
+mod outlier;
 mod rbac;
+mod retry;
+mod route;
 mod secret;
 mod tls;
 mod transparent;
@@ -76,6 +80,7 @@ pub fn snapshot<'a>(
         direct_access,
         dns,
         dynamic,
+        metrics,
         admin,
         mtls,
         warnings: _,
@@ -110,6 +115,9 @@ pub fn snapshot<'a>(
     }
     if let Some(dynamic) = dynamic {
         to.add(ResourceType::Listener, dynconf::DYNAMIC_CONFIG, dynamic, || dynconf::documents(dynamic));
+    }
+    if let Some(metrics) = metrics {
+        metrics::metrics(metrics, &mut to);
     }
     if let Some(admin) = admin {
         admin::admin(admin, &mut to);
@@ -215,6 +223,10 @@ mod tests;
 #[cfg(test)]
 #[path = "transparent_tests.rs"]
 mod transparent_tests;
+
+#[cfg(test)]
+#[path = "policy_tests.rs"]
+mod policy_tests;
 
 #[cfg(test)]
 #[path = "zone_tests.rs"]

@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use shika_proto::json::Names;
 
 use super::POLICY_METADATA;
+use crate::policy::Policies;
+use crate::resource::{documents, parse};
 use crate::xds::{ResourceType, Snapshot};
 
 /// The resources of a snapshot as Envoy's JSON, keyed by kind and name, without what is different from Kuma on purpose.
@@ -25,11 +27,42 @@ pub(super) fn as_json(snapshot: &Snapshot) -> BTreeMap<String, Value> {
     all
 }
 
-/// Takes out what is different on purpose: the explanation of permissions, and the list of internal addresses, which is configuration.
+/// A policy that has effect for nobody, and that leaves an inbound with what Kuma's generator makes of it: without any policy of that kind
+/// Kuma's plugins put in their own defaults afterwards, which the goldens of generators do not have.
+pub(super) fn no_timeouts() -> Policies {
+    let yaml = "type: MeshTimeout\nmesh: default\nname: nobody\nspec: {rules: [{matches: [{sni: {type: Exact, value: nobody}}], \
+                default: {http: {requestTimeout: 1s}}}]}";
+    policies(yaml)
+}
+
+/// The policies among these documents.
+pub(super) fn policies(yaml: &str) -> Policies {
+    let mut policies = Policies::default();
+    for document in documents(yaml).unwrap() {
+        policies.add(&parse(document).unwrap().resource);
+    }
+    policies
+}
+
+/// Takes out what is different on purpose: the explanation of permissions, and the list of internal addresses, which is configuration;
+/// and what Kuma's policy plugins put into every resource, which the goldens of generators do not have.
 pub(super) fn strip(value: &mut Value) {
     match value {
         Value::Object(fields) => {
             fields.remove("internalAddressConfig");
+            for (field, default) in [
+                ("circuitBreakers", json!({"thresholds": [{"trackRemaining": true}]})),
+                ("connectTimeout", json!("5s")),
+                ("commonHttpProtocolOptions", json!({"idleTimeout": "0s"})),
+                (
+                    "commonHttpProtocolOptions",
+                    json!({"idleTimeout": "3600s", "maxConnectionDuration": "0s", "maxStreamDuration": "0s"}),
+                ),
+            ] {
+                if fields.get(field) == Some(&default) {
+                    fields.remove(field);
+                }
+            }
             if let Some(metadata) = fields.get_mut("metadata").and_then(|metadata| metadata.get_mut("filterMetadata")) {
                 metadata.as_object_mut().unwrap().remove(POLICY_METADATA);
             }

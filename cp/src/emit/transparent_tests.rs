@@ -30,6 +30,7 @@ fn emitted(
         .collect();
     let mut view = MeshView::new("default", Arc::new(mesh), dataplanes, Vec::new(), Ok(authority), &BTreeSet::new());
     view.vips = vips;
+    view.policies = no_timeouts();
     let plan = plan(&view, &name, features).unwrap();
     (as_json(&snapshot(&plan, None, &Snapshot::default())), plan.warnings)
 }

@@ -29,6 +29,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use crate::policy::Policies;
 use crate::resource::{Kind, Mesh, MtlsMode, Resource, ResourceKey};
 use crate::store::{Event, Store, StoreError};
 use authority::authority;
@@ -199,6 +200,9 @@ impl MeshViews {
         }
         let with_certificate = with_certificate(store, name, mesh).await?;
         let mut view = MeshView::new(name, mesh.clone(), dataplanes, permissions, authority, &with_certificate);
+        for kind in Policies::KINDS {
+            store.list(kind, Some(name)).await?.iter().for_each(|resource| view.policies.add(resource));
+        }
         view.authority_pem = authority_pem;
         view.zones.clone_from(zones);
         view.read_services(store).await?;

@@ -8,6 +8,7 @@ use super::external::{self, External};
 use super::{Vip, Zones, endpoints};
 use crate::identity::IdentityError;
 use crate::identity::ca::{CaPem, CertificateAuthority};
+use crate::policy::Policies;
 use crate::resource::{
     Dataplane, ExternalService, Mesh, MeshExternalService, MeshMultiZoneService, MeshService, MeshTrafficPermission,
     Meta, MtlsMode,
@@ -106,6 +107,8 @@ pub struct MeshView {
     pub dataplanes: BTreeMap<String, (Meta, Arc<Dataplane>)>,
     /// MeshTrafficPermissions by name.
     pub permissions: Vec<(Meta, Arc<MeshTrafficPermission>)>,
+    /// Policies of the other kinds.
+    pub policies: Policies,
     /// Names of the Dataplanes that hold a certificate of the mesh.
     pub with_certificate: BTreeSet<String>,
     /// Services by name; see [`complete`](Self::complete).
@@ -153,6 +156,7 @@ impl MeshView {
             mesh,
             dataplanes: dataplanes.into_iter().map(|(meta, spec)| (meta.name.clone(), (meta, spec))).collect(),
             permissions,
+            policies: Policies::default(),
             with_certificate: with_certificate.clone(),
             services: BTreeMap::new(),
             backends: BTreeMap::new(),
@@ -223,6 +227,7 @@ impl MeshView {
             mesh,
             dataplanes,
             permissions,
+            policies,
             with_certificate: _,
             services,
             backends,
@@ -249,6 +254,7 @@ impl MeshView {
             && same(dataplanes, &other.dataplanes)
             && permissions.len() == other.permissions.len()
             && permissions.iter().zip(&other.permissions).all(|(a, b)| same_resource(a, b))
+            && policies.plans_as(&other.policies)
             && *services == other.services
             && *backends == other.backends
             && *outside == other.outside

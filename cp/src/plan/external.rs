@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::mesh::{External, OriginatedTls, Protocol};
+use crate::policy::proxy::ClusterPolicies;
 
 /// A destination outside the mesh.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -17,6 +18,8 @@ pub struct ExternalPlan {
     pub hosts: Vec<ExternalHostPlan>,
     /// The trust store of the proxy's host, empty if it named none.
     pub system_ca_path: String,
+    /// How much it is given.
+    pub policies: ClusterPolicies,
 }
 
 /// What the proxy that goes outside has of its own.
@@ -63,6 +66,7 @@ impl ExternalPlan {
             ipv6: site.ipv6,
             hosts: Vec::new(),
             system_ca_path: site.system_ca_path.to_owned(),
+            policies: ClusterPolicies::default(),
         };
         for external in services {
             let External { name, service, tags, protocol, hosts, tls } = external;

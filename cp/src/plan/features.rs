@@ -27,6 +27,10 @@ pub struct ProxyFeatures {
     pub admin: Option<AdminEndpoint>,
     /// `dataplane.readinessReporter.port`: where the proxy says whether it is ready, 0 for nowhere.
     pub readiness_port: u32,
+    /// `metricsCertPath`: file with the certificate chain that the proxy shows to Prometheus, empty if it named none.
+    pub metrics_cert_path: String,
+    /// `metricsKeyPath`: file with the key that belongs to it.
+    pub metrics_key_path: String,
     /// `systemCaPath`: the trust store of the proxy's host, empty if it named none.
     pub system_ca_path: String,
 }
@@ -44,6 +48,8 @@ impl Default for ProxyFeatures {
             redirection: None,
             admin: None,
             readiness_port: 0,
+            metrics_cert_path: String::new(),
+            metrics_key_path: String::new(),
             system_ca_path: String::new(),
         }
     }

@@ -1,14 +1,16 @@
 //! What one proxy needs, in our own types: listeners, clusters, endpoints and who may call.
 //!
 //! [`plan`] is a pure function of a [`MeshView`] and the proxy's name. Its parts implement `Hash`: a part whose hash did not change is
-//! neither emitted nor sent again (see [`crate::xds::Version`]). Names and defaults are those of Kuma 2.14 without Mesh* policies.
+//! neither emitted nor sent again (see [`crate::xds::Version`]). Names and defaults are those of Kuma 2.14.
 
 mod admin;
 mod dns;
 mod external;
 mod features;
+mod metrics;
 mod outbound;
 mod reachable;
+mod routes;
 mod transparent;
 mod zone;
 
@@ -18,14 +20,18 @@ use std::net::{IpAddr, Ipv6Addr};
 use crate::identity::leaf;
 use crate::mesh::{Endpoint, MeshView, Protocol};
 use crate::policy::permission::{Permission, permission};
+use crate::policy::proxy::{ClusterPolicies, InboundPolicies, ProxyPolicies};
+use crate::policy::route::HttpRoute;
 use crate::policy::select::Target;
-use crate::resource::{Dataplane, Inbound, Kind, Meta};
+use crate::policy::timeout::Timeouts;
+use crate::resource::{Dataplane, Inbound, Kind};
 
 pub use admin::{AdminPlan, AdminTarget};
 pub(crate) use dns::TTL;
 pub use dns::{DNS_PATH, DnsPlan, Record};
 pub use external::{ExternalHostPlan, ExternalPlan};
 pub use features::{AdminEndpoint, ProxyFeatures, Redirection};
+pub use metrics::{MetricsListener, MetricsPlan};
 pub(crate) use transparent::NO_PORT;
 pub use transparent::{CapturePlan, DirectAccessPlan, Family};
 pub use zone::{OutsideChain, ZoneChain, ZoneProxyPlan, egress, ingress};
@@ -53,6 +59,8 @@ pub struct ProxyPlan {
     pub dns: Option<DnsPlan>,
     /// What the proxy asks for on a socket of its own, by path.
     pub dynamic: Option<DynamicPlan>,
+    /// What is offered to Prometheus.
+    pub metrics: Option<MetricsPlan>,
     /// What is offered of the admin interface.
     pub admin: Option<AdminPlan>,
     /// Mutual TLS of the mesh, if it is on; for a zone egress, of every mesh with it.
@@ -84,6 +92,8 @@ pub struct InboundPlan {
     pub tags: BTreeMap<String, String>,
     /// Mutual TLS; absent means plain text, without any permission check.
     pub tls: Option<InboundTls>,
+    /// How long what may take; absent for the defaults of an inbound without policies.
+    pub timeouts: Option<Timeouts>,
     /// Whether workers share the port.
     pub reuse_port: bool,
     /// Addresses that count as internal.
@@ -114,6 +124,8 @@ pub struct WorkloadPlan {
     pub source: Option<&'static str>,
     /// What it speaks.
     pub protocol: Protocol,
+    /// How much it is given.
+    pub policies: InboundPolicies,
 }
 
 /// A listener for calls that the application makes.
@@ -135,8 +147,12 @@ pub struct OutboundPlan {
     pub route: String,
     /// Name of the cluster.
     pub cluster: String,
-    /// Whether it is outside the mesh, and goes by the name of its host.
-    pub outside: bool,
+    /// Where requests go, in the order in which routes are tried; none means that connections go to `cluster`.
+    pub routes: Vec<HttpRoute>,
+    /// How long what may take; absent where no policy says.
+    pub timeouts: Option<Timeouts>,
+    /// How often connecting is tried in all, for connections.
+    pub max_connect_attempts: Option<u32>,
     /// Tags of the outbound.
     pub tags: BTreeMap<String, String>,
     /// Addresses that count as internal.
@@ -159,8 +175,12 @@ pub struct ClusterPlan {
     pub name: String,
     /// What is spoken with it.
     pub speaks: Speaks,
+    /// What the destination itself speaks.
+    pub protocol: Protocol,
     /// Mutual TLS; absent means plain text.
     pub tls: Option<UpstreamTls>,
+    /// How much it is given.
+    pub policies: ClusterPolicies,
 }
 
 /// What is spoken with a destination.
@@ -268,10 +288,12 @@ pub fn plan(view: &MeshView, name: &str, features: ProxyFeatures) -> Result<Prox
     }
     let redirection = Redirection::of(networking, &features);
     let internal = internal_addresses(features.ipv6);
+    let target = Target { meta, dataplane };
+    let policies = ProxyPolicies::new(&view.policies, &view.name, target, &mut plan.warnings);
     for inbound in networking.inbound.iter().filter(|inbound| inbound.port != NO_PORT) {
-        plan_inbound(view, (meta, dataplane), inbound, (&features, redirection), &internal, &mut plan);
+        plan_inbound(view, target, &policies, inbound, (&features, redirection), &internal, &mut plan);
     }
-    outbound::outbounds(view, meta, networking, (&features, redirection), &internal, &mut plan);
+    outbound::outbounds(view, meta, networking, &policies, (&features, redirection), &internal, &mut plan);
     if let Some(redirection) = redirection {
         plan.captures = transparent::captures(view, networking, redirection, &features);
         let taken = plan.outbounds.iter().map(|outbound| (outbound.address.clone(), outbound.port)).collect();
@@ -281,6 +303,7 @@ pub fn plan(view: &MeshView, name: &str, features: ProxyFeatures) -> Result<Prox
         Ok(admin) => plan.admin = admin,
         Err(warning) => drop(plan.warnings.insert(format!("Dataplane {name:?}: {warning}"))),
     }
+    metrics::metrics(view, target, &features, &mut plan);
     if let Some(DnsPlan::Document(document)) = &plan.dns {
         plan.add_document(&features, DNS_PATH, document.clone());
     }
@@ -324,12 +347,14 @@ fn mtls(view: &MeshView, uris: impl Fn(&str) -> Vec<String>) -> Result<Option<Mt
 
 fn plan_inbound(
     view: &MeshView,
-    (meta, dataplane): (&Meta, &Dataplane),
+    target: Target<'_>,
+    policies: &ProxyPolicies<'_>,
     inbound: &Inbound,
     (features, redirection): (&ProxyFeatures, Option<Redirection>),
     internal: &[Cidr],
     plan: &mut ProxyPlan,
 ) {
+    let Target { dataplane, .. } = target;
     let address = if inbound.address.is_empty() { dataplane.address() } else { &inbound.address }.to_owned();
     let name = format!("inbound:{}", host_port(&address, inbound.port));
     let protocol = Protocol::parse(&inbound.protocol());
@@ -340,12 +365,14 @@ fn plan_inbound(
         if inbound.service_address.is_empty() { address.clone() } else { inbound.service_address.clone() };
     let source = redirection.and_then(|_| transparent::workload_source(&service_address));
     let application = (service_address, inbound.application_port(), source);
-    let workload = workload(application, protocol, plan);
+    let set = policies.inbound(inbound, &mut plan.warnings);
+    let timeouts = set.timeouts;
+    let workload = workload(application, protocol, set, plan);
 
     let tls = (!plan.mtls.is_empty()).then(|| {
         let mut warnings = Vec::new();
         let policies = view.permissions.iter().map(|(meta, policy)| (meta, policy.as_ref()));
-        let permission = permission(policies, Target { meta, dataplane }, inbound, &mut warnings);
+        let permission = permission(policies, target, inbound, &mut warnings);
         plan.warnings.extend(warnings);
         InboundTls { mesh: view.name.clone(), permissive: view.is_permissive(), permission }
     });
@@ -360,21 +387,28 @@ fn plan_inbound(
         protocol,
         tags: inbound.tags.clone(),
         tls,
+        timeouts,
         reuse_port: features.reuse_port,
         internal: internal.to_vec(),
     });
 }
 
 /// The name of the application's cluster, which is added if it is not there. Kuma calls it `localhost:<port>` whatever the address, so
-/// that two applications on one port of two addresses become one; here the second is called `<address>:<port>`.
+/// that two applications on one port of two addresses become one; here the second is called `<address>:<port>`. Where inbounds share an
+/// application, the policies of the last one apply to it (as in Kuma).
 fn workload(
     (address, port, source): (String, u32, Option<&'static str>),
     protocol: Protocol,
+    policies: InboundPolicies,
     plan: &mut ProxyPlan,
 ) -> String {
-    let mut wanted = WorkloadPlan { name: format!("localhost:{port}"), address, port, source, protocol };
+    let mut wanted = WorkloadPlan { name: format!("localhost:{port}"), address, port, source, protocol, policies };
+    let same = |found: &WorkloadPlan, wanted: &WorkloadPlan| {
+        (&found.address, found.port, found.source, found.protocol)
+            == (&wanted.address, wanted.port, wanted.source, wanted.protocol)
+    };
     match plan.workloads.iter().find(|workload| workload.name == wanted.name) {
-        Some(found) if *found == wanted => return wanted.name,
+        Some(found) if same(found, &wanted) => {}
         Some(found) if found.address == wanted.address => {
             wanted.name = format!("localhost:{port}:{}", protocol.name());
         }
@@ -382,8 +416,9 @@ fn workload(
         None => {}
     }
     let name = wanted.name.clone();
-    if !plan.workloads.contains(&wanted) {
-        plan.workloads.push(wanted);
+    match plan.workloads.iter_mut().find(|workload| workload.name == name) {
+        Some(found) => *found = wanted,
+        None => plan.workloads.push(wanted),
     }
     name
 }

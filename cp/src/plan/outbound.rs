@@ -6,14 +6,20 @@ use std::net::{IpAddr, Ipv6Addr};
 use super::external::Site;
 use super::{
     Cidr, ClusterPlan, ExternalPlan, OutboundPlan, ProxyFeatures, ProxyPlan, Redirection, Speaks, UpstreamPlan,
-    UpstreamTls, dns, host_port, reachable,
+    UpstreamTls, dns, host_port, reachable, routes,
 };
 use crate::mesh::{Backend, Endpoint, MeshView, Protocol, Vip};
-use crate::resource::{Kind, Meta, Networking, SERVICE_TAG};
+use crate::policy::id::ResourceId;
+use crate::policy::proxy::{Destination, ProxyPolicies};
+use crate::policy::route::Split;
+use crate::resource::{Kind, Meta, Networking, SERVICE_TAG, TargetRefKind};
 use crate::xds::Version;
 
 /// The tag of a listener in front of a service resource (Kuma `UnifiedNameTag`).
 const UNIFIED_NAME_TAG: &str = "kuma.io/unified-name";
+
+/// The share of a destination that is alone (Kuma `DefaultBackendRef`).
+const WHOLE: u32 = 100;
 
 /// A listener that is wanted.
 struct Place {
@@ -29,6 +35,7 @@ pub(super) fn outbounds(
     view: &MeshView,
     meta: &Meta,
     networking: &Networking,
+    policies: &ProxyPolicies<'_>,
     (features, redirection): (&ProxyFeatures, Option<Redirection>),
     internal: &[Cidr],
     plan: &mut ProxyPlan,
@@ -36,7 +43,7 @@ pub(super) fn outbounds(
     let name = &meta.name;
     let ipv6 = networking.address.parse::<Ipv6Addr>().is_ok();
     let site = Site { ipv6, system_ca_path: &features.system_ca_path };
-    let mut outbounds = Outbounds { view, site, internal, plan };
+    let mut outbounds = Outbounds { view, site, internal, policies, plan };
     if redirection.is_none() && !features.bind_outbounds {
         outbounds.listed(name, networking);
         return;
@@ -89,11 +96,13 @@ pub(super) fn outbounds(
     }
 }
 
-struct Outbounds<'a> {
-    view: &'a MeshView,
+/// Plans destinations one after the other.
+pub(super) struct Outbounds<'a> {
+    pub(super) view: &'a MeshView,
     site: Site<'a>,
     internal: &'a [Cidr],
-    plan: &'a mut ProxyPlan,
+    pub(super) policies: &'a ProxyPolicies<'a>,
+    pub(super) plan: &'a mut ProxyPlan,
 }
 
 impl Outbounds<'_> {
@@ -124,25 +133,38 @@ impl Outbounds<'_> {
 
     /// A service by tags.
     fn tags(&mut self, place: Place, service: &str, tags: &BTreeMap<String, String>) {
+        let split = self.service_cluster(service, tags, WHOLE);
+        let name = (service, format!("outbound:{service}"));
+        self.listener(place, Destination::Service(service), split, self.protocol(service), name, tags.clone());
+    }
+
+    /// What all instances of a service by tag speak.
+    pub(super) fn protocol(&self, service: &str) -> Protocol {
+        self.view.services.get(service).map_or(Protocol::Tcp, |service| service.protocol)
+    }
+
+    /// The cluster of the instances of a service that have all of these tags; it is added if it is not there.
+    pub(super) fn service_cluster(&mut self, service: &str, tags: &BTreeMap<String, String>, weight: u32) -> Split {
         let subset: BTreeMap<String, String> =
             tags.iter().filter(|(tag, _)| *tag != SERVICE_TAG).map(|(k, v)| (k.clone(), v.clone())).collect();
         let cluster = if subset.is_empty() { service.to_owned() } else { format!("{service}-{}", Version::of(tags)) };
         let found = self.view.services.get(service);
         let outside = found.is_some_and(|found| found.is_external);
-        let protocol = found.map_or(Protocol::Tcp, |service| service.protocol);
-        self.listener(place, protocol, (service, format!("outbound:{service}")), &cluster, outside, tags.clone());
+        let split = Split { cluster: cluster.clone(), weight, external: outside };
         if self.plan.upstreams.contains_key(&cluster) || self.plan.externals.contains_key(&cluster) {
-            return;
+            return split;
         }
         let view = self.view;
+        let protocol = self.protocol(service);
+        let policies = self.policies.destination(Destination::Service(service), protocol).cluster;
         if outside && !view.mesh.uses_zone_egress() {
             let services = view.outside.iter().filter(|external| external.service == service);
             let services = services.filter(|external| contains(&external.tags, &subset));
             let external = ExternalPlan::of(&cluster, services, None, self.site, &mut self.plan.warnings);
             // One of another zone is behind that zone's ingress, like any service.
             if let Some(external) = external {
-                self.plan.externals.insert(cluster, external);
-                return;
+                self.plan.externals.insert(cluster, ExternalPlan { policies, ..external });
+                return split;
             }
         }
         let ready = !view.is_permissive() || outside || found.is_some_and(|service| service.tls_ready);
@@ -154,17 +176,27 @@ impl Outbounds<'_> {
         });
         let endpoints = found.map(|service| service.endpoints.as_slice()).unwrap_or_default();
         let endpoints = endpoints.iter().filter(|endpoint| contains(&endpoint.tags, &subset));
-        self.upstream(&cluster, if outside { Speaks::Declared(protocol) } else { Speaks::Mesh }, tls, endpoints);
+        let speaks = if outside { Speaks::Declared(protocol) } else { Speaks::Mesh };
+        self.upstream(ClusterPlan { name: cluster, speaks, protocol, tls, policies }, endpoints);
+        split
     }
 
     /// A port of a service resource.
     fn backend(&mut self, place: Place, key: &str, backend: &Backend) {
+        let tags = BTreeMap::from([(UNIFIED_NAME_TAG.to_owned(), backend.kri.clone())]);
+        let split = self.backend_cluster(key, backend, WHOLE);
+        let id = backend_id(&self.view.name, backend);
+        let name = (key, backend.kri.clone());
+        self.listener(place, Destination::Resource(&id), split, backend.protocol, name, tags);
+    }
+
+    /// The cluster of a port of a service resource; it is added if it is not there.
+    pub(super) fn backend_cluster(&mut self, key: &str, backend: &Backend, weight: u32) -> Split {
         let view = self.view;
         let outside = backend.kind == Kind::MeshExternalService;
-        let tags = BTreeMap::from([(UNIFIED_NAME_TAG.to_owned(), backend.kri.clone())]);
-        self.listener(place, backend.protocol, (key, backend.kri.clone()), key, outside, tags);
+        let split = Split { cluster: key.to_owned(), weight, external: outside };
         if self.plan.upstreams.contains_key(key) {
-            return;
+            return split;
         }
         if outside && self.plan.mtls.is_empty() {
             self.plan.warnings.insert(format!(
@@ -184,19 +216,27 @@ impl Outbounds<'_> {
             sni: backend.sni.clone(),
             expected: backend.identities.iter().cloned().collect(),
         });
-        let speaks = if outside { Speaks::Declared(backend.protocol) } else { Speaks::Mesh };
-        self.upstream(key, speaks, tls, backend.endpoints.iter());
+        let protocol = backend.protocol;
+        let speaks = if outside { Speaks::Declared(protocol) } else { Speaks::Mesh };
+        let id = backend_id(&view.name, backend);
+        let policies = self.policies.destination(Destination::Resource(&id), protocol).cluster;
+        let cluster = ClusterPlan { name: key.to_owned(), speaks, protocol, tls, policies };
+        self.upstream(cluster, backend.endpoints.iter());
+        split
     }
 
     fn listener(
         &mut self,
         place: Place,
+        destination: Destination<'_>,
+        own: Split,
         protocol: Protocol,
         (service, route): (&str, String),
-        cluster: &str,
-        outside: bool,
         tags: BTreeMap<String, String>,
     ) {
+        let cluster = own.cluster.clone();
+        let routes = routes::routes(self, destination, protocol, own);
+        let set = self.policies.destination(destination, protocol);
         let Place { address, port, bind } = place;
         self.plan.outbounds.push(OutboundPlan {
             name: format!("outbound:{}", host_port(&address, port)),
@@ -206,24 +246,37 @@ impl Outbounds<'_> {
             protocol,
             service: service.to_owned(),
             route,
-            cluster: cluster.to_owned(),
-            outside,
+            cluster,
+            routes,
+            timeouts: set.timeouts,
+            max_connect_attempts: set.max_connect_attempts,
             tags,
             internal: self.internal.to_vec(),
         });
     }
 
-    fn upstream<'a>(
-        &mut self,
-        name: &str,
-        speaks: Speaks,
-        tls: Option<UpstreamTls>,
-        endpoints: impl Iterator<Item = &'a Endpoint>,
-    ) {
+    fn upstream<'a>(&mut self, cluster: ClusterPlan, endpoints: impl Iterator<Item = &'a Endpoint>) {
         // A zone proxy goes by the server name, so without TLS there is no way through it.
-        let endpoints = endpoints.filter(|endpoint| tls.is_some() || !endpoint.through_zone_proxy).cloned().collect();
-        let cluster = ClusterPlan { name: name.to_owned(), speaks, tls };
-        self.plan.upstreams.insert(name.to_owned(), UpstreamPlan { cluster, endpoints });
+        let is_usable = |endpoint: &&Endpoint| cluster.tls.is_some() || !endpoint.through_zone_proxy;
+        let endpoints = endpoints.filter(is_usable).cloned().collect();
+        self.plan.upstreams.insert(cluster.name.clone(), UpstreamPlan { cluster, endpoints });
+    }
+}
+
+/// How policies know a port of a service resource.
+pub(super) fn backend_id(mesh: &str, backend: &Backend) -> ResourceId {
+    let Backend { kind, name, namespace, zone, section, .. } = backend;
+    ResourceId {
+        kind: match kind {
+            Kind::MeshExternalService => TargetRefKind::MeshExternalService,
+            Kind::MeshMultiZoneService => TargetRefKind::MeshMultiZoneService,
+            _ => TargetRefKind::MeshService,
+        },
+        mesh: mesh.to_owned(),
+        zone: zone.clone(),
+        namespace: namespace.clone(),
+        name: name.clone(),
+        section: section.clone(),
     }
 }
 

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::mesh::{Endpoint, External, MeshView, Protocol, ZoneView, Zones, own_egresses, remote_ingresses};
 use crate::policy::permission::{Entry, Permission, permission};
+use crate::policy::proxy::ClusterPolicies;
 use crate::policy::select::Target;
 use crate::resource::{
     Action, AvailableService, Dataplane, Inbound, Kind, Meta, Networking, SERVICE_TAG, TargetRefKind,
@@ -279,7 +280,13 @@ impl Builder {
             // Zones are for the sidecars to prefer: what arrived here is wanted here.
             Endpoint { priority: 0, through_zone_proxy: false, ..endpoint }
         });
-        let plan = ClusterPlan { name: cluster.to_owned(), speaks: Speaks::Bytes, tls: None };
+        let plan = ClusterPlan {
+            name: cluster.to_owned(),
+            speaks: Speaks::Bytes,
+            protocol: Protocol::Tcp,
+            tls: None,
+            policies: ClusterPolicies::default(),
+        };
         self.plan.upstreams.insert(cluster.to_owned(), UpstreamPlan { cluster: plan, endpoints: endpoints.collect() });
     }
 

@@ -8,6 +8,7 @@
 pub mod circuit_breaker;
 pub mod id;
 pub mod merge;
+pub mod metric;
 pub mod permission;
 pub mod proxy;
 pub mod retry;
@@ -19,7 +20,7 @@ pub mod timeout;
 use std::sync::Arc;
 
 use crate::resource::{
-    MeshCircuitBreaker, MeshHTTPRoute, MeshMetric, MeshRetry, MeshTimeout, Meta, Resource, Spec, TargetRefKind,
+    Kind, MeshCircuitBreaker, MeshHTTPRoute, MeshMetric, MeshRetry, MeshTimeout, Meta, Resource, Spec, TargetRefKind,
 };
 use rules::ServiceTarget;
 
@@ -41,7 +42,19 @@ pub struct Policies {
 }
 
 impl Policies {
-    /// Adds a resource, if it is a policy of one of these kinds.
+    /// The kinds of resource that are looked at.
+    pub const KINDS: [Kind; 8] = [
+        Kind::MeshCircuitBreaker,
+        Kind::MeshHTTPRoute,
+        Kind::MeshMetric,
+        Kind::MeshRetry,
+        Kind::MeshTimeout,
+        Kind::MeshExternalService,
+        Kind::MeshMultiZoneService,
+        Kind::MeshService,
+    ];
+
+    /// Adds a resource, if it is of one of [`KINDS`](Self::KINDS).
     pub fn add(&mut self, resource: &Resource) {
         let meta = || resource.meta.clone();
         match &resource.spec {
@@ -66,9 +79,35 @@ impl Policies {
         }
     }
 
+    /// Whether these policies say what the others say. When they were written does not count.
+    pub fn plans_as(&self, other: &Policies) -> bool {
+        let Policies { circuit_breakers, metrics, retries, routes, timeouts, services } = self;
+        let same_service = |(one, other): (&ServiceTarget, &ServiceTarget)| {
+            one.kind == other.kind && same_meta(&one.meta, &other.meta) && one.ports == other.ports
+        };
+        same(circuit_breakers, &other.circuit_breakers)
+            && same(metrics, &other.metrics)
+            && same(retries, &other.retries)
+            && same(routes, &other.routes)
+            && same(timeouts, &other.timeouts)
+            && services.len() == other.services.len()
+            && services.iter().zip(&other.services).all(same_service)
+    }
+
     fn service(&mut self, kind: TargetRefKind, meta: Meta, ports: Vec<(String, u32)>) {
         self.services.push(ServiceTarget { kind, meta, ports });
     }
+}
+
+fn same_meta(one: &Meta, other: &Meta) -> bool {
+    one.name == other.name && one.labels == other.labels
+}
+
+fn same<T: PartialEq>(one: &[(Meta, Arc<T>)], other: &[(Meta, Arc<T>)]) -> bool {
+    let pairs = || one.iter().zip(other);
+    one.len() == other.len()
+        && pairs().all(|((meta, _), (other, _))| same_meta(meta, other))
+        && pairs().all(|((_, spec), (_, other))| Arc::ptr_eq(spec, other) || spec == other)
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ pub struct ProxyPolicies<'a> {
 }
 
 /// What is set for an inbound.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct InboundPolicies {
     /// How long what may take; absent if there are settings for some requests only.
     pub timeouts: Option<Timeouts>,

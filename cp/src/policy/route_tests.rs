@@ -61,9 +61,12 @@ fn equal_matches_merge_and_the_first_rule_ranks_highest() {
         "[{}, {{matches: [{{path: {{type: Exact, value: /b}}}}], default: {{filters: [{{type: RequestRedirect, requestRedirect: {{}}}}]}}}}]",
         rule("/c", "high")
     ));
+    let target = TargetRef::default();
     let (low_meta, high_meta) = (Meta::new("m", "low"), Meta::new("m", "high"));
-    let entries =
-        [ToEntry { policy: &low_meta, index: 0, conf: &low }, ToEntry { policy: &high_meta, index: 0, conf: &high }];
+    let entries = [
+        ToEntry { policy: &low_meta, top: None, target: &target, index: 0, conf: &low },
+        ToEntry { policy: &high_meta, top: None, target: &target, index: 0, conf: &high },
+    ];
     let merged: Vec<(String, bool, Option<String>, String)> = merge_rules(&entries)
         .into_iter()
         .map(|merged| {
@@ -102,7 +105,8 @@ fn there_is_always_a_route_for_the_rest() {
     let found = |yaml: &str, resource: bool| -> Vec<String> {
         let rules: Vec<RouteRule> = serde_yaml_ng::from_str(yaml).unwrap();
         let meta = Meta::new("m", "r");
-        let merged = merge_rules(&[ToEntry { policy: &meta, index: 0, conf: &rules }]);
+        let target = TargetRef::default();
+        let merged = merge_rules(&[ToEntry { policy: &meta, top: None, target: &target, index: 0, conf: &rules }]);
         routes(&merged, resource, &mut Fixed)
             .into_iter()
             .map(|(route, _)| {

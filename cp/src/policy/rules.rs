@@ -88,6 +88,10 @@ fn sorted<P: Policy>(
 pub struct ToEntry<'a, C> {
     /// The policy.
     pub policy: &'a Meta,
+    /// The reference at its top.
+    pub top: Option<&'a TargetRef>,
+    /// The destination.
+    pub target: &'a TargetRef,
     /// Position in its `to`.
     pub index: usize,
     /// The settings.
@@ -225,7 +229,7 @@ fn by_tags<'a, P: Policy, M>(
             .map(|top| select::named_route(meta, top, referable.routes));
         let of_route = route.map(|route| route.map(|(_, route)| route_tags(route)).unwrap_or_default());
         for (index, (target, conf)) in to.into_iter().enumerate() {
-            let entry = ToEntry { policy: meta, index, conf };
+            let entry = ToEntry { policy: meta, top: policy.target_ref(), target, index, conf };
             match &of_route {
                 Some(tags) => entries.extend(tags.iter().map(|tags| (tags.clone(), entry))),
                 None => match target.kind {
@@ -262,24 +266,20 @@ fn route_tags(route: &MeshHTTPRoute) -> Vec<Tags> {
     all
 }
 
-/// An entry of `to` with the target of its policy and what it names.
-type NamedEntry<'a, C> = (Option<&'a TargetRef>, &'a TargetRef, ToEntry<'a, C>);
-
 /// The entries of `to` of all policies with what they name. They rank by the attributes of their policies, then by what they name, then by
 /// the names of their policies (trap 12); each is outranked by the later ones.
-pub(super) fn to_entries<'a, P: Policy>(policies: &[(&'a Meta, &'a P)]) -> Vec<NamedEntry<'a, P::Conf>> {
+pub(super) fn to_entries<'a, P: Policy>(policies: &[(&'a Meta, &'a P)]) -> Vec<ToEntry<'a, P::Conf>> {
     let mut entries = Vec::new();
     for (meta, policy) in policies {
         let top = policy.target_ref();
         for (index, (target, conf)) in policy.to().into_iter().enumerate() {
-            entries.push((top, target, ToEntry { policy: meta, index, conf }));
+            entries.push(ToEntry { policy: meta, top, target, index, conf });
         }
     }
-    entries.sort_by_cached_key(|(top, target, entry)| {
+    entries.sort_by_cached_key(|ToEntry { policy, top, target, .. }| {
         let of_section = target.kind == Some(TargetRefKind::MeshService)
             && target.section_name.as_ref().is_some_and(|section| !section.is_empty());
-        let name = Reverse(display_name(entry.policy).clone());
-        (attributes(entry.policy, *top), target.kind, of_section, name)
+        (attributes(policy, *top), target.kind, of_section, Reverse(display_name(policy).clone()))
     });
     entries
 }
@@ -289,11 +289,12 @@ fn by_resource<'a, P: Policy, M>(
     referable: Referable<'_>,
     combine: &impl Fn(&[ToEntry<'a, P::Conf>]) -> M,
 ) -> BTreeMap<ResourceId, Rule<M>> {
-    let entries = to_entries(policies);
-    let of_resources = |top: &Option<&TargetRef>| top.and_then(|top| top.kind) != Some(TargetRefKind::MeshHTTPRoute);
-    let entries = entries.into_iter().filter(|(top, _, _)| of_resources(top));
-    let resolved: Vec<(ResourceId, ToEntry<'a, P::Conf>)> = entries
-        .flat_map(|(_, target, entry)| resolve(target, entry.policy, referable).into_iter().map(move |id| (id, entry)))
+    let of_resources =
+        |entry: &ToEntry<'a, P::Conf>| entry.top.and_then(|top| top.kind) != Some(TargetRefKind::MeshHTTPRoute);
+    let resolved: Vec<(ResourceId, ToEntry<'a, P::Conf>)> = to_entries(policies)
+        .into_iter()
+        .filter(of_resources)
+        .flat_map(|entry| resolve(entry.target, entry.policy, referable).into_iter().map(move |id| (id, entry)))
         .collect();
     let mut keys: Vec<ResourceId> = resolved.iter().map(|(id, _)| id.clone()).collect();
     keys.sort();

@@ -321,7 +321,7 @@ fn entries_are_sorted() {
             policies.timeouts.iter().map(|(meta, spec)| (meta, spec.as_ref())).collect();
         let sorted: Vec<Value> = to_entries(&all)
             .into_iter()
-            .map(|(_, target, entry)| json!([entry.policy.name, entry.index, target, entry.conf]))
+            .map(|entry| json!([entry.policy.name, entry.index, entry.target, entry.conf]))
             .collect();
         let (_, golden) = case.expected().remove(0);
         let expected: Vec<Value> = golden
