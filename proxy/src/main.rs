@@ -8,6 +8,7 @@ mod ads;
 mod app;
 mod bootstrap;
 mod control;
+mod dns;
 mod export;
 mod files;
 mod install;

@@ -32,7 +32,7 @@ use crate::{
         rbac::{PeerNames, Subject},
         tls::ServerTls,
     },
-    notice::Notice,
+    notice::{self, Notice},
     orig_dst::{self, Owner},
     outcome::Outcome,
     snapshot::Snapshot,
@@ -171,7 +171,7 @@ pub(crate) async fn serve(mut socket: Socket, accepted_by: ListenerId, panics: P
         Owner::Listener(listener) => listener,
         Owner::Loop(why) => {
             accepting.stats.downstream_cx_redirect_loop().inc();
-            if let Some(more) = worker::notice(accepting.id, Notice::RedirectLoop) {
+            if let Some(more) = notice::due(accepting.id, Notice::RedirectLoop) {
                 tracing::warn!(listener = %accepting.name, destination = ?original, peer = ?socket.peer_address(), more, "closed: {why}");
             }
             return;
@@ -195,7 +195,7 @@ pub(crate) async fn serve(mut socket: Socket, accepted_by: ListenerId, panics: P
     };
     let Some(chain) = listener.chains.find(&facts) else {
         listener.stats.no_filter_chain_match().inc();
-        if let Some(more) = worker::notice(listener.id, Notice::NoChain) {
+        if let Some(more) = notice::due(listener.id, Notice::NoChain) {
             tracing::warn!(listener = %listener.name, ?facts, more, "closed: no filter chain matches the connection");
         }
         return;

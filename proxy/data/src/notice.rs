@@ -1,8 +1,12 @@
 //! Messages that anyone can cause by connecting: said at once, then at most once per interval, with how often it happened meanwhile.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
 
 use foldhash::HashMap;
+use parking_lot::Mutex;
 
 use crate::model::ListenerId;
 
@@ -18,9 +22,17 @@ pub(crate) enum Notice {
 /// The interval.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// When each thing was last told, of one worker. As many entries as there are listeners, at most twice.
+/// Of all workers; taken only when something is refused.
+static NOTICES: LazyLock<Mutex<Notices>> = LazyLock::new(Mutex::default);
+
+/// Whether to tell something about a listener now; the number is how often it was kept back since it was told last.
+pub(crate) fn due(listener: ListenerId, notice: Notice) -> Option<u64> {
+    NOTICES.lock().due(listener, notice, Instant::now())
+}
+
+/// When each thing was last told. As many entries as there were listeners, at most twice.
 #[derive(Debug, Default)]
-pub(crate) struct Notices(HashMap<(ListenerId, Notice), Told>);
+struct Notices(HashMap<(ListenerId, Notice), Told>);
 
 #[derive(Debug)]
 struct Told {
@@ -29,8 +41,7 @@ struct Told {
 }
 
 impl Notices {
-    /// Whether to tell it now; the number is how often it was kept back since the last time.
-    pub(crate) fn due(&mut self, listener: ListenerId, notice: Notice, now: Instant) -> Option<u64> {
+    fn due(&mut self, listener: ListenerId, notice: Notice, now: Instant) -> Option<u64> {
         let mut first = false;
         let told = self.0.entry((listener, notice)).or_insert_with(|| {
             first = true;

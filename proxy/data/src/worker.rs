@@ -7,5 +7,5 @@ mod local;
 mod pool;
 
 pub use local::{SnapshotRef, date, enter_for_test, random, snapshot, with_pools};
-pub(crate) use local::{notice, register, with_balances};
+pub(crate) use local::{register, with_balances};
 pub use pool::{WorkerConfig, Workers};

@@ -24,7 +24,7 @@ pub(super) enum Failure {
 
 /// The circuit breaker's answer.
 pub(super) fn overflow(
-    exchange: Exchange,
+    exchange: Box<Exchange>,
     head: &Head,
     matched: Matched<'_>,
     cluster: &Cluster,
@@ -41,7 +41,7 @@ pub(super) fn overflow(
 }
 
 pub(super) fn fail(
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
     head: &Head,
     matched: Matched<'_>,
     cluster: &Cluster,
@@ -119,7 +119,7 @@ fn source_of<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E>
 }
 
 pub(super) fn expire(
-    exchange: Exchange,
+    exchange: Box<Exchange>,
     head: &Head,
     matched: Matched<'_>,
     cluster: &Cluster,

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use super::{
     local_reply::Refusal,
     path,
     request::{Matched, Unanswered, finish_headers, matched_length, reply},
-    route::{is_grpc, path_only},
+    route::path_only,
     upgrade,
 };
 use crate::{
@@ -30,6 +30,7 @@ use crate::{
         route::{ClusterChoice, Forward, HostRewrite, WeightedCluster},
     },
     snapshot::Snapshot,
+    stats::Origin,
     upstream::{
         pick::{self, PickContext},
         pool::{self, Lease, Protocol, Sender},
@@ -40,8 +41,8 @@ use crate::{
 /// Sends a request to where its route says and returns the response, or the answer that stands for it.
 pub(super) async fn forward(
     snapshot: &Snapshot,
-    mut exchange: Exchange,
-    mut head: Head,
+    mut exchange: Box<Exchange>,
+    head: &mut Head,
     mut extensions: http::Extensions,
     body: Incoming,
     matched: Matched<'_>,
@@ -53,26 +54,26 @@ pub(super) async fn forward(
         Some(_) => {
             manager.stats.downstream_rq_ws_on_non_ws_route().inc();
             let refusal = Refusal::new(StatusCode::FORBIDDEN, "", "upgrade_failed");
-            return Ok(reply(exchange, &head, Some(matched), refusal));
+            return Ok(reply(exchange, head, Some(matched), refusal));
         }
         None => None,
     };
     if head.method == Method::CONNECT {
-        return Ok(reply(exchange, &head, Some(matched), Refusal::new(StatusCode::FORBIDDEN, "", "upgrade_failed")));
+        return Ok(reply(exchange, head, Some(matched), Refusal::new(StatusCode::FORBIDDEN, "", "upgrade_failed")));
     }
 
-    let (cluster, weighted) = match choose_cluster(snapshot, &action.clusters, &head) {
+    let (cluster, weighted) = match choose_cluster(snapshot, &action.clusters, head) {
         Ok(chosen) => chosen,
         Err(_) => {
             manager.stats.no_cluster().inc();
             let refusal = Refusal::new(action.cluster_not_found, "", "cluster_not_found").flag(ResponseFlag::NoCluster);
-            return Ok(reply(exchange, &head, Some(matched), refusal));
+            return Ok(reply(exchange, head, Some(matched), refusal));
         }
     };
     exchange.cluster = Some(cluster.clone());
     manager.stats.rq_total().inc();
 
-    let timeout = request_timeout(&mut head, action);
+    let timeout = request_timeout(head, exchange.origin, action);
     let limits = Limits {
         start: exchange.start,
         response: timeout,
@@ -89,11 +90,11 @@ pub(super) async fn forward(
             cluster.stats.count_code(exchange.origin, 503);
             let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream", "no_healthy_upstream")
                 .flag(ResponseFlag::NoHealthyUpstream);
-            return Ok(reply(exchange, &head, Some(matched), refusal));
+            return Ok(reply(exchange, head, Some(matched), refusal));
         }
     };
 
-    rewrite(&mut head, &exchange, matched, action, weighted, &endpoint);
+    rewrite(head, &exchange, matched, action, weighted, &endpoint);
     if !manager.suppress_envoy_headers
         && let Some(timeout) = timeout
     {
@@ -107,7 +108,7 @@ pub(super) async fn forward(
     let breaker = if action.high_priority { &cluster.high_limits } else { &cluster.limits };
     if breaker.requests.load(Relaxed) >= breaker.max_requests {
         cluster.stats.upstream_rq_pending_overflow().inc();
-        return Ok(overflow(exchange, &head, matched, &cluster));
+        return Ok(overflow(exchange, head, matched, &cluster));
     }
     exchange.attempts = 1;
     let mut upstream = UpstreamRequest::new(&cluster, &endpoint, action.high_priority);
@@ -126,22 +127,16 @@ pub(super) async fn forward(
         }
     };
     let client_upgrade = switching.is_some().then(|| extensions.remove::<hyper::upgrade::OnUpgrade>()).flatten();
-    exchange.grpc = is_grpc(&head.headers);
-    let request = match outbound(&mut head, body, switching.as_deref()) {
+    let request = match outbound(head, body, switching.as_deref()) {
         Some(request) => request,
         None => {
             exchange.upstream = Some(upstream);
-            return Ok(reply(
-                exchange,
-                &head,
-                Some(matched),
-                Refusal::new(StatusCode::BAD_REQUEST, "", "invalid_path"),
-            ));
+            return Ok(reply(exchange, head, Some(matched), Refusal::new(StatusCode::BAD_REQUEST, "", "invalid_path")));
         }
     };
 
     let progress = exchange.progress.clone();
-    let attempt = attempt(&cluster, &endpoint, downstream, request, &head);
+    let attempt = std::pin::pin!(attempt(&cluster, &endpoint, downstream, request, head));
     let (response, lease) = match limits.watch(attempt, progress.as_deref()).await {
         Ok(Ok((response, lease))) => (response, lease),
         Ok(Err(failure)) => {
@@ -153,22 +148,21 @@ pub(super) async fn forward(
                 Some(Broken::Malformed) => {
                     let refusal = Refusal::new(StatusCode::BAD_REQUEST, "Bad Request", "http1.codec_error")
                         .flag(ResponseFlag::DownstreamProtocolError);
-                    Ok(reply(exchange, &head, Some(matched), refusal.closing()))
+                    Ok(reply(exchange, head, Some(matched), refusal.closing()))
                 }
-                None => Ok(fail(exchange, &head, matched, &cluster, failure)),
+                None => Ok(fail(exchange, head, matched, &cluster, failure)),
             };
         }
         Err(expired) => {
             upstream.succeeded(false);
             endpoint.stats.rq_timeout.fetch_add(1, Relaxed);
             exchange.upstream = Some(upstream);
-            return Ok(expire(exchange, &head, matched, &cluster, expired));
+            return Ok(expire(exchange, head, matched, &cluster, expired));
         }
     };
     upstream.local = lease.local;
     upstream.version = if lease.protocol() == Protocol::Http2 { Version::HTTP_2 } else { Version::HTTP_11 };
     upstream.succeeded(!response.status().is_server_error());
-    exchange.response_start = Some(exchange.start.elapsed());
     Ok(respond(exchange, upstream, response, lease, matched, &limits, weighted, client_upgrade))
 }
 
@@ -197,9 +191,9 @@ fn choose_cluster<'a>(
 }
 
 /// The route's timeout, or the caller's `x-envoy-upstream-rq-timeout-ms` (which outsiders cannot set: it was removed from their requests).
-fn request_timeout(head: &mut Head, action: &Forward) -> Option<Duration> {
+fn request_timeout(head: &mut Head, origin: Origin, action: &Forward) -> Option<Duration> {
     // Requests from outside have lost them already.
-    if !head.headers.contains_key(&names::ENVOY_INTERNAL) {
+    if origin == Origin::External {
         return action.timeout;
     }
     let asked = head.headers.remove(&names::ENVOY_TIMEOUT);
@@ -346,7 +340,7 @@ async fn attempt(
 
 #[allow(clippy::too_many_arguments, reason = "the end of `forward`, told apart only for its length")]
 fn respond(
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
     upstream: UpstreamRequest,
     response: Response<Incoming>,
     lease: Lease,
@@ -356,6 +350,8 @@ fn respond(
     client: Option<hyper::upgrade::OnUpgrade>,
 ) -> Response<ResponseBody> {
     let (mut parts, incoming) = response.into_parts();
+    let now = Instant::now();
+    exchange.response_start = Some(now - exchange.start);
     exchange.status = parts.status.as_u16();
     exchange.details = Some("via_upstream".into());
     upstream.cluster.stats.count_code(exchange.origin, exchange.status);
@@ -366,7 +362,7 @@ fn respond(
     if !exchange.manager.suppress_envoy_headers && exchange.has_whole_request() {
         parts
             .headers
-            .insert(names::ENVOY_UPSTREAM_TIME.clone(), HeaderValue::from(upstream.start.elapsed().as_millis() as u64));
+            .insert(names::ENVOY_UPSTREAM_TIME.clone(), HeaderValue::from((now - upstream.start).as_millis() as u64));
     }
     exchange.upstream = Some(upstream);
     if let Some(weighted) = weighted.filter(|weighted| !weighted.response_headers.is_empty()) {
@@ -398,5 +394,5 @@ fn respond(
         return Response::from_parts(parts, ResponseBody::EMPTY);
     }
     let body = limits.body(exchange.progress.as_deref());
-    Response::from_parts(parts, ResponseBody::Upstream(UpstreamBody::new(incoming, lease, exchange, body)))
+    Response::from_parts(parts, ResponseBody::Upstream(UpstreamBody::new(incoming, lease, exchange, body, now)))
 }

@@ -12,6 +12,7 @@ mod life;
 mod limits;
 mod local_reply;
 mod path;
+mod present;
 pub mod request;
 pub mod route;
 mod upgrade;

@@ -22,7 +22,6 @@ use crate::{
         ListenerId,
         listener::{BindAddress, Listener, TrafficDirection},
     },
-    notice::{Notice, Notices},
     snapshot::Snapshot,
     upstream::{lb::Balances, pool::Pools},
 };
@@ -133,7 +132,6 @@ struct Local {
     /// Drains that new connections join.
     standing: RefCell<Vec<DrainScope>>,
     live: RefCell<Arc<AtomicU64>>,
-    notices: RefCell<Notices>,
 }
 
 thread_local! {
@@ -146,7 +144,6 @@ thread_local! {
         connections: RefCell::default(),
         standing: RefCell::default(),
         live: RefCell::default(),
-        notices: RefCell::default(),
     };
 }
 
@@ -168,11 +165,6 @@ pub(crate) fn with_balances<T>(f: impl FnOnce(&mut Balances) -> T) -> T {
 /// A random number, from a generator of this worker's own. Not for secrets.
 pub fn random() -> u64 {
     LOCAL.with(|local| local.random.borrow_mut().next_u64())
-}
-
-/// Whether to tell something about a listener now, and how often it happened since it was told last.
-pub(crate) fn notice(listener: ListenerId, notice: Notice) -> Option<u64> {
-    LOCAL.with(|local| local.notices.borrow_mut().due(listener, notice, Instant::now()))
 }
 
 /// The value of the `date` header (RFC 9110, section 5.6.7), made once per second.
