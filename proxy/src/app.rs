@@ -209,7 +209,8 @@ async fn run(
     let end = control.run(&mut received, &mut signals, init_only).await;
     match end {
         End::Terminate => control.shut_down(&mut signals, &mut received, grace).await,
-        End::Quit | End::Initialized => {}
+        End::Quit => control.quit(&mut signals, &mut received).await,
+        End::Initialized => {}
     }
     tokio::select! {
         () = access_logs.flush(LAST_FLUSH) => Ok(ExitCode::SUCCESS),

@@ -457,6 +457,14 @@ impl Control {
             () = insisted(signals, commands) => info!("exiting at once"),
         }
     }
+
+    /// `/quitquitquit`: every connection is closed now, and says in its log how far it had come.
+    pub async fn quit(self, signals: &mut Signals, commands: &mut mpsc::Receiver<Command>) {
+        tokio::select! {
+            () = self.workers.shutdown(time::Instant::now()) => {}
+            () = insisted(signals, commands) => info!("exiting at once"),
+        }
+    }
 }
 
 /// Waits until there has been no connection for `time`, or until the deadline.
