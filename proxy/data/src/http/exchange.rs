@@ -19,7 +19,9 @@ use crate::{
         rbac::RequestView,
     },
     record::{self, Record},
+    snapshot::Snapshot,
     stats::Origin,
+    upstream::outlier::{self, Report},
 };
 
 /// A request's state. Dropping it ends the request: counters fall and the access log is written, whichever way it went.
@@ -139,10 +141,15 @@ impl UpstreamRequest {
         }
     }
 
-    /// Counts the outcome for the endpoint.
-    pub fn succeeded(&self, ok: bool) {
+    /// Counts the outcome for the endpoint, and tells outlier detection.
+    pub(super) fn ended(&self, report: Report) {
         let stats = &self.endpoint.stats;
+        let ok = matches!(report, Report::Response(code) if code < 500);
         if ok { &stats.rq_success } else { &stats.rq_error }.fetch_add(1, Relaxed);
+        if let Report::Response(_) = report {
+            outlier::report(&self.cluster, &self.endpoint, Report::Connected);
+        }
+        outlier::report(&self.cluster, &self.endpoint, report);
     }
 }
 
@@ -192,6 +199,11 @@ impl Exchange {
             grpc: false,
             complete: false,
         }
+    }
+
+    /// How much of a request may be kept, by its listener.
+    pub(super) fn buffer_limit(&self, snapshot: &Snapshot) -> Option<u32> {
+        snapshot.listener(self.connection.listener).map(|listener| listener.buffer_limit)
     }
 
     /// Whether all of the request is here.

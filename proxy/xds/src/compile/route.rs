@@ -8,9 +8,10 @@ use http::{HeaderValue, StatusCode};
 use shika_data::model::{
     RouteTableId,
     access_log::LogFormat,
+    labels::Labels,
     route::{
-        ClusterChoice, DirectResponse, Domains, Forward, Fraction, HostRewrite, PathMatch, PathRewrite, Redirect,
-        RedirectPath, RequireTls, Route, RouteAction, RouteTable, VirtualHost, WeightedCluster,
+        ClusterChoice, DirectResponse, Domains, Forward, Fraction, HostRewrite, Mirror, PathMatch, PathRewrite,
+        Redirect, RedirectPath, RequireTls, Route, RouteAction, RouteTable, VirtualHost, WeightedCluster,
     },
 };
 use shika_proto::envoy::{
@@ -20,7 +21,7 @@ use shika_proto::envoy::{
             self as proto, RouteConfiguration,
             redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier},
             route as proto_route,
-            route_action::{ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier},
+            route_action::{ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier, RequestMirrorPolicy},
             route_match::PathSpecifier,
             virtual_host::TlsRequirementType,
             weighted_cluster::cluster_weight,
@@ -32,7 +33,7 @@ use shika_proto::envoy::{
 use super::{
     Compiled, Context, Fault, Within, bound, duration, enumeration, flag, format,
     header::{self, Mutations},
-    matcher, non_empty, required, source, wrapped,
+    labels, matcher, non_empty, required, retry, source, wrapped,
 };
 
 /// Envoy's default route timeout.
@@ -43,6 +44,7 @@ struct Table<'t> {
     name: &'t str,
     validate_clusters: bool,
     largest_body: usize,
+    mirrors: &'t [RequestMirrorPolicy],
 }
 
 /// A route table. `inline`: it stands in a connection manager, where Envoy checks by default that clusters exist.
@@ -56,6 +58,7 @@ pub(crate) fn table(
         name: &from.name,
         validate_clusters: flag(&from.validate_clusters, inline),
         largest_body: wrapped(&from.max_direct_response_body_size_bytes).unwrap_or(4096) as usize,
+        mirrors: &from.request_mirror_policies,
     };
     let mut domains = Domains::default();
     let mut virtual_hosts = Vec::with_capacity(from.virtual_hosts.len());
@@ -117,8 +120,16 @@ fn virtual_host(
         TlsRequirementType::All => RequireTls::All,
     };
     let mut routes = Vec::with_capacity(from.routes.len());
+    if let Some(policy) = &from.retry_policy {
+        retry::policy(policy).within("retry_policy")?;
+    }
+    let host = Host {
+        retry: from.retry_policy.as_ref(),
+        mirrors: if from.request_mirror_policies.is_empty() { table.mirrors } else { &from.request_mirror_policies },
+        buffer_limit: buffer_limit(&from.per_request_buffer_limit_bytes, &from.request_body_buffer_limit),
+    };
     for (at, route) in from.routes.iter().enumerate() {
-        routes.push(self::route(context, table, route).at("routes", at)?);
+        routes.push(self::route(context, table, &host, route).at("routes", at)?);
     }
     Ok(VirtualHost {
         name: from.name.as_str().into(),
@@ -166,7 +177,7 @@ fn domain(domains: &mut Domains, domain: &str, index: u32, table: &str) -> Compi
     }
 }
 
-fn route(context: &mut Context<'_>, table: &Table<'_>, from: &proto::Route) -> Compiled<Route> {
+fn route(context: &mut Context<'_>, table: &Table<'_>, host: &Host<'_>, from: &proto::Route) -> Compiled<Route> {
     let matched = required(&from.r#match, "match")?;
     let ignore_case = !flag(&matched.case_sensitive, true);
     let text = |value: &str| -> Box<str> { if ignore_case { value.to_ascii_lowercase().into() } else { value.into() } };
@@ -209,7 +220,10 @@ fn route(context: &mut Context<'_>, table: &Table<'_>, from: &proto::Route) -> C
     };
     let action = match &from.action {
         Some(proto_route::Action::Route(action)) => {
-            RouteAction::Forward(forward(context, table, action).within("route")?)
+            let mut forward = forward(context, table, host, action).within("route")?;
+            forward.buffer_limit = buffer_limit(&from.per_request_buffer_limit_bytes, &from.request_body_buffer_limit)
+                .or(host.buffer_limit);
+            RouteAction::Forward(forward)
         }
         Some(proto_route::Action::Redirect(action)) => RouteAction::Redirect(redirect(action).within("redirect")?),
         Some(proto_route::Action::DirectResponse(action)) => {
@@ -242,6 +256,21 @@ fn route(context: &mut Context<'_>, table: &Table<'_>, from: &proto::Route) -> C
     })
 }
 
+/// What a route has from its virtual host (or the table) unless it says otherwise itself.
+struct Host<'a> {
+    retry: Option<&'a proto::RetryPolicy>,
+    mirrors: &'a [RequestMirrorPolicy],
+    buffer_limit: Option<u32>,
+}
+
+/// `per_request_buffer_limit_bytes`, or the newer field in its place.
+fn buffer_limit(
+    old: &Option<shika_proto::google::protobuf::UInt32Value>,
+    new: &Option<shika_proto::google::protobuf::UInt64Value>,
+) -> Option<u32> {
+    new.as_ref().map(|limit| u32::try_from(limit.value).unwrap_or(u32::MAX)).or(wrapped(old))
+}
+
 /// A fraction.
 pub(crate) fn fraction(from: &FractionalPercent) -> Compiled<Fraction> {
     let denominator = match enumeration(from.denominator, "denominator")? {
@@ -264,7 +293,13 @@ fn cluster(
     Ok(context.clusters.intern(name))
 }
 
-fn forward(context: &mut Context<'_>, table: &Table<'_>, from: &proto::RouteAction) -> Compiled<Forward> {
+fn forward(
+    context: &mut Context<'_>,
+    table: &Table<'_>,
+    host: &Host<'_>,
+    from: &proto::RouteAction,
+) -> Compiled<Forward> {
+    let asked = labels::namespace(from.metadata_match.as_ref(), labels::LB);
     let clusters = match &from.cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) => {
             let (id, name) = cluster(context, table, non_empty(name, "cluster")?).within("cluster")?;
@@ -275,7 +310,7 @@ fn forward(context: &mut Context<'_>, table: &Table<'_>, from: &proto::RouteActi
             names: context.clusters.shared(),
         },
         Some(ClusterSpecifier::WeightedClusters(weighted)) => {
-            self::weighted(context, table, weighted).within("weighted_clusters")?
+            self::weighted(context, table, asked.as_deref(), weighted).within("weighted_clusters")?
         }
         Some(ClusterSpecifier::ClusterSpecifierPlugin(_)) => {
             return Err(Fault::new("cluster_specifier_plugin", "is not supported"));
@@ -339,7 +374,43 @@ fn forward(context: &mut Context<'_>, table: &Table<'_>, from: &proto::RouteActi
             RoutingPriority::Default => false,
             RoutingPriority::High => true,
         },
+        retry: match (&from.retry_policy, host.retry) {
+            (Some(policy), _) => retry::policy(policy).within("retry_policy")?,
+            // Refused with the virtual host, if it is to be refused.
+            (None, Some(policy)) => retry::policy(policy)?,
+            (None, None) => None,
+        }
+        .map(Box::new),
+        buffer_limit: None,
+        labels: asked,
+        mirrors: mirrors(context, table, host, &from.request_mirror_policies)?,
     })
+}
+
+fn mirrors(
+    context: &mut Context<'_>,
+    table: &Table<'_>,
+    host: &Host<'_>,
+    from: &[RequestMirrorPolicy],
+) -> Compiled<Vec<Mirror>> {
+    let from = if from.is_empty() { host.mirrors } else { from };
+    let mut mirrors = Vec::with_capacity(from.len());
+    for (index, one) in from.iter().enumerate() {
+        let mirror = (|| {
+            let (cluster, name) = cluster(context, table, non_empty(&one.cluster, "cluster")?).within("cluster")?;
+            let fraction = match one.runtime_fraction.as_ref() {
+                None => None,
+                Some(share) => Some(
+                    required(&share.default_value, "default_value")
+                        .and_then(|value| fraction(value).within("default_value"))
+                        .within("runtime_fraction")?,
+                ),
+            };
+            Ok(Mirror { cluster, name, fraction, suffix: !one.disable_shadow_host_suffix_append })
+        })();
+        mirrors.push(mirror.at("request_mirror_policies", index)?);
+    }
+    Ok(mirrors)
 }
 
 /// Unset leaves the outer limit, `0s` turns it off.
@@ -351,14 +422,19 @@ fn header_value(text: &str, field: &str) -> Compiled<HeaderValue> {
     HeaderValue::from_str(text).map_err(|_| Fault::new(field, "is not a valid header value"))
 }
 
-fn weighted(context: &mut Context<'_>, table: &Table<'_>, from: &proto::WeightedCluster) -> Compiled<ClusterChoice> {
+fn weighted(
+    context: &mut Context<'_>,
+    table: &Table<'_>,
+    asked: Option<&Labels>,
+    from: &proto::WeightedCluster,
+) -> Compiled<ClusterChoice> {
     if from.clusters.is_empty() {
         return Err(Fault::new("clusters", "value must contain at least 1 item(s)"));
     }
     let mut clusters = Vec::with_capacity(from.clusters.len());
     let mut total: u32 = 0;
     for (index, one) in from.clusters.iter().enumerate() {
-        let cluster = weight(context, table, one).at("clusters", index)?;
+        let cluster = weight(context, table, asked, one).at("clusters", index)?;
         total = total
             .checked_add(cluster.weight)
             .ok_or_else(|| Fault::new("clusters", "The sum of weights of all weighted clusters exceeds 4294967295"))?;
@@ -381,6 +457,7 @@ fn weighted(context: &mut Context<'_>, table: &Table<'_>, from: &proto::Weighted
 fn weight(
     context: &mut Context<'_>,
     table: &Table<'_>,
+    asked: Option<&Labels>,
     from: &proto::weighted_cluster::ClusterWeight,
 ) -> Compiled<WeightedCluster> {
     let (id, name) = cluster(context, table, non_empty(&from.name, "name")?).within("name")?;
@@ -394,6 +471,11 @@ fn weight(
         id,
         name,
         weight: wrapped(&from.weight).unwrap_or(0),
+        labels: match (asked, labels::namespace(from.metadata_match.as_ref(), labels::LB)) {
+            (Some(asked), Some(own)) => Some(Arc::new(asked.clone().with(&own))),
+            (Some(asked), None) => Some(Arc::new(asked.clone())),
+            (None, own) => own,
+        },
         host_rewrite,
         request_headers: header::mutations(
             context,

@@ -209,8 +209,8 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.config.core.v3.Metadata",
-        honoured: "",
-        harmless: &[("filter_metadata", INFO), ("typed_filter_metadata", INFO)],
+        honoured: "filter_metadata",
+        harmless: &[("typed_filter_metadata", INFO)],
         refused: &[],
     },
     Message {
