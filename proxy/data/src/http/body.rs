@@ -425,9 +425,11 @@ pub struct UpstreamBody {
     inner: Incoming,
     /// Given back to the pool at the end of the body; dropped with the body otherwise, which closes an HTTP/1 connection.
     lease: Option<Lease>,
-    exchange: Exchange,
+    exchange: Box<Exchange>,
     limits: BodyLimits,
     last_activity: Instant,
+    /// The upstream keeps us waiting since then; unset, a frame has come after it.
+    waiting: bool,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -452,14 +454,15 @@ pub enum BodyError {
 }
 
 impl UpstreamBody {
-    /// Wraps a body that is not yet at its end.
-    pub fn new(inner: Incoming, lease: Lease, exchange: Exchange, limits: BodyLimits) -> Box<Self> {
+    /// Wraps a body that is not yet at its end; its headers came `now`.
+    pub fn new(inner: Incoming, lease: Lease, exchange: Box<Exchange>, limits: BodyLimits, now: Instant) -> Box<Self> {
         Box::new(UpstreamBody {
             inner,
             lease: Some(lease),
             exchange,
             limits,
-            last_activity: Instant::now(),
+            last_activity: now,
+            waiting: false,
             timer: None,
         })
     }
@@ -506,6 +509,10 @@ impl Body for ResponseBody {
         let frame = match Pin::new(&mut body.inner).poll_frame(cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
+                if !body.waiting {
+                    body.waiting = true;
+                    body.last_activity = Instant::now();
+                }
                 let flag = ready!(body.poll_expiry(cx));
                 body.exchange.abort(flag);
                 return Poll::Ready(Some(Err(BodyError::Timeout(flag))));
@@ -513,9 +520,7 @@ impl Body for ResponseBody {
         };
         match frame {
             Some(Ok(frame)) => {
-                if body.limits.idle.is_some() {
-                    body.last_activity = Instant::now();
-                }
+                body.waiting = false;
                 match frame.data_ref() {
                     Some(data) => body.exchange.bytes_sent += data.remaining() as u64,
                     None => body.exchange.keep_trailers(frame.trailers_ref()),

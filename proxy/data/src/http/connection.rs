@@ -119,9 +119,9 @@ async fn serve_http1(
     let service = service_fn(|request: Request<Incoming>| {
         let active = Active::new(life.clone());
         let last = manager.max_requests_per_connection.is_some_and(|most| life.requests() >= most);
-        let served = request::serve(request, connection.clone(), chain.clone());
+        let (connection, chain) = (connection.clone(), chain.clone());
         async move {
-            let mut response = served.await?;
+            let mut response = request::serve(request, connection, chain).await?;
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 active.leaves_http();
             } else if last {
@@ -177,10 +177,9 @@ async fn serve_http2(
         service_fn(move |request: Request<Incoming>| {
             let active = Active::new(life.clone());
             let last = most.is_some_and(|most| life.requests() >= most);
-            let (life, served) = (life.clone(), request::serve(request, connection.clone(), chain.clone()));
-            let connection = connection.clone();
+            let (life, connection, chain) = (life.clone(), connection.clone(), chain.clone());
             async move {
-                let response = served.await?;
+                let response = request::serve(request, connection.clone(), chain).await?;
                 // The client is told with its answer rather than at once, so that the request it may just be sending is not turned away.
                 if last || connection.drain.is_draining() {
                     life.used_up();

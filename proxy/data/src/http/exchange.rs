@@ -163,8 +163,8 @@ impl Drop for UpstreamRequest {
 }
 
 impl Exchange {
-    /// A request that has just come in.
-    pub fn new(connection: Arc<Connection>, manager: Arc<HttpConnectionManager>, version: Version) -> Self {
+    /// A request that has just come in. On the heap from the start: it is handed on from function to function until its response is sent.
+    pub fn new(connection: Arc<Connection>, manager: Arc<HttpConnectionManager>, version: Version) -> Box<Self> {
         let stats = &manager.stats;
         stats.downstream_rq_total().inc();
         stats.downstream_rq_active().inc();
@@ -172,7 +172,7 @@ impl Exchange {
             Version::HTTP_2 => stats.downstream_rq_http2_total().inc(),
             _ => stats.downstream_rq_http1_total().inc(),
         }
-        Exchange {
+        Box::new(Exchange {
             remote: connection.remote,
             connection,
             manager,
@@ -198,7 +198,7 @@ impl Exchange {
             keep_alive: false,
             grpc: false,
             complete: false,
-        }
+        })
     }
 
     /// How much of a request may be kept, by its listener.
@@ -346,12 +346,12 @@ impl Drop for Exchange {
                 _ => stats.downstream_rq_5xx().inc(),
             }
         }
-        let elapsed = self.start.elapsed();
-        stats.downstream_rq_time().record(elapsed.as_millis() as u64);
+        let now = Instant::now();
+        stats.downstream_rq_time().record((now - self.start).as_millis() as u64);
         if let Some(upstream) = &self.upstream
             && self.status > 0
         {
-            let took = upstream.start.elapsed().as_millis() as u64;
+            let took = (now - upstream.start).as_millis() as u64;
             upstream.cluster.stats.upstream_rq_time().record(took);
             match self.origin {
                 Origin::Internal => upstream.cluster.stats.internal_upstream_rq_time().record(took),

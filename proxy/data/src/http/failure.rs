@@ -26,7 +26,7 @@ pub(super) enum Failure {
 
 /// The circuit breaker's answer.
 pub(super) fn overflow(
-    exchange: Exchange,
+    exchange: Box<Exchange>,
     head: &Head,
     matched: Matched<'_>,
     cluster: &Cluster,
@@ -43,7 +43,7 @@ pub(super) fn overflow(
 }
 
 pub(super) fn fail(
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
     head: &Head,
     matched: Matched<'_>,
     cluster: &Cluster,
@@ -133,7 +133,7 @@ fn source_of<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E>
 }
 
 pub(super) fn expire(
-    exchange: Exchange,
+    exchange: Box<Exchange>,
     head: &Head,
     matched: Matched<'_>,
     cluster: &Cluster,

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -22,7 +22,7 @@ use super::{
     path,
     request::{Matched, Unanswered, finish_headers, matched_length, reply},
     retry::{Retry, Tries},
-    route::{is_grpc, path_only},
+    route::path_only,
     upgrade,
 };
 use crate::{
@@ -32,6 +32,7 @@ use crate::{
         route::{ClusterChoice, Forward, HostRewrite, WeightedCluster},
     },
     snapshot::Snapshot,
+    stats::Origin,
     upstream::{
         outlier::Report,
         pick::{self, PickContext},
@@ -43,8 +44,8 @@ use crate::{
 /// Sends a request to where its route says and returns the response, or the answer that stands for it.
 pub(super) async fn forward(
     snapshot: &Snapshot,
-    mut exchange: Exchange,
-    mut head: Head,
+    mut exchange: Box<Exchange>,
+    head: &mut Head,
     mut extensions: http::Extensions,
     body: Incoming,
     matched: Matched<'_>,
@@ -56,26 +57,26 @@ pub(super) async fn forward(
         Some(_) => {
             manager.stats.downstream_rq_ws_on_non_ws_route().inc();
             let refusal = Refusal::new(StatusCode::FORBIDDEN, "", "upgrade_failed");
-            return Ok(reply(exchange, &head, Some(matched), refusal));
+            return Ok(reply(exchange, head, Some(matched), refusal));
         }
         None => None,
     };
     if head.method == Method::CONNECT {
-        return Ok(reply(exchange, &head, Some(matched), Refusal::new(StatusCode::FORBIDDEN, "", "upgrade_failed")));
+        return Ok(reply(exchange, head, Some(matched), Refusal::new(StatusCode::FORBIDDEN, "", "upgrade_failed")));
     }
 
-    let (cluster, weighted) = match choose_cluster(snapshot, &action.clusters, &head) {
+    let (cluster, weighted) = match choose_cluster(snapshot, &action.clusters, head) {
         Ok(chosen) => chosen,
         Err(_) => {
             manager.stats.no_cluster().inc();
             let refusal = Refusal::new(action.cluster_not_found, "", "cluster_not_found").flag(ResponseFlag::NoCluster);
-            return Ok(reply(exchange, &head, Some(matched), refusal));
+            return Ok(reply(exchange, head, Some(matched), refusal));
         }
     };
     exchange.cluster = Some(cluster.clone());
     manager.stats.rq_total().inc();
 
-    let timeout = request_timeout(&mut head, action);
+    let timeout = request_timeout(head, exchange.origin, action);
     let limits = Limits {
         start: exchange.start,
         response: timeout,
@@ -97,11 +98,11 @@ pub(super) async fn forward(
             cluster.stats.count_code(exchange.origin, 503);
             let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream", "no_healthy_upstream")
                 .flag(ResponseFlag::NoHealthyUpstream);
-            return Ok(reply(exchange, &head, Some(matched), refusal));
+            return Ok(reply(exchange, head, Some(matched), refusal));
         }
     };
 
-    rewrite(&mut head, &exchange, matched, action, weighted, &endpoint);
+    rewrite(head, &exchange, matched, action, weighted, &endpoint);
     if !manager.suppress_envoy_headers
         && let Some(timeout) = action.retry.as_ref().and_then(|retry| retry.first_timeout(timeout)).or(timeout)
     {
@@ -115,7 +116,7 @@ pub(super) async fn forward(
     let breaker = if action.high_priority { &cluster.high_limits } else { &cluster.limits };
     if breaker.requests.load(Relaxed) >= breaker.max_requests {
         cluster.stats.upstream_rq_pending_overflow().inc();
-        return Ok(overflow(exchange, &head, matched, &cluster));
+        return Ok(overflow(exchange, head, matched, &cluster));
     }
     exchange.attempts = 1;
     let mut upstream = UpstreamRequest::new(&cluster, &endpoint, action.high_priority);
@@ -135,17 +136,11 @@ pub(super) async fn forward(
     };
     let retry = action.retry.as_deref().and_then(|policy| Retry::new(policy, &head.view()));
     let client_upgrade = switching.is_some().then(|| extensions.remove::<hyper::upgrade::OnUpgrade>()).flatten();
-    exchange.grpc = is_grpc(&head.headers);
-    let request = match outbound(&mut head, body, switching.as_deref()) {
+    let request = match outbound(head, body, switching.as_deref()) {
         Some(request) => request,
         None => {
             exchange.upstream = Some(upstream);
-            return Ok(reply(
-                exchange,
-                &head,
-                Some(matched),
-                Refusal::new(StatusCode::BAD_REQUEST, "", "invalid_path"),
-            ));
+            return Ok(reply(exchange, head, Some(matched), Refusal::new(StatusCode::BAD_REQUEST, "", "invalid_path")));
         }
     };
 
@@ -153,20 +148,20 @@ pub(super) async fn forward(
     let buffer = || action.buffer_limit.or_else(|| exchange.buffer_limit(snapshot)).unwrap_or(1 << 20);
     let request = match action.mirrors.is_empty() {
         true => request,
-        false => mirror(snapshot, action, &head, downstream, request, buffer()),
+        false => mirror(snapshot, action, head, downstream, request, buffer()),
     };
     let outcome = match retry {
         None => {
             let attempt = attempt(&cluster, &endpoint, downstream, request, &head.authority, head.scheme);
-            limits.watch(attempt, progress.as_deref()).await
+            limits.watch(std::pin::pin!(attempt), progress.as_deref()).await
         }
         Some(retry) => {
             let buffer = buffer();
-            let (exchange, upstream, head) = (&mut exchange, &mut upstream, &mut head);
+            let (exchange, upstream, head) = (&mut *exchange, &mut upstream, &mut *head);
             let tries =
                 Tries { retry, exchange, upstream, head, action, labels, downstream, original, timeout, buffer };
             // Boxed: requests of routes without a retry policy must not be larger for it.
-            limits.watch(Box::pin(tries.run(request)), progress.as_deref()).await.and_then(|ended| ended)
+            limits.watch(Box::pin(tries.run(request)).as_mut(), progress.as_deref()).await.and_then(|ended| ended)
         }
     };
     let (response, lease) = match outcome {
@@ -180,9 +175,9 @@ pub(super) async fn forward(
                 Some(Broken::Malformed) => {
                     let refusal = Refusal::new(StatusCode::BAD_REQUEST, "Bad Request", "http1.codec_error")
                         .flag(ResponseFlag::DownstreamProtocolError);
-                    Ok(reply(exchange, &head, Some(matched), refusal.closing()))
+                    Ok(reply(exchange, head, Some(matched), refusal.closing()))
                 }
-                None => Ok(fail(exchange, &head, matched, &cluster, failure)),
+                None => Ok(fail(exchange, head, matched, &cluster, failure)),
             };
         }
         Err(expired) => {
@@ -191,13 +186,12 @@ pub(super) async fn forward(
                 upstream.endpoint.stats.rq_timeout.fetch_add(1, Relaxed);
             }
             exchange.upstream = Some(upstream);
-            return Ok(expire(exchange, &head, matched, &cluster, expired));
+            return Ok(expire(exchange, head, matched, &cluster, expired));
         }
     };
     upstream.local = lease.local;
     upstream.version = if lease.protocol() == Protocol::Http2 { Version::HTTP_2 } else { Version::HTTP_11 };
     upstream.ended(Report::Response(response.status().as_u16()));
-    exchange.response_start = Some(exchange.start.elapsed());
     Ok(respond(exchange, upstream, response, lease, matched, &limits, weighted, client_upgrade))
 }
 
@@ -226,9 +220,9 @@ fn choose_cluster<'a>(
 }
 
 /// The route's timeout, or the caller's `x-envoy-upstream-rq-timeout-ms` (which outsiders cannot set: it was removed from their requests).
-fn request_timeout(head: &mut Head, action: &Forward) -> Option<Duration> {
+fn request_timeout(head: &mut Head, origin: Origin, action: &Forward) -> Option<Duration> {
     // Requests from outside have lost them already.
-    if !head.headers.contains_key(&names::ENVOY_INTERNAL) {
+    if origin == Origin::External {
         return action.timeout;
     }
     let asked = head.headers.remove(&names::ENVOY_TIMEOUT);
@@ -376,7 +370,7 @@ pub(super) async fn attempt(
 
 #[allow(clippy::too_many_arguments, reason = "the end of `forward`, told apart only for its length")]
 fn respond(
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
     upstream: UpstreamRequest,
     response: Response<Incoming>,
     lease: Lease,
@@ -386,6 +380,8 @@ fn respond(
     client: Option<hyper::upgrade::OnUpgrade>,
 ) -> Response<ResponseBody> {
     let (mut parts, incoming) = response.into_parts();
+    let now = Instant::now();
+    exchange.response_start = Some(now - exchange.start);
     exchange.status = parts.status.as_u16();
     exchange.details = Some("via_upstream".into());
     upstream.cluster.stats.count_code(exchange.origin, exchange.status);
@@ -396,7 +392,7 @@ fn respond(
     if !exchange.manager.suppress_envoy_headers && exchange.has_whole_request() {
         parts
             .headers
-            .insert(names::ENVOY_UPSTREAM_TIME.clone(), HeaderValue::from(upstream.start.elapsed().as_millis() as u64));
+            .insert(names::ENVOY_UPSTREAM_TIME.clone(), HeaderValue::from((now - upstream.start).as_millis() as u64));
     }
     exchange.upstream = Some(upstream);
     if let Some(weighted) = weighted.filter(|weighted| !weighted.response_headers.is_empty()) {
@@ -428,5 +424,5 @@ fn respond(
         return Response::from_parts(parts, ResponseBody::EMPTY);
     }
     let body = limits.body(exchange.progress.as_deref());
-    Response::from_parts(parts, ResponseBody::Upstream(UpstreamBody::new(incoming, lease, exchange, body)))
+    Response::from_parts(parts, ResponseBody::Upstream(UpstreamBody::new(incoming, lease, exchange, body, now)))
 }

@@ -15,7 +15,8 @@ use super::{
     headers as names,
     local_reply::Refusal,
     path,
-    route::{path_only, without_port},
+    present::Present,
+    route::{is_grpc, path_only, without_port},
 };
 use crate::{
     connection::Connection,
@@ -51,6 +52,8 @@ pub struct Head {
     pub keep_alive: bool,
     /// There is neither `:authority` nor `host`; an empty one is one.
     no_authority: bool,
+    /// What is in `headers`, as long as only `check` and `sanitize` touched them.
+    present: Present,
 }
 
 /// A path and query: as it came, or as it was changed.
@@ -82,9 +85,12 @@ impl Head {
             None => headers.get(header::HOST).cloned().unwrap_or(HeaderValue::from_static("")),
         };
         let no_authority = authority.is_empty() && !headers.contains_key(header::HOST);
+        let present = Present::of(&headers);
         if version == Version::HTTP_2 {
             headers.remove(header::HOST);
-            names::join_cookies(&mut headers);
+            if present.has(Present::COOKIES) {
+                names::join_cookies(&mut headers);
+            }
         }
         let scheme = match uri.scheme_str() {
             Some("https") => "https",
@@ -101,8 +107,14 @@ impl Head {
             remote: None,
             keep_alive: false,
             no_authority,
+            present,
         };
         (head, extensions, body)
+    }
+
+    /// Whether it is a gRPC request, by what came.
+    pub fn is_grpc(&self) -> bool {
+        self.present.has(Present::CONTENT_TYPE) && is_grpc(&self.headers)
     }
 
     /// For matchers.
@@ -149,7 +161,7 @@ impl Head {
             return Err(Refusal::new(StatusCode::BAD_REQUEST, "", "missing_host_header").closing());
         }
         // Two hosts (RFC 9112 section 3.2): this hop might route by the one and the next serve the other.
-        if self.headers.get_all(header::HOST).iter().nth(1).is_some() {
+        if self.version != Version::HTTP_2 && self.present.has(Present::HOSTS) {
             return Err(self.malformed());
         }
         if self.headers.len() > manager.max_header_count as usize {
@@ -229,18 +241,27 @@ impl Head {
     /// The connection manager's header work: hop-by-hop headers, who asks, whether from inside, request id, client certificate.
     pub fn sanitize(&mut self, manager: &HttpConnectionManager, connection: &Connection) -> Origin {
         self.strip_host(manager, connection);
-        for name in [&names::KEEP_ALIVE, &names::PROXY_CONNECTION, &header::TRANSFER_ENCODING, &names::ENVOY_INTERNAL] {
-            self.headers.remove(name);
+        let present = self.present;
+        if present.has(Present::HOP) {
+            for name in [&names::KEEP_ALIVE, &names::PROXY_CONNECTION, &header::TRANSFER_ENCODING] {
+                self.headers.remove(name);
+            }
+        }
+        if present.has(Present::ENVOY) {
+            self.headers.remove(&names::ENVOY_INTERNAL);
         }
         // hyper has answered it.
-        if self
-            .headers
-            .get(header::EXPECT)
-            .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+        if present.has(Present::EXPECT)
+            && self
+                .headers
+                .get(header::EXPECT)
+                .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
         {
             self.headers.remove(header::EXPECT);
         }
-        if self.headers.get(header::TE).is_some_and(|te| !te.as_bytes().eq_ignore_ascii_case(b"trailers")) {
+        if present.has(Present::TE)
+            && self.headers.get(header::TE).is_some_and(|te| !te.as_bytes().eq_ignore_ascii_case(b"trailers"))
+        {
             self.headers.remove(header::TE);
         }
         let scheme = if connection.tls.is_some() { "https" } else { "http" };
@@ -250,7 +271,7 @@ impl Head {
             && self.remote_known(manager, connection);
         if internal {
             self.headers.insert(names::ENVOY_INTERNAL.clone(), HeaderValue::from_static("true"));
-        } else if self.headers.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
+        } else if present.has(Present::ENVOY) {
             if manager.trust.use_remote_address {
                 for name in &names::EDGE_ONLY {
                     self.headers.remove(name);
@@ -267,7 +288,7 @@ impl Head {
         {
             self.headers.insert(names::ENVOY_EXTERNAL_ADDRESS.clone(), address);
         }
-        let keep_id = self.headers.contains_key(&names::REQUEST_ID) && (!edge || manager.preserve_external_request_id);
+        let keep_id = present.has(Present::REQUEST_ID) && (!edge || manager.preserve_external_request_id);
         if manager.generate_request_id && !keep_id {
             self.headers.insert(names::REQUEST_ID.clone(), names::new_request_id());
         }
@@ -276,7 +297,11 @@ impl Head {
             names::append(&mut self.headers, header::VIA, via.to_str().unwrap_or(""), ", ");
         }
         if self.version != Version::HTTP_2 {
-            self.scheme = match self.headers.get(&names::FORWARDED_PROTO).map(HeaderValue::as_bytes) {
+            let forwarded = match present.has(Present::FORWARDED_PROTO) {
+                true => self.headers.get(&names::FORWARDED_PROTO),
+                false => None,
+            };
+            self.scheme = match forwarded.map(HeaderValue::as_bytes) {
                 Some(b"https") => "https",
                 Some(b"http") => "http",
                 _ => scheme,
@@ -317,10 +342,13 @@ impl Head {
 
     /// Acts on `connection`: what it names belongs to this hop. Envoy refuses to take away what others rely on.
     fn take_connection(&mut self) -> Result<(), Refusal> {
-        let Some(connection) = self.headers.remove(header::CONNECTION) else {
-            self.headers.remove(header::UPGRADE);
+        if !self.present.has(Present::CONNECTION) {
+            if self.present.has(Present::UPGRADE) {
+                self.headers.remove(header::UPGRADE);
+            }
             return Ok(());
-        };
+        }
+        let Some(connection) = self.headers.remove(header::CONNECTION) else { return Ok(()) };
         let upgrade = self.headers.remove(header::UPGRADE);
         let mut wants_upgrade = false;
         for token in connection.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
@@ -335,6 +363,7 @@ impl Head {
                     return Err(self.malformed());
                 }
                 self.headers.remove(name);
+                self.present = Present::of(&self.headers);
             } else {
                 return Err(self.malformed());
             }
@@ -351,7 +380,10 @@ impl Head {
     /// Finds out who asks. Returns whether `x-forwarded-for` leaves no doubt about it.
     fn trust(&mut self, manager: &HttpConnectionManager, connection: &Connection, scheme: &'static str) -> bool {
         let trust = &manager.trust;
-        let forwarded = names::joined(&self.headers, &names::FORWARDED_FOR);
+        let forwarded = match self.present.has(Present::FORWARDED_FOR) {
+            true => names::joined(&self.headers, &names::FORWARDED_FOR),
+            false => String::new(),
+        };
         self.remote = connection.remote;
         if trust.use_remote_address {
             if trust.xff_trusted_hops > 0
@@ -369,7 +401,7 @@ impl Head {
                 };
                 names::append(&mut self.headers, names::FORWARDED_FOR.clone(), &client.to_string(), ",");
             }
-            if trust.xff_trusted_hops == 0 || !self.headers.contains_key(&names::FORWARDED_PROTO) {
+            if trust.xff_trusted_hops == 0 || !self.present.has(Present::FORWARDED_PROTO) {
                 self.headers.insert(names::FORWARDED_PROTO.clone(), HeaderValue::from_static(scheme));
             }
             return forwarded.is_empty();
@@ -378,7 +410,7 @@ impl Head {
         if let Some(ip) = nth_from_right(&forwarded, trust.xff_trusted_hops as usize) {
             self.remote = Some(SocketAddr::new(ip, 0));
         }
-        if !self.headers.contains_key(&names::FORWARDED_PROTO) {
+        if !self.present.has(Present::FORWARDED_PROTO) {
             let value = if self.version == Version::HTTP_2 { self.scheme } else { scheme };
             self.headers.insert(names::FORWARDED_PROTO.clone(), HeaderValue::from_static(value));
         }
@@ -389,20 +421,26 @@ impl Head {
         self.remote.is_some() || (connection.remote.is_none() && manager.trust.internal_unix)
     }
 
+    fn drop_client_certificate(&mut self) {
+        if self.present.has(Present::CLIENT_CERT) {
+            self.headers.remove(&names::CLIENT_CERT);
+        }
+    }
+
     fn client_certificate(&mut self, manager: &HttpConnectionManager, connection: &Connection) {
         let what = manager.client_cert;
         let peer = connection.tls.as_ref().filter(|tls| tls.fingerprint.is_some());
         match what.mode {
             ForwardClientCertMode::AlwaysForwardOnly => return,
-            ForwardClientCertMode::Sanitize => {
-                self.headers.remove(&names::CLIENT_CERT);
+            ForwardClientCertMode::ForwardOnly if peer.is_some() => return,
+            ForwardClientCertMode::Sanitize | ForwardClientCertMode::ForwardOnly => {
+                self.drop_client_certificate();
                 return;
             }
             _ if peer.is_none() => {
-                self.headers.remove(&names::CLIENT_CERT);
+                self.drop_client_certificate();
                 return;
             }
-            ForwardClientCertMode::ForwardOnly => return,
             ForwardClientCertMode::AppendForward | ForwardClientCertMode::SanitizeSet => {}
         }
         let Some(peer) = peer else { return };

@@ -2,6 +2,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
+use super::present::Present;
 use crate::{
     model::header::{AppendAction, HeaderAdd, HeaderMutations},
     record::{self, Record},
@@ -86,8 +87,9 @@ pub fn new_request_id() -> HeaderValue {
 
 /// Removes what belongs to one hop from a response.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    for name in [&header::CONNECTION, &KEEP_ALIVE, &PROXY_CONNECTION, &header::TRANSFER_ENCODING, &header::UPGRADE] {
-        if headers.contains_key(name) {
+    if Present::of(headers).has(Present::CONNECTION.or(Present::HOP).or(Present::UPGRADE)) {
+        for name in [&header::CONNECTION, &KEEP_ALIVE, &PROXY_CONNECTION, &header::TRANSFER_ENCODING, &header::UPGRADE]
+        {
             headers.remove(name);
         }
     }

@@ -1,6 +1,9 @@
 //! How long a request may take: several clocks, of which the earliest counts.
 
-use std::time::{Duration, Instant};
+use std::{
+    pin::Pin,
+    time::{Duration, Instant},
+};
 
 use super::body::{BodyLimits, Progress};
 use crate::error::ResponseFlag;
@@ -45,13 +48,18 @@ pub(super) enum Expired {
 
 impl Limits {
     /// Awaits `attempt`, or tells which bound was reached before.
-    pub async fn watch<F: Future>(&self, attempt: F, progress: Option<&Progress>) -> Result<F::Output, Expired> {
-        let mut attempt = std::pin::pin!(attempt);
+    ///
+    /// Takes it pinned: an argument that is then pinned here would stand in the future twice, and be moved once.
+    pub async fn watch<F: Future>(
+        &self,
+        mut attempt: Pin<&mut F>,
+        progress: Option<&Progress>,
+    ) -> Result<F::Output, Expired> {
         loop {
             let Some((at, _)) = self.next(progress) else { return Ok(attempt.await) };
             tokio::select! {
                 biased;
-                output = &mut attempt => return Ok(output),
+                output = attempt.as_mut() => return Ok(output),
                 () = tokio::time::sleep_until(at.into()) => {}
             }
             let due = self.next(progress);

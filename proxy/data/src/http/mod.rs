@@ -13,6 +13,7 @@ mod limits;
 mod local_reply;
 mod mirror;
 mod path;
+mod present;
 pub mod request;
 mod retry;
 pub mod route;

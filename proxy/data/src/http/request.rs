@@ -14,7 +14,7 @@ use super::{
     headers::{self as names, mutate, values},
     local_reply::Refusal,
     path,
-    route::{is_grpc, path_only, without_port},
+    route::{path_only, without_port},
 };
 use crate::{
     connection::{Connection, explain},
@@ -49,6 +49,7 @@ pub async fn serve(
     let mut exchange = Exchange::new(connection, manager.clone(), request.version());
     let (mut head, extensions, body) = Head::new(request);
     exchange.unfinished = !body.is_end_stream() || head.method == Method::CONNECT;
+    exchange.grpc = head.is_grpc();
 
     if let Err(refusal) = head.check(&manager) {
         return Ok(reply(exchange, &head, None, refusal));
@@ -103,7 +104,7 @@ pub async fn serve(
     }
     match &matched.route.action {
         RouteAction::Forward(action) => {
-            forward::forward(&snapshot, exchange, head, extensions, body, matched, action).await
+            forward::forward(&snapshot, exchange, &mut head, extensions, body, matched, action).await
         }
         RouteAction::Redirect(redirect) => {
             manager.stats.rq_redirect().inc();
@@ -123,7 +124,7 @@ pub async fn serve(
                 }
                 None => direct.body.clone(),
             };
-            let grpc = is_grpc(&head.headers);
+            let grpc = exchange.grpc;
             let text = if grpc { String::from_utf8_lossy(&body).into_owned() } else { String::new() };
             let mut response = Refusal::new(direct.status, text, "direct_response").response(grpc);
             if !grpc && !body.is_empty() {
@@ -208,11 +209,11 @@ fn denied(rbac: &Rbac, head: &Head, exchange: &Exchange) -> Option<Refusal> {
 }
 
 fn must_use_tls(host: &VirtualHost, head: &Head, exchange: &Exchange) -> bool {
-    let plain = head.headers.get(&names::FORWARDED_PROTO).is_none_or(|proto| proto.as_bytes() != b"https");
+    let plain = || head.headers.get(&names::FORWARDED_PROTO).is_none_or(|proto| proto.as_bytes() != b"https");
     match host.require_tls {
         RequireTls::No => false,
-        RequireTls::All => plain,
-        RequireTls::ExternalOnly => plain && exchange.origin == crate::stats::Origin::External,
+        RequireTls::All => plain(),
+        RequireTls::ExternalOnly => exchange.origin == crate::stats::Origin::External && plain(),
     }
 }
 
@@ -259,7 +260,7 @@ pub(super) fn matched_length(matched: &PathMatch, path: &str) -> usize {
 
 /// Ends a request with a refusal.
 pub(super) fn reply(
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
     head: &Head,
     matched: Option<Matched<'_>>,
     refusal: Refusal,
@@ -268,14 +269,13 @@ pub(super) fn reply(
         exchange.flags.set(flag);
     }
     exchange.details = Some(refusal.details.clone());
-    let grpc = exchange.grpc || is_grpc(&head.headers);
-    let response = refusal.response(grpc);
+    let response = refusal.response(exchange.grpc);
     local(exchange, head, matched, response)
 }
 
 /// Ends a request with a response of ours.
 fn local(
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
     head: &Head,
     matched: Option<Matched<'_>>,
     mut response: Response<ResponseBody>,

@@ -17,7 +17,7 @@ pub fn allowed(kind: &str, manager: &[(Box<str>, bool)], route: &[(Box<str>, boo
 }
 
 /// Copies bytes between the two connections once both have left HTTP. The exchange lives as long as the copy, and the downstream connection waits for it.
-pub fn splice(client: OnUpgrade, server: OnUpgrade, mut exchange: Exchange, idle: Option<Duration>) {
+pub fn splice(client: OnUpgrade, server: OnUpgrade, mut exchange: Box<Exchange>, idle: Option<Duration>) {
     exchange.manager.stats.downstream_cx_upgrades_total().inc();
     exchange.manager.stats.downstream_cx_upgrades_active().inc();
     let connection = exchange.connection.clone();

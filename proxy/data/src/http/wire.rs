@@ -190,7 +190,11 @@ impl AsyncWrite for Wire {
             let first = bufs.first().map_or(&[][..], |first| &**first);
             return this.poll_answer(cx, first, bufs.iter().map(|buf| buf.len()).sum());
         }
-        let n = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?;
+        // Most writes are one piece, for which the plain call is cheaper in the kernel.
+        let n = match bufs {
+            [one] => ready!(Pin::new(&mut this.io).poll_write(cx, one))?,
+            _ => ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?,
+        };
         this.count_written(n);
         Poll::Ready(Ok(n))
     }

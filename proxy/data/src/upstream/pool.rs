@@ -154,8 +154,8 @@ pub async fn acquire(
         match found {
             Found::Lease(lease) => return Ok(lease),
             Found::Connect => {
-                let lease = open(cluster, endpoint, key(protocol), auto).await?;
-                return Ok(lease);
+                // On the heap, because it is seldom: every request's future would have room for a connection attempt and a TLS handshake.
+                return Box::pin(open(cluster, endpoint, key(protocol), auto)).await;
             }
             Found::WaitIdle(freed) => {
                 let _pending = Pending::new(cluster);
