@@ -414,6 +414,7 @@ impl Compiler {
             registry: &self.registry,
             log_sink: &mut **log_sink,
             hostname,
+            bind_source: self.bind_source,
             clusters: &mut self.cluster_ids,
             cluster_exists,
             static_secret_exists: &|name| fixed.contains_key(name),

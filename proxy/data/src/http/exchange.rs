@@ -120,6 +120,7 @@ pub struct UpstreamRequest {
     /// Our address on the connection.
     pub local: Option<SocketAddr>,
     high_priority: bool,
+    released: bool,
 }
 
 impl UpstreamRequest {
@@ -138,6 +139,7 @@ impl UpstreamRequest {
             version: Version::HTTP_11,
             local: None,
             high_priority,
+            released: false,
         }
     }
 
@@ -151,14 +153,22 @@ impl UpstreamRequest {
         }
         outlier::report(&self.cluster, &self.endpoint, report);
     }
-}
 
-impl Drop for UpstreamRequest {
-    fn drop(&mut self) {
+    /// Takes its share of the gauges and limits away; done by `Drop` at the latest.
+    pub(super) fn release(&mut self) {
+        if std::mem::replace(&mut self.released, true) {
+            return;
+        }
         let limits = if self.high_priority { &self.cluster.high_limits } else { &self.cluster.limits };
         limits.requests.fetch_sub(1, Relaxed);
         self.cluster.stats.upstream_rq_active().dec();
         self.endpoint.stats.rq_active.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Drop for UpstreamRequest {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 

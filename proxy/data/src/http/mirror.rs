@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderValue, Request, Response};
+use http::{HeaderName, HeaderValue, Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
@@ -31,6 +31,8 @@ use crate::{
     worker,
 };
 
+const INTERNAL: HeaderName = HeaderName::from_static("x-envoy-internal");
+
 /// Sends copies of a request where the route wants them, and returns the request.
 pub(super) fn mirror(
     snapshot: &Snapshot,
@@ -53,6 +55,8 @@ pub(super) fn mirror(
         *copy.method_mut() = parts.method.clone();
         *copy.uri_mut() = parts.uri.clone();
         *copy.headers_mut() = parts.headers.clone();
+        // As in Envoy: whoever gets the copy sees that it comes from inside.
+        copy.headers_mut().insert(INTERNAL, HeaderValue::from_static("true"));
         let host = shadow(&head.authority, mirror.suffix);
         tokio::spawn(send(cluster, copy, complete, host, head.scheme, downstream, action.timeout));
         request = Request::from_parts(parts, body);

@@ -254,6 +254,8 @@ impl Tries<'_> {
             }
             Err(_) => self.upstream.ended(Report::TimedOut),
         }
+        // The pause is nobody's request.
+        self.upstream.release();
     }
 
     /// Chooses the endpoint of the next try.

@@ -74,7 +74,7 @@ fn no_more_than_the_share_is_ejected_and_one_if_asked_for() {
         let cluster = cluster(4, OutlierConfig { most_ejected, always_one, ..Default::default() });
         for at in 0..4 {
             for _ in 0..5 {
-                report(&cluster, &host(&cluster, at), Report::Response(503));
+                report(&cluster, &host(&cluster, at), Report::Response(500));
             }
         }
         let stats = &cluster.outlier.as_ref().unwrap().stats;

@@ -102,7 +102,7 @@ pub(crate) fn cluster(context: &mut Context<'_>, from: &proto::Cluster) -> Compi
             }
         };
     let bind_source = match &from.upstream_bind_config {
-        None => None,
+        None => context.bind_source,
         Some(config) => address::source(config).within("upstream_bind_config")?,
     };
     let keepalive = from

@@ -44,7 +44,7 @@ use super::{
     filter::rbac,
     flag,
     http::{self, Routes},
-    labels, non_empty, positive, required, source,
+    kafka, labels, non_empty, positive, required, source,
     tls::{self, ServerBinding, Transport},
     unpack, wrapped,
 };
@@ -314,6 +314,9 @@ fn chain(
     let mut terminal = Terminal::Close;
     if let Some((last, others)) = from.filters.split_last() {
         for (index, filter) in others.iter().enumerate() {
+            if content(filter).and_then(kafka::is_counter).at("filters", index)? {
+                continue;
+            }
             filters.push(network_filter(context, filter).at("filters", index)?);
         }
         (terminal, routes) = self::terminal(context, last, route_ids).at("filters", others.len())?;

@@ -92,7 +92,7 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.config.cluster.v3.CircuitBreakers.Thresholds",
-        honoured: "priority max_connections max_pending_requests max_requests max_retries track_remaining",
+        honoured: "priority max_connections max_pending_requests max_requests max_retries retry_budget track_remaining",
         harmless: &[(
             "max_connection_pools",
             "there is one pool for each endpoint and worker, and max_connections bounds their connections",
