@@ -8,18 +8,30 @@ ROUNDS ?= 5
 # Tools installed under target/tools win over those of the machine.
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
-.PHONY: help demo test bench load fmt lint setup
+.PHONY: help demo demo-zones images test test-compose bench load fmt lint setup
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: ## Two services, two sidecars, one control plane: a call over mutual TLS, then its denial
 	@scripts/setup.sh build curl
 	@demo/run.sh
 
+demo-zones: ## Two zones and a global control plane in network namespaces (root): calls across, a cut link, a killed control plane
+	@scripts/setup.sh build curl netns
+	@demo/zones.sh
+
+images: ## Static programs and container images (Docker)
+	@scripts/setup.sh build docker
+	@scripts/images.sh
+
 test: ## Formatting, clippy, licences, every test, parity with Envoy
-	@scripts/setup.sh build lint deny envoy curl
+	@scripts/setup.sh build lint deny envoy curl netns
 	@scripts/test.sh
+
+test-compose: ## The same two zones with docker compose, and a real Prometheus, checked by a script
+	@scripts/setup.sh build curl docker
+	@scripts/test-compose.sh
 
 bench: ## CPU per request, memory and start-up beside Envoy: make bench ROUNDS=5 SUBJECT=both|shika|envoy
 	@scripts/setup.sh build envoy
@@ -41,4 +53,4 @@ lint: ## Formatting, clippy, licences
 	@scripts/test.sh lint
 
 setup: ## Install everything that the other targets need
-	@scripts/setup.sh build lint deny envoy curl
+	@scripts/setup.sh build lint deny envoy curl netns

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the named parts of the work need: build, lint, deny, envoy, curl. What is there already is left alone.
+# Installs what the named parts of the work need: build, lint, deny, envoy, curl, netns, docker. What is there already is left alone.
 # System packages come from apt where this runs as root; everything else goes to target/tools and can be deleted with it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -99,9 +99,30 @@ setup_curl() {
     have curl || apt_install "curl is missing" curl ca-certificates
 }
 
+# What the tests in network namespaces need. They run as root alone; without root they say that they checked nothing.
+setup_netns() {
+    [ "$(id -u)" = 0 ] || return 0
+    local missing=()
+    have ip || missing+=(iproute2)
+    have nft || missing+=(nftables)
+    { have iptables-nft-restore && have iptables-legacy-restore; } || missing+=(iptables)
+    have setpriv || missing+=(util-linux)
+    have sysctl || missing+=(procps)
+    # A server that speaks first, and its client.
+    { have mariadbd && have mariadb; } || missing+=(mariadb-server-core mariadb-client)
+    [ ${#missing[@]} = 0 ] || apt_install "programs for network namespaces are missing" "${missing[@]}"
+}
+
+# The Docker engine and docker compose, from the distribution. Whether an engine runs is for those to see who use it.
+setup_docker() {
+    have docker && have dockerd || apt_install "the Docker engine is missing" docker.io iptables
+    docker compose version >/dev/null 2>&1 || have docker-compose || apt_install "docker compose is missing" docker-compose
+    have debootstrap || apt_install "debootstrap is missing" debootstrap
+}
+
 for part in "$@"; do
     case $part in
-    build | lint | deny | envoy | curl) "setup_$part" ;;
+    build | lint | deny | envoy | curl | netns | docker) "setup_$part" ;;
     *) die "no such part: $part" ;;
     esac
 done

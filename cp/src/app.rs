@@ -18,6 +18,7 @@ use crate::auth::DataplaneTokens;
 use crate::config::{Config, DpAuth, StoreType};
 use crate::defaults;
 use crate::dp::{DpConfig, DpServer};
+use crate::services::{Services, Settings};
 use crate::store::Store;
 
 /// Runs the control plane until SIGTERM or SIGINT.
@@ -50,6 +51,8 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     };
     defaults::ensure(&store, config.skip_mesh_creation).await.context("cannot create the defaults")?;
 
+    defaults::ensure_zone_names(&store).await.context("cannot create the defaults")?;
+
     let api_listener = bind(config.api_http_interface, config.api_http_port, "the REST API", "--api-http-port").await?;
     let diagnostics_listener =
         bind(config.diagnostics_interface, config.diagnostics_port, "diagnostics", "--diagnostics-port").await?;
@@ -73,11 +76,14 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     dp_config.xds_host.clone_from(&config.xds_host);
     dp_config.require_token = config.dp_auth == DpAuth::DpToken;
     dp_config.instance_id.clone_from(&instance_id);
+    dp_config.zone.clone_from(&config.zone_name);
     if !dp_config.require_token {
         tracing::warn!("data planes join without a token: whoever reaches {dp_at} gets a certificate");
     }
     let dp = DpServer::new(store.clone(), DataplaneTokens::new(store.clone()), dp_config, dp_listener)?;
     let (dp_stats, dp_ca) = (dp.stats(), dp.ca_path().to_owned());
+
+    let services = tokio::spawn(Services::new(store.clone(), Settings::new(&config.zone_name)).run());
 
     let (stop, stopped) = watch::channel(false);
     let mut servers: JoinSet<(&'static str, anyhow::Result<()>)> = JoinSet::new();
@@ -143,6 +149,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         Some(Ok((name, Err(error)))) => Err(error.context(format!("{name} failed"))),
         Some(Err(panic)) => Err(anyhow::anyhow!("a server failed: {panic}")),
     };
+    services.abort();
     while let Some(ended) = servers.join_next().await {
         if let Ok((name, Err(error))) = ended
             && result.is_ok()

@@ -122,6 +122,9 @@ pub struct Config {
     /// Which part of a mesh over several zones this control plane is
     #[arg(long, value_enum, default_value = "zone", env = "KUMA_MODE")]
     pub mode: Mode,
+    /// Name of the zone
+    #[arg(long, value_name = "NAME", default_value = "default", value_parser = zone_name, env = "KUMA_MULTIZONE_ZONE_NAME")]
+    pub zone_name: String,
     /// Whether not to create the mesh "default" on start
     #[arg(
         long,
@@ -139,6 +142,17 @@ pub struct Config {
     /// How much is logged
     #[arg(long, value_enum, default_value = "info", env = "SHIKA_LOG_LEVEL")]
     pub log_level: LogLevel,
+}
+
+/// Checks the name of a zone: a DNS label, because it becomes a part of host names.
+fn zone_name(text: &str) -> Result<String, String> {
+    let label = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let bytes = text.as_bytes();
+    let edges = bytes.first().is_some_and(|b| label(*b)) && bytes.last().is_some_and(|b| label(*b));
+    if text.len() <= 63 && edges && bytes.iter().all(|b| label(*b) || *b == b'-') {
+        return Ok(text.to_owned());
+    }
+    Err("use at most 63 lower case letters, digits and '-', beginning and ending with a letter or digit".to_owned())
 }
 
 impl Config {
@@ -197,6 +211,7 @@ impl Config {
                     DpAuth::None => "none",
                 }}},
             },
+            "multizone": {"zone": {"name": self.zone_name}},
             "bootstrapServer": {"params": {"xdsHost": self.xds_host}},
             "diagnostics": {"serverPort": self.diagnostics_port},
             "defaults": {"skipMeshCreation": self.skip_mesh_creation},

@@ -1,10 +1,14 @@
 //! What a fresh control plane and a new mesh start with (Kuma `pkg/defaults`).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::auth::{ADMIN_GROUP, USER_SIGNING_KEY_PREFIX, User, UserTokens, new_signing_key, signing_key_prefix};
-use crate::resource::{Kind, Mesh, Meta, Resource, Secret, Spec};
+use crate::auth::{
+    ADMIN_GROUP, USER_SIGNING_KEY_PREFIX, User, UserTokens, ZONE_SIGNING_KEY_PREFIX, new_signing_key,
+    signing_key_prefix,
+};
+use crate::resource::{HostnameGenerator, HostnameSelector, Kind, LabelSelector, Mesh, Meta, Resource, Secret, Spec};
 use crate::store::{Expect, Store, StoreError};
 
 /// The mesh that a fresh control plane has.
@@ -32,6 +36,7 @@ pub enum DefaultsError {
 /// [`DefaultsError`] naming what could not be created.
 pub async fn ensure(store: &Store, skip_mesh_creation: bool) -> Result<(), DefaultsError> {
     ensure_user_keys(store).await?;
+    ensure_key(store, "", ZONE_SIGNING_KEY_PREFIX).await?;
     if !skip_mesh_creation {
         let mesh = Resource::new(Meta::new("", DEFAULT_MESH), Spec::Mesh(Arc::new(Mesh::default())));
         match store.put(mesh, Expect::Absent).await {
@@ -52,6 +57,83 @@ pub async fn ensure(store: &Store, skip_mesh_creation: bool) -> Result<(), Defau
 /// [`DefaultsError`] naming what could not be created.
 pub async fn ensure_mesh(store: &Store, mesh: &str) -> Result<(), DefaultsError> {
     ensure_key(store, mesh, &signing_key_prefix(mesh)).await
+}
+
+/// Creates the HostnameGenerators that a zone has (Kuma `pkg/defaults/hostname_generator.go`), unless they are there.
+///
+/// # Errors
+/// [`DefaultsError`] naming what could not be created.
+pub async fn ensure_zone_names(store: &Store) -> Result<(), DefaultsError> {
+    let of_zone = || LabelSelector { match_labels: labels(&[("kuma.io/origin", "zone")]) };
+    let external = HostnameSelector { mesh_external_service: Some(of_zone()), ..HostnameSelector::default() };
+    let service = HostnameSelector { mesh_service: Some(of_zone()), ..HostnameSelector::default() };
+    for (name, selector, template) in [
+        ("local-mesh-external-service", external, "{{ .DisplayName }}.extsvc.mesh.local"),
+        ("local-universal-mesh-service", service, "{{ .DisplayName }}.svc.mesh.local"),
+    ] {
+        ensure_generator(store, name, &[("kuma.io/origin", "zone")], selector, template).await?;
+    }
+    Ok(())
+}
+
+/// Creates the HostnameGenerators that a global control plane has for its zones, unless they are there.
+///
+/// # Errors
+/// [`DefaultsError`] naming what could not be created.
+pub async fn ensure_global_names(store: &Store) -> Result<(), DefaultsError> {
+    let global = ("kuma.io/origin", "global");
+    let service = |more: &[(&str, &str)]| HostnameSelector {
+        mesh_service: Some(LabelSelector { match_labels: labels(&[&[global], more].concat()) }),
+        ..HostnameSelector::default()
+    };
+    let kubernetes = ("kuma.io/env", "kubernetes");
+    let headless = |value| ("k8s.kuma.io/is-headless-service", value);
+    let of_global = || LabelSelector { match_labels: labels(&[global]) };
+    let multi_zone = HostnameSelector { mesh_multi_zone_service: Some(of_global()), ..HostnameSelector::default() };
+    let external = HostnameSelector { mesh_external_service: Some(of_global()), ..HostnameSelector::default() };
+    for (name, selector, template) in [
+        ("synced-mesh-multi-zone-service", multi_zone, "{{ .DisplayName }}.mzsvc.mesh.local"),
+        (
+            "synced-kube-mesh-service",
+            service(&[headless("false"), kubernetes]),
+            "{{ .DisplayName }}.{{ .Namespace }}.svc.{{ .Zone }}.mesh.local",
+        ),
+        (
+            "synced-headless-kube-mesh-service",
+            service(&[headless("true"), kubernetes]),
+            "{{ label \"statefulset.kubernetes.io/pod-name\" }}.{{ label \"k8s.kuma.io/service-name\" }}.{{ .Namespace \
+             }}.svc.{{ .Zone }}.mesh.local",
+        ),
+        (
+            "synced-universal-mesh-service",
+            service(&[("kuma.io/env", "universal")]),
+            "{{ .DisplayName }}.svc.{{ .Zone }}.mesh.local",
+        ),
+        ("synced-mesh-external-service", external, "{{ .DisplayName }}.extsvc.mesh.local"),
+    ] {
+        ensure_generator(store, name, &[], selector, template).await?;
+    }
+    Ok(())
+}
+
+fn labels(labels: &[(&str, &str)]) -> BTreeMap<String, String> {
+    labels.iter().map(|(label, value)| ((*label).to_owned(), (*value).to_owned())).collect()
+}
+
+async fn ensure_generator(
+    store: &Store,
+    name: &str,
+    with_labels: &[(&str, &str)],
+    selector: HostnameSelector,
+    template: &str,
+) -> Result<(), DefaultsError> {
+    let mut meta = Meta::new("", name);
+    meta.labels = labels(with_labels);
+    let generator = HostnameGenerator { selector, template: template.to_owned(), extension: None };
+    match store.put(Resource::new(meta, Spec::HostnameGenerator(Arc::new(generator))), Expect::Absent).await {
+        Ok(_) | Err(StoreError::Exists(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn ensure_user_keys(store: &Store) -> Result<(), DefaultsError> {

@@ -105,7 +105,8 @@ async fn bootstrap_answers() {
         ("no inbound", request(file(no_inbound)), 422, "networking"),
         ("another name", request(file(other_name)), 422, "name: \"other\""),
         ("not a CA", request(json!({"caCert": "x"})), 400, "caCert"),
-        ("ingress", request(json!({"proxyType": "ingress"})), 422, "proxyType"),
+        ("unknown type", request(json!({"proxyType": "gateway"})), 422, "proxyType"),
+        ("unknown ingress", request(json!({"proxyType": "ingress"})), 404, ""),
     ];
     for (name, body, status, text) in cases {
         let (found, _, answer) = cp.bootstrap("application/json", &body).await;
@@ -310,4 +311,119 @@ async fn a_certificate_that_is_due_is_replaced_on_the_stream() {
     assert_ne!(first, second);
     assert_eq!(cp.stats.certificates(), 2);
     cp.stop().await;
+}
+
+/// What a zone proxy says of itself.
+fn zone_node(name: &str, proxy_type: &str, resource: &str) -> Node {
+    let text = |text: &str| ProtoValue { kind: Some(value::Kind::StringValue(text.to_owned())) };
+    let fields = [("dataplane.proxyType", proxy_type), ("dataplane.resource", resource)];
+    let fields = fields.into_iter().map(|(key, value)| (key.to_owned(), text(value))).collect();
+    Node { id: format!(".{name}"), metadata: Some(Struct { fields }), ..Node::default() }
+}
+
+/// Opens a stream as a zone proxy; the error that ends it at once, or the stream.
+async fn open_zone_proxy(
+    cp: &Cp,
+    node: Node,
+    token: &str,
+) -> (mpsc::Sender<DeltaDiscoveryRequest>, Result<Streaming<DeltaDiscoveryResponse>, Status>) {
+    let (requests, queue) = mpsc::channel(16);
+    let mut request = tonic::Request::new(ReceiverStream::new(queue));
+    if !token.is_empty() {
+        request.metadata_mut().insert("authorization", token.parse().unwrap());
+    }
+    let type_url = ResourceType::Cluster.url().to_owned();
+    requests
+        .send(DeltaDiscoveryRequest { node: Some(node), type_url, ..DeltaDiscoveryRequest::default() })
+        .await
+        .unwrap();
+    let mut client = AggregatedDiscoveryServiceClient::new(cp.channel().await);
+    (requests, client.delta_aggregated_resources(request).await.map(tonic::Response::into_inner))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn zone_proxies_join_with_zone_tokens() {
+    use shika_cp::auth::ZoneScope::{ControlPlane, Egress, Ingress};
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = shika_cp::dp::DpConfig::new(dir.path());
+    config.zone = "east".to_owned();
+    config.deregistration_delay = std::time::Duration::ZERO;
+    let cp = Cp::start_with(Store::memory(), config).await;
+    let hour = std::time::Duration::from_secs(3600);
+    let ingress = "{type: ZoneIngress, name: zi-1, networking: {address: 127.0.0.1, port: 10001, advertisedAddress: 192.0.2.1, \
+                   advertisedPort: 20001, admin: {port: 9902}}}";
+    let of_west = "{type: ZoneIngress, name: zi-1, zone: west, networking: {port: 10001}}";
+    let egress = "{type: ZoneEgress, name: ze-1, networking: {address: 127.0.0.1, port: 10002}}";
+    let good = cp.zone_token("east", &[Ingress, Egress], hour).await;
+    let tokens = [
+        ("", "token"),
+        (
+            &cp.zone_token("west", &[Ingress, Egress], hour).await,
+            "zone from requestor: east is different than in token: west",
+        ),
+        (&cp.zone_token("east", &[Egress, ControlPlane], hour).await, "ingress is out of token's scope"),
+        (&cp.expired_zone_token("east").await, "token is expired since"),
+        (&cp.token("zi-1").await, "signature of the token is invalid"),
+        ("a.b.c", "not a JWT"),
+    ];
+    let bootstrap = |token: &str, proxy_type: &str, resource: &str, name: &str| {
+        json!({"mesh": "ignored", "name": name, "proxyType": proxy_type, "dataplaneToken": token, "dataplaneResource": resource})
+            .to_string()
+    };
+    for (token, expected) in tokens {
+        let (status, _, body) = cp.bootstrap("application/json", &bootstrap(token, "ingress", ingress, "zi-1")).await;
+        let body = String::from_utf8(body).unwrap();
+        assert_eq!(status, 422, "{body}");
+        assert!(body.contains(expected), "{expected:?} expected: {body}");
+        let (_requests, opened) = open_zone_proxy(&cp, zone_node("zi-1", "ingress", ingress), token).await;
+        let error = match opened {
+            Err(error) => error,
+            Ok(mut stream) => stream.message().await.unwrap_err(),
+        };
+        assert_eq!(error.code(), Code::Unauthenticated, "{error}");
+        assert!(error.message().contains(expected) || expected == "token", "{expected:?} expected: {error}");
+    }
+    assert_eq!(cp.store.list(Kind::ZoneIngress, None).await.unwrap(), [], "nobody was let in");
+
+    let (status, _, body) = cp.bootstrap("application/json", &bootstrap(&good, "ingress", of_west, "zi-1")).await;
+    let body = String::from_utf8(body).unwrap();
+    assert_eq!(status, 422);
+    assert!(body.contains("is in zone \"west\", and this is the control plane of zone \"east\""), "{body}");
+
+    let (status, _, body) = cp.bootstrap("application/json", &bootstrap(&good, "ingress", ingress, "zi-1")).await;
+    assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
+    let answer: Value = serde_json::from_slice(&body).unwrap();
+    let yaml = base64::engine::general_purpose::STANDARD.decode(answer["bootstrap"].as_str().unwrap()).unwrap();
+    let document: Value = serde_yaml_ng::from_slice(&yaml).unwrap();
+    let node = &document["node"];
+    assert_eq!((&node["id"], &node["cluster"]), (&json!(".zi-1"), &json!("ingress")));
+    assert_eq!(node["metadata"]["dataplane.proxyType"], "ingress");
+    assert_eq!(node["metadata"]["dataplane.admin.port"], "9902");
+
+    // Both are let in and registered, and their insights say that they are connected, and at the end that they are not.
+    for (proxy_type, resource, name, kind, insight) in [
+        ("ingress", ingress, "zi-1", Kind::ZoneIngress, Kind::ZoneIngressInsight),
+        ("egress", egress, "ze-1", Kind::ZoneEgress, Kind::ZoneEgressInsight),
+    ] {
+        let mut watch = cp.store.watch();
+        let (requests, stream) = open_zone_proxy(&cp, zone_node(name, proxy_type, resource), &good).await;
+        let insight = ResourceKey::global(insight, name);
+        let online = async |cp: &Cp| {
+            let stored = cp.store.get(&insight).await.unwrap();
+            stored
+                .as_ref()
+                .and_then(|resource| resource.zone_proxy_insight())
+                .is_some_and(|insight| insight.is_online())
+        };
+        while !online(&cp).await {
+            tokio::time::timeout(PATIENCE, watch.next()).await.unwrap().unwrap();
+        }
+        let stored = cp.store.get(&ResourceKey::global(kind, name)).await.unwrap().unwrap();
+        assert_eq!(stored.to_document()["zone"], "east");
+        drop((requests, stream));
+        while cp.store.get(&stored.key()).await.unwrap().is_some() {
+            tokio::time::timeout(PATIENCE, watch.next()).await.unwrap().unwrap();
+        }
+        assert_eq!(cp.store.get(&insight).await.unwrap(), None, "it goes with its proxy");
+    }
 }

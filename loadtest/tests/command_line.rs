@@ -23,7 +23,7 @@ impl Running {
 
     fn signal(&self, name: &str) {
         let pid = self.0.as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+        assert!(Command::new("sh").args(["-c", &format!("kill -s {name} {pid}")]).status().unwrap().success());
     }
 
     fn output(mut self) -> Output {

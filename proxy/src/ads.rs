@@ -115,8 +115,8 @@ impl AdsLink {
         }
     }
 
-    /// Starts the task anew when the token's file holds another token: the next stream has to show it.
-    fn renew_token(&mut self) {
+    /// Opens another stream if the token's file holds another token: the control plane should see it before the old one runs out.
+    pub fn renew_token(&mut self) {
         let Some(token) = self.state.token_file.as_ref().and_then(|path| fs::read_to_string(path).ok()) else { return };
         let token = token.trim();
         let Some((_, value)) =
@@ -127,9 +127,11 @@ impl AdsLink {
         if token.is_empty() || value == token {
             return;
         }
-        info!("the dataplane token has changed");
+        info!("the token has changed; the control plane is shown the new one on a new stream");
         *value = token.to_owned();
         self.task.abort();
+        self.ads.disconnected();
+        self.requests = None;
         (self.task, self.events) = spawn(&self.state, self.config.clone());
     }
 

@@ -3,6 +3,8 @@
 use std::{
     cell::{Cell, RefCell},
     fs, io,
+    net::Ipv4Addr,
+    path::Path,
     process::ExitCode,
     rc::Rc,
     sync::Arc,
@@ -11,22 +13,32 @@ use std::{
 
 use shika_data::{
     drain,
+    model::listener::BindAddress,
     stats::Registry,
     worker::{WorkerConfig, Workers},
 };
-use shika_proto::envoy::config::bootstrap::v3::Bootstrap;
+use shika_proto::{
+    envoy::config::{bootstrap::v3::Bootstrap, core::v3::Node},
+    google::protobuf::value::Kind,
+};
 use shika_xds::{CompileOptions, Compiler};
 use tokio::{sync::mpsc, task::LocalSet};
 use tracing::{error, info};
 
 use crate::{
-    admin::{self, tags::Tags},
-    control::{Control, End},
+    admin::{self, Access, tags::Tags},
+    control::{Control, Credentials, End},
+    dns::{self, Dns},
     export::access_log::{self, AccessLogs, Flush},
     logging::Logging,
     options::{DrainStrategy, Mode, Options},
     server_stats::{self, ServerGroups},
-    sidecar::{self, readiness},
+    sidecar::{
+        self,
+        credentials::Watched,
+        metrics::{self, Metrics},
+        probes, readiness,
+    },
     signals::Signals,
     state::State,
     version,
@@ -36,15 +48,17 @@ use crate::{
 const COMMANDS: usize = 16;
 /// How long the last access log lines may take.
 const LAST_FLUSH: Duration = Duration::from_secs(2);
-/// How long a sidecar goes on accepting after SIGTERM while its peers learn that it is going.
+/// How long a sidecar goes on accepting after the last connection has ended, while its peers learn that it is going.
 const SIDECAR_GRACE: Duration = Duration::from_secs(2);
+/// Kuma's.
+const DEFAULT_ADMIN_PORT: u16 = 9901;
 
 /// On whose behalf the process serves.
 pub enum Role {
     /// In Envoy's place.
     Envoy,
     /// In kuma-dp's place too.
-    Sidecar(sidecar::Sidecar),
+    Sidecar(Box<sidecar::Sidecar>),
 }
 
 /// Runs a bootstrap until the process is told to end.
@@ -60,9 +74,9 @@ pub fn serve(options: Options, bootstrap: Bootstrap, logging: Logging, role: Rol
     // Lookups may still sit in the blocking pool; nothing waits for them any more.
     runtime.shutdown_background();
     match result {
-        Ok(()) => {
+        Ok(code) => {
             info!("exiting");
-            ExitCode::SUCCESS
+            code
         }
         Err(errors) => {
             for error in errors {
@@ -87,7 +101,7 @@ async fn run(
     logging: Logging,
     role: Role,
     start: Instant,
-) -> Result<(), Vec<String>> {
+) -> Result<ExitCode, Vec<String>> {
     let one = |error: String| vec![error];
     info!("initializing Shika {} ({}), {} workers", version::SHIKA_VERSION, version::build(), options.workers());
     let mut signals = Signals::new().map_err(|error| one(format!("signal handlers: {error}")))?;
@@ -105,8 +119,17 @@ async fn run(
     let admin = plan.admin.as_ref().map(|admin| admin::Listener::bind(&admin.address)).transpose().map_err(one)?;
     write_address_files(&options, admin.as_ref()).map_err(one)?;
     let readiness = match &role {
+        Role::Envoy => Vec::new(),
+        Role::Sidecar(sidecar) => readiness::bind(sidecar, plan.admin.as_ref()).map_err(one)?,
+    };
+    let dns = match &role {
         Role::Envoy => None,
-        Role::Sidecar(sidecar) => readiness::Listener::bind(sidecar).map_err(one)?,
+        Role::Sidecar(sidecar) => sidecar
+            .dns
+            .as_ref()
+            .map(|(addresses, resolv_conf)| start_dns(addresses, resolv_conf))
+            .transpose()
+            .map_err(one)?,
     };
 
     // Threads.
@@ -123,10 +146,21 @@ async fn run(
 
     // Control.
     let (commands, mut received) = mpsc::channel(COMMANDS);
-    let (token_file, grace) = match role {
-        Role::Envoy => (None, Duration::ZERO),
-        Role::Sidecar(sidecar) => (sidecar.token_file, SIDECAR_GRACE),
+    let loopback_admin = match (&role, plan.admin.as_ref().map(|admin| &admin.address)) {
+        (Role::Sidecar(sidecar), Some(BindAddress::Unix { .. })) => loopback_admin(sidecar, &plan.node),
+        (Role::Envoy | Role::Sidecar(_), _) => None,
     };
+    let (token_file, credentials, metrics, probes, grace) = match role {
+        Role::Envoy => (None, Credentials::default(), None, None, Duration::ZERO),
+        Role::Sidecar(sidecar) => {
+            let sidecar::Sidecar { token_file, ca_file, metrics, probes, .. } = *sidecar;
+            let credentials =
+                Credentials { token: token_file.clone().map(Watched::new), ca: ca_file.map(Watched::new) };
+            (token_file, credentials, metrics.map(|setup| Rc::new(Metrics::new(setup))), probes, SIDECAR_GRACE)
+        }
+    };
+    let probes_socket = probes.as_ref().map(probes::bind).transpose().map_err(one)?;
+    let metrics_socket = metrics.as_deref().map(metrics::bind).transpose().map_err(one)?;
     let init_only = options.mode == Mode::InitOnly;
     let tags = Rc::new(Tags::new(plan.default_tags, &plan.stats_tags, &options.stats_tag));
     let state = Rc::new(State {
@@ -137,6 +171,8 @@ async fn run(
         snapshot: RefCell::new(Arc::default()),
         bound: RefCell::default(),
         token_file,
+        dns,
+        metrics: metrics.clone(),
         registry,
         groups,
         tags,
@@ -147,26 +183,56 @@ async fn run(
         initialized: Cell::new(false),
         health_failed: Cell::new(false),
         terminating: Cell::new(false),
+        dns_wait_over: Cell::new(false),
         warming: RefCell::default(),
         connections: Cell::new(0),
         commands,
     });
-    let mut control = Control::new(state.clone(), workers);
+    let mut control = Control::new(state.clone(), workers, credentials);
     control.start().await.map_err(|rejects| rejects.iter().map(ToString::to_string).collect::<Vec<_>>())?;
     server_stats::refresh(&state);
     if let Some(listener) = admin {
-        tokio::task::spawn_local(admin::serve(listener, state.clone()));
+        tokio::task::spawn_local(admin::serve(listener, state.clone(), Access::Full));
     }
-    if let Some(listener) = readiness {
+    if let Some(listener) = loopback_admin {
+        tokio::task::spawn_local(admin::serve(listener, state.clone(), Access::ReadOnly));
+    }
+    for listener in readiness {
         tokio::task::spawn_local(readiness::serve(listener, state.clone()));
+    }
+    if let Some((socket, metrics)) = metrics_socket.zip(metrics) {
+        tokio::task::spawn_local(metrics::serve(socket, metrics, state.clone()));
+    }
+    if let Some((socket, probes)) = probes_socket.zip(probes) {
+        tokio::task::spawn_local(probes::serve(socket, probes));
     }
     let end = control.run(&mut received, &mut signals, init_only).await;
     match end {
         End::Terminate => control.shut_down(&mut signals, &mut received, grace).await,
         End::Quit | End::Initialized => {}
     }
-    access_logs.flush(LAST_FLUSH).await;
-    Ok(())
+    tokio::select! {
+        () = access_logs.flush(LAST_FLUSH) => Ok(ExitCode::SUCCESS),
+        // Twice was not enough: at once, whatever is left to write.
+        () = signals.terminated() => Ok(ExitCode::FAILURE),
+    }
+}
+
+/// The admin interface on 127.0.0.1 beside its Unix socket, where tools of Kuma before 2.14 look for it. None where the port is taken, or where the
+/// proxy's own address is a loopback one and the port there is the control plane's to use.
+fn loopback_admin(sidecar: &sidecar::Sidecar, node: &Node) -> Option<admin::Listener> {
+    if sidecar.address.is_none_or(|address| address.is_loopback()) {
+        return None;
+    }
+    let told = node.metadata.as_ref().and_then(|metadata| metadata.fields.get("dataplane.admin.port"));
+    let port = match told.and_then(|value| value.kind.as_ref()) {
+        Some(Kind::StringValue(port)) => port.parse().ok()?,
+        _ => DEFAULT_ADMIN_PORT,
+    };
+    let address = BindAddress::Ip { address: (Ipv4Addr::LOCALHOST, port).into(), ipv4_compat: false };
+    admin::Listener::bind(&address)
+        .inspect_err(|error| info!("{error}; the admin interface is on its Unix socket only"))
+        .ok()
 }
 
 /// What the compiler needs to know of the process.
@@ -194,10 +260,22 @@ fn start_access_logs(options: &Options, groups: &ServerGroups) -> io::Result<Acc
     Ok(access_logs)
 }
 
+/// The DNS server's thread. It ends with the process: queries are answered as long as there may be clients.
+fn start_dns(addresses: &dns::Addresses, resolv_conf: &Path) -> Result<Arc<Dns>, String> {
+    let sockets = dns::Sockets::bind(addresses)?;
+    let shared = Arc::new(Dns::new(resolv_conf.to_owned()));
+    let served = shared.clone();
+    let failed = |error: io::Error| format!("DNS thread: {error}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    std::thread::Builder::new()
+        .name("dns".into())
+        .spawn(move || LocalSet::new().block_on(&runtime, dns::run(sockets, served)))
+        .map_err(failed)?;
+    Ok(shared)
+}
+
 fn write_address_files(options: &Options, admin: Option<&admin::Listener>) -> Result<(), String> {
-    let write = |path: &std::path::Path, text: &str| {
-        fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
-    };
+    let write = |path: &Path, text: &str| fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()));
     if let (Some(path), Some(address)) = (&options.admin_address_path, admin.and_then(admin::Listener::address)) {
         write(path, &address)?;
     }

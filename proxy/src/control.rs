@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeSet,
-    io,
+    fs, io,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -24,12 +24,19 @@ use crate::{
     files::Files,
     resolve::{Answer, Resolver},
     server_stats,
+    sidecar::{
+        credentials::{self, Watched},
+        documents::Documents,
+    },
     signals::{Event, Signals},
     state::{Command, State},
 };
 
 /// How often levels that nobody sets on change are brought up to date.
 const STATS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether connections are left.
+const QUIET_STEP: Duration = Duration::from_millis(100);
 
 /// Why the loop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,13 +59,37 @@ pub struct Control {
     answers: mpsc::Receiver<Answer>,
     ads: Option<AdsLink>,
     files: Files,
+    documents: Documents,
+    credentials: Credentials,
+    /// SIGUSR2 came: connections drain already.
+    drained: bool,
+}
+
+/// Files that prove who is who between proxy and control plane.
+#[derive(Default)]
+pub struct Credentials {
+    /// With the token.
+    pub token: Option<Watched>,
+    /// With the control plane's CA.
+    pub ca: Option<Watched>,
 }
 
 impl Control {
     /// A loop that has published nothing yet. Has to be made in a [`tokio::task::LocalSet`].
-    pub fn new(state: Rc<State>, workers: Workers) -> Self {
+    pub fn new(state: Rc<State>, workers: Workers, credentials: Credentials) -> Self {
         let (resolver, answers) = Resolver::new();
-        Control { state, workers, listening: BTreeSet::new(), resolver, answers, ads: None, files: Files::new() }
+        Control {
+            state,
+            workers,
+            listening: BTreeSet::new(),
+            resolver,
+            answers,
+            ads: None,
+            files: Files::new(),
+            documents: Documents::default(),
+            credentials,
+            drained: false,
+        }
     }
 
     /// Publishes the static resources. A listener that cannot be bound ends the start, as in Envoy.
@@ -70,6 +101,7 @@ impl Control {
         if !rejects.is_empty() {
             return Err(rejects);
         }
+        self.read_documents();
         self.ads = AdsLink::start(&self.state);
         self.files.watch(self.state.compiler.borrow().wanted_files());
         self.follow_up();
@@ -87,6 +119,11 @@ impl Control {
             let deadline = self.state.compiler.borrow().next_tick();
             tokio::select! {
                 signal = signals.next() => match signal {
+                    // Trap 24: the workload has stopped before, in its own time.
+                    Event::Terminate if self.drained => {
+                        info!("connections have drained since SIGUSR2: exiting at once");
+                        return End::Quit;
+                    }
                     Event::Terminate => return End::Terminate,
                     Event::Reopen => {
                         info!("caught SIGUSR1: log files are opened again");
@@ -95,6 +132,7 @@ impl Control {
                     }
                     Event::DrainInbound => {
                         info!("caught SIGUSR2: inbound connections drain");
+                        self.drained = true;
                         self.workers.drain(DrainScope::Inbound, None, None).await;
                     }
                 },
@@ -116,11 +154,39 @@ impl Control {
                 _ = tick.tick() => {
                     self.state.connections.set(self.workers.connections());
                     server_stats::refresh(&self.state);
+                    self.look_at_credentials();
                     // What a slow stream did not take before.
                     if let Some(link) = &mut self.ads {
                         link.send();
                     }
                 }
+            }
+        }
+    }
+
+    fn look_at_credentials(&mut self) {
+        if self.credentials.token.as_mut().is_some_and(Watched::changed)
+            && let Some(link) = &mut self.ads
+        {
+            link.renew_token();
+        }
+        let Some(ca) = self.credentials.ca.as_mut() else { return };
+        if !ca.changed() {
+            return;
+        }
+        let path = ca.path().display();
+        let secrets = self.state.bootstrap.static_resources.as_ref().map_or(&[][..], |resources| &resources.secrets);
+        let read = fs::read(ca.path()).map_err(|error| error.to_string());
+        let replaced = read.and_then(|pem| match credentials::with_ca(secrets, pem) {
+            Some(secret) => {
+                self.state.compiler.borrow_mut().replace_static_secret(&secret).map_err(|reject| reject.to_string())
+            }
+            None => Err("the bootstrap has no secret for it".into()),
+        });
+        match replaced {
+            Ok(()) => info!("the control plane's CA has changed: {path} is used from the next connection on"),
+            Err(error) => {
+                warn!("the control plane's CA has changed and cannot be used: {path}: {error}; the old one stays")
             }
         }
     }
@@ -185,9 +251,40 @@ impl Control {
     }
 
     async fn publish_and_log(&mut self) -> Vec<Reject> {
-        let rejects = self.publish().await;
+        let mut rejects = self.publish().await;
         for reject in &rejects {
             error!("{reject}");
+        }
+        rejects.extend(self.read_documents());
+        rejects
+    }
+
+    /// Hands the control plane's documents to what they are for. What of one cannot be used is refused like a resource: the control plane should know,
+    /// and what was there before stays.
+    fn read_documents(&mut self) -> Vec<Reject> {
+        let mut rejects = Vec::new();
+        for document in self.documents.changed(&self.state.snapshot.borrow()) {
+            let left_out = match (&*document.path, &self.state.dns, &self.state.metrics) {
+                ("/dns", Some(dns), _) => dns.configure(&document.body),
+                ("/meshmetric", _, Some(metrics)) => metrics.configure(&document.body),
+                // Kuma sends what the proxy's features ask for. What else it has does no harm, but is said once for each version.
+                _ => {
+                    warn!("{} of {}: nothing here reads this document", document.path, document.listener);
+                    continue;
+                }
+            };
+            let refused = match left_out {
+                Ok(left_out) => {
+                    info!("{} of {} is in force", document.path, document.listener);
+                    left_out.into_iter().map(|what| format!("{what}; it is left out")).collect()
+                }
+                Err(error) => vec![format!("{error}; what was there before stays")],
+            };
+            for why in refused {
+                let reject = Reject::new(shika_proto::type_url::LISTENER, &document.listener, &*document.path, why);
+                warn!("{reject}");
+                rejects.push(reject);
+            }
         }
         rejects
     }
@@ -334,7 +431,8 @@ impl Control {
 
     /// Ends the service: fails health checks, lets what is in flight finish, and closes what is left when the drain time is over or a second signal comes.
     ///
-    /// `keep_accepting` is how long listeners stay open while nothing is in flight: a sidecar's peers need a moment to learn that it is going.
+    /// Kuma's order: readiness and health checks fail, connections drain, listeners close last. `keep_accepting` is how long listeners stay open after the
+    /// last connection: a sidecar's peers need a moment to learn that it is going.
     pub async fn shut_down(
         mut self,
         signals: &mut Signals,
@@ -347,9 +445,8 @@ impl Control {
         let deadline = time::Instant::now() + drain_time;
         info!("shutting down: {} connections drain for at most {} s", self.workers.connections(), drain_time.as_secs());
         self.workers.drain(DrainScope::All, Some(DrainStrategy::Immediate), None).await;
-        let accepting_until = (time::Instant::now() + keep_accepting).min(deadline);
         tokio::select! {
-            () = time::sleep_until(accepting_until) => {}
+            () = quiet(&self.workers, keep_accepting, deadline) => {}
             () = insisted(signals, commands) => return info!("exiting at once"),
         }
         for id in std::mem::take(&mut self.listening) {
@@ -359,6 +456,22 @@ impl Control {
             () = self.workers.shutdown(deadline) => {}
             () = insisted(signals, commands) => info!("exiting at once"),
         }
+    }
+}
+
+/// Waits until there has been no connection for `time`, or until the deadline.
+async fn quiet(workers: &Workers, time: Duration, deadline: time::Instant) {
+    let mut since = time::Instant::now();
+    loop {
+        let now = time::Instant::now();
+        if workers.connections() > 0 {
+            since = now;
+        }
+        let end = (since + time).min(deadline);
+        if now >= end {
+            return;
+        }
+        time::sleep_until(end.min(now + QUIET_STEP)).await;
     }
 }
 

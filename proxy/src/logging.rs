@@ -33,7 +33,7 @@ const COMPONENTS: &[(&str, &[&str])] = &[
     ("config", &["shika_xds"]),
     ("connection", &["shika_data::connection", "shika_data::tls", "rustls", "tokio_rustls"]),
     ("conn_handler", &["shika_data::worker", "shika_data::listen"]),
-    ("dns", &["shika_proxy::resolve", "hickory_resolver", "hickory_net", "hickory_proto"]),
+    ("dns", &["shika_proxy::dns", "shika_proxy::resolve", "hickory_resolver", "hickory_net", "hickory_proto"]),
     ("file", &["shika_proxy::export"]),
     ("filter", &["shika_data::tcp"]),
     ("grpc", &["shika_xds::client", "tonic"]),

@@ -1,15 +1,17 @@
 //! shika-proxy: a native data plane that runs Envoy v3 bootstraps.
 //!
 //! Two faces: without a subcommand it takes Envoy's flags (`shika-proxy -c bootstrap.yaml`); `shika-proxy run` is a sidecar that asks a Kuma-compatible
-//! control plane for its bootstrap and runs it in the same process. [`app`] tells how it starts and ends.
+//! control plane for its bootstrap and runs it in the same process, and `shika-proxy install transparent-proxy` hands it the host's traffic. [`app`] tells how it starts and ends.
 
 mod admin;
 mod ads;
 mod app;
 mod bootstrap;
 mod control;
+mod dns;
 mod export;
 mod files;
+mod install;
 mod logging;
 mod options;
 mod resolve;
@@ -38,6 +40,14 @@ fn main() -> ExitCode {
     if arguments.get(1).is_some_and(|argument| argument == "run") {
         arguments.remove(1);
         return sidecar::main(arguments, start);
+    }
+    let action = match arguments.get(1) {
+        Some(argument) if argument == "install" => Some(install::Action::Install),
+        Some(argument) if argument == "uninstall" => Some(install::Action::Uninstall),
+        _ => None,
+    };
+    if let Some(action) = action {
+        return install::main(&arguments, action);
     }
     let options = match Options::try_parse_from(&arguments) {
         Ok(options) => options,

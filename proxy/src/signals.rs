@@ -39,6 +39,11 @@ impl Signals {
         })
     }
 
+    /// SIGTERM or SIGINT; others are passed over.
+    pub async fn terminated(&mut self) {
+        while self.next().await != Event::Terminate {}
+    }
+
     /// The next one. SIGHUP is taken and means nothing, so that a closed terminal does not end the process.
     pub async fn next(&mut self) -> Event {
         loop {

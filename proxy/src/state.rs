@@ -20,7 +20,8 @@ use shika_xds::{BootstrapPlan, Compiler, Wanted, Warming};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    admin::tags::Tags, export::access_log::AccessLogs, logging::Logging, options::Options, server_stats::ServerGroups,
+    admin::tags::Tags, dns::Dns, export::access_log::AccessLogs, logging::Logging, options::Options,
+    server_stats::ServerGroups, sidecar::metrics::Metrics,
 };
 
 /// Everything that admin, readiness and the control loop look at.
@@ -39,6 +40,10 @@ pub struct State {
     pub bound: RefCell<BTreeMap<ListenerId, Vec<BindAddress>>>,
     /// File with the token that the control plane is shown, where it may change.
     pub token_file: Option<PathBuf>,
+    /// The DNS server, where there is one.
+    pub dns: Option<Arc<Dns>>,
+    /// The metrics endpoint, where there is one.
+    pub metrics: Option<Rc<Metrics>>,
     /// All statistics.
     pub registry: Arc<Registry>,
     /// The server's own among them.
@@ -59,6 +64,8 @@ pub struct State {
     pub health_failed: Cell<bool>,
     /// The process is shutting down.
     pub terminating: Cell<bool>,
+    /// Readiness does not wait for the DNS configuration any longer.
+    pub dns_wait_over: Cell<bool>,
     /// What is waited for, as of the last build.
     pub warming: RefCell<Vec<Warming>>,
     /// Live downstream connections.

@@ -22,7 +22,7 @@ fn version_help_and_bad_flags() {
     {
         assert!(text.contains(flag), "{flag}");
     }
-    for args in [&["--nonsense"][..], &["-c", "x", "--mode", "dance"], &[], &["run", "--proxy-type", "ingress"]] {
+    for args in [&["--nonsense"][..], &["-c", "x", "--mode", "dance"], &[], &["run", "--proxy-type", "gateway"]] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(1), "{args:?}");
         assert!(!output.stderr.is_empty());

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Api, KUMA_VERSION, PRODUCT};
-use crate::resource::Kind;
+use crate::resource::{Kind, PolicyRefs};
 
 /// `GET /`.
 pub(super) fn index(api: &Api) -> Value {
@@ -18,26 +18,14 @@ pub(super) fn index(api: &Api) -> Value {
     })
 }
 
-/// Singular and plural name for people.
-fn display(kind: Kind) -> (&'static str, &'static str) {
-    match kind {
-        Kind::Mesh => ("Mesh", "Meshes"),
-        Kind::Dataplane => ("Dataplane", "Dataplanes"),
-        Kind::DataplaneInsight => ("Dataplane Insight", "Dataplane Insights"),
-        Kind::MeshTrafficPermission => ("Mesh Traffic Permission", "Mesh Traffic Permissions"),
-        Kind::Secret => ("Secret", "Secrets"),
-        Kind::GlobalSecret => ("Global Secret", "Global Secrets"),
-    }
-}
-
 /// `GET /_resources`.
 pub(super) fn resources() -> Value {
-    let mut kinds = Kind::ALL;
+    let mut kinds: Vec<Kind> = Kind::in_api().collect();
     kinds.sort_by_key(|kind| kind.name());
     let description = |kind: Kind| {
-        let (singular, plural) = display(kind);
+        let (singular, plural) = kind.display();
         let mut description = json!({
-            "includeInFederation": !matches!(kind, Kind::Dataplane | Kind::DataplaneInsight),
+            "includeInFederation": kind.sync().by_global,
             "name": kind.name(),
             "path": kind.path(),
             "pluralDisplayName": plural,
@@ -46,12 +34,12 @@ pub(super) fn resources() -> Value {
             "shortName": kind.short().unwrap_or_default(),
             "singularDisplayName": singular,
         });
-        if kind == Kind::MeshTrafficPermission {
+        if let Some(refs) = kind.policy() {
             description["policy"] = json!({
-                "hasFromTargetRef": true,
-                "hasRulesTargetRef": true,
-                "hasToTargetRef": false,
-                "isFromAsRules": false,
+                "hasFromTargetRef": refs.from,
+                "hasRulesTargetRef": refs.rules,
+                "hasToTargetRef": refs.to,
+                "isFromAsRules": refs.from_as_rules,
                 "isTargetRef": true,
             });
         }
@@ -62,16 +50,20 @@ pub(super) fn resources() -> Value {
 
 /// `GET /policies`.
 pub(super) fn policies() -> Value {
-    let (singular, plural) = display(Kind::MeshTrafficPermission);
-    json!({"policies": [{
-        "name": Kind::MeshTrafficPermission.name(),
-        "readOnly": false,
-        "path": Kind::MeshTrafficPermission.path(),
-        "singularDisplayName": singular,
-        "pluralDisplayName": plural,
-        "isExperimental": false,
-        "isTargetRefBased": true,
-        "isInbound": true,
-        "isOutbound": false,
-    }]})
+    let description = |(kind, refs): (Kind, PolicyRefs)| {
+        let (singular, plural) = kind.display();
+        json!({
+            "name": kind.name(),
+            "readOnly": false,
+            "path": kind.path(),
+            "singularDisplayName": singular,
+            "pluralDisplayName": plural,
+            "isExperimental": false,
+            "isTargetRefBased": true,
+            "isInbound": refs.from || refs.rules,
+            "isOutbound": refs.to,
+        })
+    };
+    let policies = Kind::ALL.into_iter().filter_map(|kind| kind.policy().map(|refs| (kind, refs)));
+    json!({"policies": policies.map(description).collect::<Vec<_>>()})
 }

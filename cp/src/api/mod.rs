@@ -22,7 +22,7 @@ use http::{Method, StatusCode};
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
-use crate::auth::{DataplaneTokens, User, UserTokens};
+use crate::auth::{DataplaneTokens, User, UserTokens, ZoneTokens};
 use crate::resource::{Kind, ResourceKey};
 use crate::store::Store;
 use access::require_admin;
@@ -42,6 +42,8 @@ pub struct Api {
     pub dataplane_tokens: DataplaneTokens,
     /// Tokens of users.
     pub user_tokens: UserTokens,
+    /// Tokens of zones.
+    pub zone_tokens: ZoneTokens,
     /// Whether a caller on the loopback interface is the administrator (`apiServer.authn.localhostIsAdmin`).
     pub localhost_is_admin: bool,
     /// Name of the host.
@@ -60,6 +62,7 @@ impl Api {
         Api {
             dataplane_tokens: DataplaneTokens::new(store.clone()),
             user_tokens: UserTokens::new(store.clone()),
+            zone_tokens: ZoneTokens::new(store.clone()),
             store,
             localhost_is_admin: true,
             hostname: String::new(),
@@ -92,7 +95,17 @@ async fn route(api: &Api, request: &Request, user: &User) -> Result<Answer, ApiE
             .map_err(|_| ApiError::bad_request(format!("path segment {segment:?} is not UTF-8")))?;
         segments.push(decoded.into_owned());
     }
-    let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+    let mut segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+    // Old spellings: `dataplanes+insights/web` stands for `dataplanes/web/_overview`.
+    for position in [0, 2] {
+        if let Some(segment) = segments.get_mut(position)
+            && let Some(plural) = old_overview(segment)
+        {
+            *segment = plural;
+            segments.push("_overview");
+            break;
+        }
+    }
     let get = matches!(request.method, Method::GET | Method::HEAD);
     match segments.as_slice() {
         [] if get => Ok(Answer::json(StatusCode::OK, &description::index(api))),
@@ -102,33 +115,34 @@ async fn route(api: &Api, request: &Request, user: &User) -> Result<Answer, ApiE
         ["_resources"] if get => Ok(Answer::json(StatusCode::OK, &description::resources())),
         ["tokens", "dataplane"] if request.method == Method::POST => tokens::dataplane(api, request, user).await,
         ["tokens", "user"] if request.method == Method::POST => tokens::user(api, request, user).await,
-        ["tokens", "zone"] if request.method == Method::POST => Err(ApiError::bad_request(
-            "zone tokens are not supported by this version: it runs a single zone without zone proxies",
-        )),
-        // Old spelling of the overviews.
-        ["dataplanes+insights"] if get => overview::list(api, request, None).await,
-        ["meshes", mesh, "dataplanes+insights"] if get => overview::list(api, request, Some(mesh)).await,
-        ["meshes", mesh, "dataplanes+insights", name] if get => overview::one(api, mesh, name).await,
-        ["dataplanes", "_overview"] if get => overview::list(api, request, None).await,
-        ["meshes", mesh, "dataplanes", "_overview"] if get => overview::list(api, request, Some(mesh)).await,
-        ["meshes", mesh, "dataplanes", name, "_overview"] if get => overview::one(api, mesh, name).await,
-        ["_kri", kri] if get => resources::by_kri(api, kri).await,
-        ["meshes"] => collection(api, request, user, Kind::Mesh, None).await,
-        ["meshes", name] => single(api, request, user, ResourceKey::global(Kind::Mesh, *name)).await,
-        ["globalsecrets" | "global-secrets"] => collection(api, request, user, Kind::GlobalSecret, None).await,
-        ["globalsecrets" | "global-secrets", name] => {
-            single(api, request, user, ResourceKey::global(Kind::GlobalSecret, *name)).await
+        ["tokens", "zone"] if request.method == Method::POST => tokens::zone(api, request, user).await,
+        [collection, "_overview"] if get => {
+            overview::list(api, request, with_insight(collection, request)?, None).await
         }
-        [plural] => match kind_in_mesh(plural) {
-            Some(kind) => collection(api, request, user, kind, None).await,
-            None => Err(not_here(request)),
-        },
-        ["meshes", mesh, plural] => match kind_in_mesh(plural) {
+        [collection, name, "_overview"] if get => {
+            overview::one(api, with_insight(collection, request)?, "", name).await
+        }
+        ["meshes", mesh, collection, "_overview"] if get => {
+            overview::list(api, request, with_insight(collection, request)?, Some(mesh)).await
+        }
+        ["meshes", mesh, collection, name, "_overview"] if get => {
+            overview::one(api, with_insight(collection, request)?, mesh, name).await
+        }
+        ["_kri", kri] if get => resources::by_kri(api, kri).await,
+        ["meshes", mesh, plural] => match Kind::from_path(plural).filter(|kind| kind.in_mesh()) {
             Some(kind) => collection(api, request, user, kind, Some(mesh)).await,
             None => Err(not_here(request)),
         },
-        ["meshes", mesh, plural, name] => match kind_in_mesh(plural) {
+        ["meshes", mesh, plural, name] => match Kind::from_path(plural).filter(|kind| kind.in_mesh()) {
             Some(kind) => single(api, request, user, ResourceKey::new(kind, *mesh, *name)).await,
+            None => Err(not_here(request)),
+        },
+        [plural] => match Kind::from_path(plural) {
+            Some(kind) => collection(api, request, user, kind, None).await,
+            None => Err(not_here(request)),
+        },
+        [plural, name] => match Kind::from_path(plural).filter(|kind| !kind.in_mesh()) {
+            Some(kind) => single(api, request, user, ResourceKey::global(kind, *name)).await,
             None => Err(not_here(request)),
         },
         _ => Err(not_here(request)),
@@ -159,8 +173,17 @@ async fn single(api: &Api, request: &Request, user: &User, key: ResourceKey) -> 
     }
 }
 
-fn kind_in_mesh(plural: &str) -> Option<Kind> {
-    Kind::ALL.into_iter().find(|kind| kind.in_mesh() && kind.path() == plural)
+/// `dataplanes` of `dataplanes+insights`, and `zoneegresses` of the one that has a name of its own.
+fn old_overview(segment: &str) -> Option<&str> {
+    match segment {
+        "zoneegressoverviews" => Some(Kind::ZoneEgress.path()),
+        segment => segment.strip_suffix("+insights"),
+    }
+}
+
+/// The kind of that path, if there are insights of it.
+fn with_insight(plural: &str, request: &Request) -> Result<Kind, ApiError> {
+    Kind::from_path(plural).filter(|kind| kind.insight().is_some()).ok_or_else(|| not_here(request))
 }
 
 fn not_here(request: &Request) -> ApiError {

@@ -8,7 +8,7 @@ use super::server::{Answer, Request};
 use super::{Api, ApiError};
 use crate::defaults;
 use crate::resource::validate::{self, Violation};
-use crate::resource::{Kind, Resource, ResourceKey, Spec, parse};
+use crate::resource::{Kind, Resource, ResourceKey, Spec, parse, set_status, status_to_value};
 use crate::store::Expect;
 
 const GET_TITLE: &str = "Could not retrieve a resource";
@@ -76,11 +76,15 @@ pub(super) async fn put(api: &Api, request: &Request, key: ResourceKey) -> Resul
     if key.kind.in_mesh() {
         require_mesh(api, &key.mesh).await?;
     }
-    let (resource, mut warnings) = read(request, &key)?;
+    let (mut resource, mut warnings) = read(request, &key)?;
     warnings.extend(validate::without_effect(&resource));
     let stored = api.store.get(&key).await.map_err(|e| ApiError::store(e, "Failed to find a resource"))?;
     let title = if stored.is_some() { UPDATE_TITLE } else { CREATE_TITLE };
     check(api, &resource, stored.as_ref(), title).await?;
+    // The status is the control plane's: a document with another one does not change it.
+    if let Some(status) = stored.as_ref().and_then(|stored| status_to_value(&stored.spec)) {
+        set_status(&mut resource.spec, status).map_err(ApiError::parse)?;
+    }
     let expect = stored.as_ref().map_or(Expect::Absent, |stored| Expect::Version(stored.meta.version));
     api.store.put(resource, expect).await.map_err(|e| ApiError::store(e, title))?;
     if key.kind == Kind::Mesh && stored.is_none() {

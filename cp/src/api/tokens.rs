@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use super::access::require_token_admin;
 use super::server::{Answer, Request};
 use super::{Api, ApiError};
-use crate::auth::{DataplaneIdentity, User};
+use crate::auth::{DataplaneIdentity, User, ZoneScope};
 use crate::resource::parse_go_duration;
 use crate::resource::validate::Violation;
 
@@ -32,6 +32,14 @@ struct DataplaneTokenRequest {
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
+struct ZoneTokenRequest {
+    zone: String,
+    scope: Option<Vec<String>>,
+    valid_for: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
 struct UserTokenRequest {
     name: String,
     groups: Option<Vec<String>>,
@@ -45,18 +53,12 @@ pub(super) async fn dataplane(api: &Api, request: &Request, user: &User) -> Resu
     if asked.mesh.is_empty() {
         violations.push(Violation::new("mesh", "cannot be empty"));
     }
-    let valid_for = if asked.valid_for.is_empty() {
-        DEFAULT_VALIDITY
-    } else {
-        parse_go_duration(&asked.valid_for).unwrap_or_else(|e| {
-            violations.push(Violation::new("validFor", format!("is invalid: {e}")));
-            Duration::ZERO
-        })
-    };
+    let valid_for = valid_for(&asked.valid_for, &mut violations);
     match asked.kind.as_str() {
         "" | "dataplane" => {}
         "ingress" | "egress" => {
-            let message = format!("{} tokens are not supported by this version: it has no zone proxies", asked.kind);
+            let kind = &asked.kind;
+            let message = format!("a zone {kind} joins with a zone token: POST /tokens/zone with scope [{kind:?}]");
             violations.push(Violation::new("type", message));
         }
         kind => violations.push(Violation::new("type", format!("unknown proxy type {kind:?}; use \"dataplane\""))),
@@ -73,6 +75,43 @@ pub(super) async fn dataplane(api: &Api, request: &Request, user: &User) -> Resu
     let token = api.dataplane_tokens.issue(&identity, valid_for).await.map_err(|e| ApiError::token(e, TITLE))?;
     tracing::info!(name = identity.name, mesh = identity.mesh, user = user.name, "issued a dataplane token");
     Ok(Answer::text(StatusCode::OK, token))
+}
+
+/// `POST /tokens/zone`.
+pub(super) async fn zone(api: &Api, request: &Request, user: &User) -> Result<Answer, ApiError> {
+    require_token_admin(user, "zone tokens")?;
+    let asked: ZoneTokenRequest = read(request)?;
+    let mut violations = Vec::new();
+    let mut scope = Vec::new();
+    if asked.scope.as_ref().is_none_or(Vec::is_empty) {
+        violations.push(Violation::new("scope", "cannot be empty"));
+    }
+    for (index, text) in asked.scope.iter().flatten().enumerate() {
+        match ZoneScope::parse(text) {
+            Some(known) if !scope.contains(&known) => scope.push(known),
+            Some(_) => {}
+            None => {
+                let message = format!("unknown scope {text:?}; use ingress, egress or cp");
+                violations.push(Violation::new(format!("scope[{index}]"), message));
+            }
+        }
+    }
+    let valid_for = valid_for(&asked.valid_for, &mut violations);
+    refuse(violations)?;
+    let token = api.zone_tokens.issue(&asked.zone, &scope, valid_for).await.map_err(|e| ApiError::token(e, TITLE))?;
+    tracing::info!(zone = asked.zone, user = user.name, "issued a zone token");
+    Ok(Answer::text(StatusCode::OK, token))
+}
+
+/// The validity that was asked for, or the default.
+fn valid_for(text: &str, violations: &mut Vec<Violation>) -> Duration {
+    if text.is_empty() {
+        return DEFAULT_VALIDITY;
+    }
+    parse_go_duration(text).unwrap_or_else(|e| {
+        violations.push(Violation::new("validFor", format!("is invalid: {e}")));
+        Duration::ZERO
+    })
 }
 
 /// `POST /tokens/user`.

@@ -204,7 +204,7 @@ async fn a_user_token_carries_name_and_groups() {
 fn keys_are_read_from_pem_and_from_der() {
     let pem = new_signing_key().unwrap();
     let key = keys::SigningKey::read(&pem).unwrap();
-    assert_eq!(key.public().0.len(), 256);
+    assert_eq!(key.public().modulus.len(), 256);
     let again = keys::SigningKey::read(key.pkcs1()).unwrap();
     assert_eq!(again.public(), key.public());
     let pkcs8 = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap();
@@ -214,4 +214,70 @@ fn keys_are_read_from_pem_and_from_der() {
     {
         assert!(keys::SigningKey::read(damaged).is_err());
     }
+}
+
+#[test]
+fn a_public_key_is_what_openssl_and_kuma_write() {
+    let pem = new_signing_key().unwrap();
+    let public = public_of_private(&pem).unwrap();
+    assert!(public.starts_with(b"-----BEGIN RSA PUBLIC KEY-----\n"));
+    assert_eq!(keys::PublicKey::read(&public).unwrap(), keys::SigningKey::read(&pem).unwrap().public());
+    // SubjectPublicKeyInfo, as `openssl rsa -pubout` writes it.
+    let pair = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap();
+    let read = keys::PublicKey::read(pair.public_key_pem().as_bytes()).unwrap();
+    assert_eq!(read, keys::SigningKey::read(pair.serialize_pem().as_bytes()).unwrap().public());
+    for damaged in
+        [&b""[..], b"-----BEGIN RSA PUBLIC KEY-----\nAAAA\n-----END RSA PUBLIC KEY-----", &pem, &public[..200]]
+    {
+        assert!(keys::PublicKey::read(damaged).is_err());
+    }
+    assert!(public_of_private(&public).is_err());
+}
+
+#[tokio::test]
+async fn a_zone_token_is_good_for_its_zone_and_scope() {
+    let store = Store::memory();
+    let key = new_signing_key().unwrap();
+    put_secret(&store, "", "zone-token-signing-key-1", key.clone()).await;
+    let tokens = ZoneTokens::new(store.clone());
+    let hour = Duration::from_secs(3600);
+    let both = [ZoneScope::Ingress, ZoneScope::Egress];
+    let token = tokens.issue("east", &both, hour).await.unwrap();
+    let found = claims(&token);
+    assert_eq!((&found["Zone"], &found["Scope"]), (&"east".into(), &serde_json::json!(["ingress", "egress"])));
+    let any = tokens.issue("", &[ZoneScope::ControlPlane], hour).await.unwrap();
+    let ring = KeyRing::of_zones();
+    let Registered { iat, nbf, exp, jti } = Registered::new(SystemTime::now() - hour, Duration::from_secs(60));
+    let expired = ZoneClaims { zone: "east".to_owned(), scope: None, exp, nbf, iat, jti };
+    let expired = sign(&store, &ring, &expired).await.unwrap();
+    // A zone with a global control plane has the public half only, and can check tokens with it but not make any.
+    let zone = Store::memory();
+    put_secret(&zone, "", "zone-token-signing-public-key-1", public_of_private(&key).unwrap()).await;
+    let in_zone = ZoneTokens::new(zone);
+    assert!(matches!(in_zone.issue("east", &both, hour).await, Err(TokenError::NoSigningKey { .. })));
+    let stranger = ZoneTokens::new(Store::memory());
+    for tokens in [&tokens, &in_zone] {
+        for (token, zone, scope, expected) in [
+            (token.as_str(), "east", ZoneScope::Ingress, None),
+            (&token, "east", ZoneScope::Egress, None),
+            (&any, "west", ZoneScope::ControlPlane, None),
+            (&token, "west", ZoneScope::Egress, Some("zone from requestor: west is different than in token: east")),
+            (&token, "east", ZoneScope::ControlPlane, Some("cp is out of token's scope: [ingress egress]")),
+            (&expired, "east", ZoneScope::Egress, Some("token is expired since")),
+            ("", "east", ZoneScope::Egress, Some("shikactl generate zone-token --zone east --scope egress")),
+            ("x", "east", ZoneScope::Egress, Some("not a JWT")),
+        ] {
+            match (tokens.validate(token, zone, scope).await, expected) {
+                (Ok(_), None) => {}
+                (Err(error), Some(expected)) => assert!(error.to_string().contains(expected), "{error}"),
+                (result, expected) => panic!("{result:?}, expected {expected:?}"),
+            }
+        }
+    }
+    let error = stranger.validate(&token, "east", ZoneScope::Egress).await.unwrap_err();
+    assert!(matches!(error, TokenError::NoSigningKey { .. }), "{error}");
+    let jti = found["jti"].as_str().unwrap();
+    put_secret(&store, "", "zone-token-revocations", jti.into()).await;
+    let error = tokens.validate(&token, "east", ZoneScope::Egress).await.unwrap_err();
+    assert!(error.to_string().contains("is revoked"), "{error}");
 }

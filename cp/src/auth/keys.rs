@@ -7,6 +7,70 @@ use rustls_pki_types::pem::PemObject;
 
 use super::MAX_KEY_BYTES;
 
+/// A public RSA key.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct PublicKey {
+    /// Big endian, without leading zeros.
+    pub(super) modulus: Vec<u8>,
+    /// Big endian, without leading zeros.
+    pub(super) exponent: Vec<u8>,
+}
+
+impl PublicKey {
+    /// Reads a PEM block `RSA PUBLIC KEY` (PKCS#1), as Kuma writes it, or `PUBLIC KEY` (RFC 5280 SubjectPublicKeyInfo).
+    pub(super) fn read(data: &[u8]) -> Result<PublicKey, String> {
+        if data.len() > MAX_KEY_BYTES {
+            return Err(format!("{} bytes are too long for a key", data.len()));
+        }
+        let text = std::str::from_utf8(data).map_err(|_| "expected a PEM block RSA PUBLIC KEY".to_owned())?;
+        let block = |name: &str| {
+            let (_, rest) = text.split_once(&format!("-----BEGIN {name}-----"))?;
+            let (body, _) = rest.split_once(&format!("-----END {name}-----"))?;
+            STANDARD.decode(body.split_ascii_whitespace().collect::<String>()).ok()
+        };
+        let pkcs1 = match (block("RSA PUBLIC KEY"), block("PUBLIC KEY")) {
+            (Some(pkcs1), _) => pkcs1,
+            (None, Some(info)) => {
+                let (info, _) = element(&info, SEQUENCE)?;
+                let (_algorithm, rest) = element(info, SEQUENCE)?;
+                let (bits, _) = element(rest, BIT_STRING)?;
+                // The first byte counts unused bits at the end; a key has none.
+                bits.strip_prefix(&[0]).ok_or("the key is malformed")?.to_vec()
+            }
+            (None, None) => return Err("expected a PEM block RSA PUBLIC KEY".to_owned()),
+        };
+        let (key, _) = element(&pkcs1, SEQUENCE)?;
+        let (modulus, rest) = element(key, INTEGER)?;
+        let (exponent, _) = element(rest, INTEGER)?;
+        let (modulus, exponent) = (unsigned(modulus).to_vec(), unsigned(exponent).to_vec());
+        if modulus.len() < 256 {
+            return Err(format!("the RSA key has {} bits, at least 2048 are needed", modulus.len() * 8));
+        }
+        Ok(PublicKey { modulus, exponent })
+    }
+
+    /// A PEM block `RSA PUBLIC KEY`.
+    fn to_pem(&self) -> Vec<u8> {
+        let integer = |number: &[u8]| {
+            // A leading one bit would make it negative.
+            let sign = number.first().is_none_or(|byte| byte & 0x80 != 0);
+            let content = [if sign { &[0][..] } else { &[] }, number].concat();
+            encoded(INTEGER, &content)
+        };
+        let key = encoded(SEQUENCE, &[integer(&self.modulus), integer(&self.exponent)].concat());
+        pem("RSA PUBLIC KEY", &key)
+    }
+}
+
+/// The public half of a signing key: what a global control plane gives to its zones (Kuma
+/// `MapZoneTokenSigningKeyGlobalToPublicKey`).
+///
+/// # Errors
+/// A text when `private` is no signing key.
+pub fn public_of_private(private: &[u8]) -> Result<Vec<u8>, String> {
+    Ok(SigningKey::read(private)?.public().to_pem())
+}
+
 /// A private RSA key.
 pub(super) struct SigningKey {
     pkcs1: Vec<u8>,
@@ -46,9 +110,9 @@ impl SigningKey {
         &self.pkcs1
     }
 
-    /// Modulus and public exponent, big endian.
-    pub(super) fn public(&self) -> (&[u8], &[u8]) {
-        (&self.modulus, &self.exponent)
+    /// The half that verifies.
+    pub(super) fn public(&self) -> PublicKey {
+        PublicKey { modulus: self.modulus.clone(), exponent: self.exponent.clone() }
     }
 }
 
@@ -61,17 +125,39 @@ pub fn new_signing_key() -> Result<Vec<u8>, String> {
     let pair = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)
         .map_err(|e| format!("cannot generate an RSA key: {e}"))?;
     let pkcs8 = pair.serialize_der();
-    let text = STANDARD.encode(pkcs1_of_pkcs8(&pkcs8)?);
-    let mut pem = "-----BEGIN RSA PRIVATE KEY-----\n".to_owned();
+    Ok(pem("RSA PRIVATE KEY", pkcs1_of_pkcs8(&pkcs8)?))
+}
+
+/// A PEM block (RFC 7468).
+fn pem(name: &str, der: &[u8]) -> Vec<u8> {
+    let text = STANDARD.encode(der);
+    let mut pem = format!("-----BEGIN {name}-----\n");
     for line in text.as_bytes().chunks(64) {
         pem.push_str(&String::from_utf8_lossy(line));
         pem.push('\n');
     }
-    pem.push_str("-----END RSA PRIVATE KEY-----\n");
-    Ok(pem.into_bytes())
+    pem.push_str(&format!("-----END {name}-----\n"));
+    pem.into_bytes()
+}
+
+/// A DER element.
+fn encoded(tag: u8, content: &[u8]) -> Vec<u8> {
+    let mut der = vec![tag];
+    match u8::try_from(content.len()) {
+        Ok(short) if short < 0x80 => der.push(short),
+        _ => {
+            let length = content.len().to_be_bytes();
+            let significant: Vec<u8> = length.into_iter().skip_while(|byte| *byte == 0).collect();
+            der.push(0x80 | u8::try_from(significant.len()).unwrap_or_default());
+            der.extend(significant);
+        }
+    }
+    der.extend_from_slice(content);
+    der
 }
 
 const INTEGER: u8 = 0x02;
+const BIT_STRING: u8 = 0x03;
 const OCTET_STRING: u8 = 0x04;
 const SEQUENCE: u8 = 0x30;
 

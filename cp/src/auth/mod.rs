@@ -1,4 +1,5 @@
-//! Tokens: of data planes, which join a mesh with them, and of users, who call the REST API with them.
+//! Tokens: of data planes, which join a mesh with them, of zones, whose proxies and control planes connect with them, and of
+//! users, who call the REST API with them.
 //!
 //! Kuma's format (`pkg/core/tokens`): a JWT signed with RS256, whose header names the signing key by the number at the
 //! end of its secret's name. The key with the highest number signs; every key that is still stored verifies, so that keys
@@ -7,10 +8,12 @@
 mod dataplane;
 mod keys;
 mod user;
+mod zone;
 
 pub use dataplane::{DataplaneClaims, DataplaneIdentity, DataplaneTokens};
-pub use keys::new_signing_key;
+pub use keys::{new_signing_key, public_of_private};
 pub use user::{ADMIN_GROUP, User, UserTokens};
+pub use zone::{ZoneClaims, ZoneScope, ZoneTokens};
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -59,15 +62,23 @@ struct KeyRing {
     prefix: String,
     /// The mesh of the secrets; empty for GlobalSecrets.
     mesh: String,
+    /// Begins the names of secrets that hold the public halves of keys whose private halves are kept elsewhere; empty when
+    /// there are none.
+    public_prefix: &'static str,
 }
 
 impl KeyRing {
     fn of_mesh(mesh: &str) -> KeyRing {
-        KeyRing { prefix: signing_key_prefix(mesh), mesh: mesh.to_owned() }
+        KeyRing { prefix: signing_key_prefix(mesh), mesh: mesh.to_owned(), public_prefix: "" }
     }
 
     fn of_users() -> KeyRing {
-        KeyRing { prefix: USER_SIGNING_KEY_PREFIX.to_owned(), mesh: String::new() }
+        KeyRing { prefix: USER_SIGNING_KEY_PREFIX.to_owned(), mesh: String::new(), public_prefix: "" }
+    }
+
+    fn of_zones() -> KeyRing {
+        let prefix = ZONE_SIGNING_KEY_PREFIX.to_owned();
+        KeyRing { prefix, mesh: String::new(), public_prefix: ZONE_PUBLIC_KEY_PREFIX }
     }
 
     fn kind(&self) -> Kind {
@@ -99,25 +110,40 @@ impl KeyRing {
         Ok((number, key))
     }
 
-    /// The key of that number.
-    async fn key(&self, store: &Store, kid: &str) -> Result<keys::SigningKey, TokenError> {
+    /// The key of that number, as far as it verifies.
+    async fn key(&self, store: &Store, kid: &str) -> Result<keys::PublicKey, TokenError> {
         let secret = self.secret(kid);
         // A token may hold anything as its kid; only a number is ever part of a secret's name.
-        let found = match kid.parse::<u64>() {
-            Ok(_) => store.get(&secret).await?,
-            Err(_) => None,
-        };
-        let Some(found) = found else {
+        if kid.parse::<u64>().is_err() {
             return Err(TokenError::NoSigningKey { kid: kid.to_owned(), secret });
+        }
+        let unusable = |secret: &ResourceKey, reason: String| {
+            TokenError::Invalid(format!("{secret} cannot verify the token: it is not a signing key: {reason}"))
         };
-        let data = found.secret().map(|secret| secret.data.as_slice()).unwrap_or_default();
-        keys::SigningKey::read(data)
-            .map_err(|e| TokenError::Invalid(format!("{secret} cannot verify the token: it is not a signing key: {e}")))
+        if let Some(found) = store.get(&secret).await? {
+            let data = found.secret().map(|secret| secret.data.as_slice()).unwrap_or_default();
+            return keys::SigningKey::read(data).map(|key| key.public()).map_err(|e| unusable(&secret, e));
+        }
+        if !self.public_prefix.is_empty() {
+            let public = ResourceKey::new(self.kind(), self.mesh.clone(), format!("{}-{kid}", self.public_prefix));
+            if let Some(found) = store.get(&public).await? {
+                let data = found.secret().map(|secret| secret.data.as_slice()).unwrap_or_default();
+                return keys::PublicKey::read(data).map_err(|e| unusable(&public, e));
+            }
+        }
+        Err(TokenError::NoSigningKey { kid: kid.to_owned(), secret })
     }
 }
 
 /// Begins the names of the GlobalSecrets that hold the keys of user tokens (Kuma `UserTokenSigningKeyPrefix`).
 pub const USER_SIGNING_KEY_PREFIX: &str = "user-token-signing-key";
+
+/// Begins the names of the GlobalSecrets that hold the keys of zone tokens (Kuma `ZoneTokenSigningKeyPrefix`).
+pub const ZONE_SIGNING_KEY_PREFIX: &str = "zone-token-signing-key";
+
+/// Begins the names of the GlobalSecrets that hold the public halves of these keys, in a zone that has a global control plane
+/// (Kuma `ZoneTokenSigningPublicKeyPrefix`).
+pub const ZONE_PUBLIC_KEY_PREFIX: &str = "zone-token-signing-public-key";
 
 /// Begins the names of the Secrets that hold the keys of a mesh's data plane tokens (Kuma `DataplaneTokenSigningKeyPrefix`).
 pub fn signing_key_prefix(mesh: &str) -> String {
@@ -167,7 +193,7 @@ async fn verify<T: DeserializeOwned + Clone>(store: &Store, ring: &KeyRing, toke
     }
     let kid = header.kid.ok_or_else(|| invalid("JWT token must have kid header".to_owned()))?;
     let key = ring.key(store, &kid).await?;
-    let (modulus, exponent) = key.public();
+    let keys::PublicKey { modulus, exponent } = &key;
     let mut validation = Validation::new(Algorithm::RS256);
     validation.validate_nbf = true;
     validation.validate_aud = false;

@@ -14,9 +14,14 @@ use crate::resource::parse_go_duration;
 #[derive(Debug, Subcommand)]
 pub(super) enum Generate {
     /// Makes a token with which a data plane joins a mesh
-    DataplaneToken(DataplaneToken),
+    #[command(name = "dataplane-token")]
+    Dataplane(DataplaneToken),
     /// Makes a token with which a user calls the REST API
-    UserToken(UserToken),
+    #[command(name = "user-token")]
+    User(UserToken),
+    /// Makes a token with which a zone ingress, a zone egress or the control plane of a zone connects
+    #[command(name = "zone-token")]
+    Zone(ZoneToken),
 }
 
 #[derive(Debug, Args)]
@@ -51,6 +56,20 @@ pub(super) struct UserToken {
     valid_for: String,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct ZoneToken {
+    /// Name of the zone
+    #[arg(long, value_name = "NAME")]
+    zone: String,
+    /// What the token is good for: ingress, egress or cp; may be given several times
+    #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',', default_values = ["ingress", "egress"],
+          value_parser = ["ingress", "egress", "cp"])]
+    scope: Vec<String>,
+    /// How long the token is valid, such as 24h or 30m
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    valid_for: String,
+}
+
 /// Checks a duration here, and leaves it as it was typed: the control plane reads the same grammar.
 fn duration(text: &str) -> Result<String, String> {
     parse_go_duration(text).map(|_| text.to_owned())
@@ -63,7 +82,7 @@ pub(super) async fn generate(
     streams: Streams<'_>,
 ) -> anyhow::Result<()> {
     let (path, body) = match generate {
-        Generate::DataplaneToken(DataplaneToken { name, tags, proxy_type, workload, valid_for }) => {
+        Generate::Dataplane(DataplaneToken { name, tags, proxy_type, workload, valid_for }) => {
             let mut values: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
             for (tag, value) in tags {
                 values.entry(tag).or_default().extend(value.split('&').map(str::to_owned));
@@ -78,8 +97,11 @@ pub(super) async fn generate(
             });
             ("/tokens/dataplane", body)
         }
-        Generate::UserToken(UserToken { name, groups, valid_for }) => {
+        Generate::User(UserToken { name, groups, valid_for }) => {
             ("/tokens/user", json!({"name": name, "groups": groups, "validFor": valid_for}))
+        }
+        Generate::Zone(ZoneToken { zone, scope, valid_for }) => {
+            ("/tokens/zone", json!({"zone": zone, "scope": scope, "validFor": valid_for}))
         }
     };
     let reply = client.call(Method::POST, path, Some(&body)).await?;

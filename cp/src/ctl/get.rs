@@ -16,8 +16,7 @@ const PAGE_SIZE: usize = 1000;
 /// Arguments of `shikactl get`.
 #[derive(Debug, Args)]
 pub(super) struct Get {
-    /// Type of resource, singular or plural: meshes, dataplanes, meshtrafficpermissions, secrets, globalsecrets,
-    /// dataplane-insights
+    /// Type of resource, singular or plural, such as meshes, dataplanes, meshservices, zones, meshtrafficpermissions, secrets
     #[arg(value_name = "TYPE", value_parser = parse_kind)]
     kind: Kind,
     /// Name of one resource; without it, all are shown
@@ -131,8 +130,8 @@ fn headers(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Mesh => &["NAME", "mTLS", "LOCALITY", "ZONEEGRESS", "AGE"],
         Kind::Dataplane => &["MESH", "NAME", "TAGS", "ADDRESS", "AGE"],
-        Kind::DataplaneInsight | Kind::MeshTrafficPermission | Kind::Secret => &["MESH", "NAME", "AGE"],
-        Kind::GlobalSecret => &["NAME", "AGE"],
+        kind if kind.in_mesh() => &["MESH", "NAME", "AGE"],
+        _ => &["NAME", "AGE"],
     }
 }
 
@@ -156,7 +155,7 @@ fn row(kind: Kind, item: &Value, now: DateTime<Utc>) -> Vec<String> {
             let address = dataplane.map(|dataplane| dataplane.address().to_owned()).unwrap_or_default();
             vec![text("mesh"), text("name"), shown, address, age]
         }
-        Kind::DataplaneInsight | Kind::MeshTrafficPermission | Kind::Secret => vec![text("mesh"), text("name"), age],
-        Kind::GlobalSecret => vec![text("name"), age],
+        kind if kind.in_mesh() => vec![text("mesh"), text("name"), age],
+        _ => vec![text("name"), age],
     }
 }

@@ -178,14 +178,13 @@ async fn version(client: &Client, streams: Streams<'_>) -> anyhow::Result<()> {
 /// Reads the type of a resource as it is typed: `dataplane`, `dataplanes`, `Dataplane`.
 fn parse_kind(text: &str) -> Result<Kind, String> {
     let typed = text.to_ascii_lowercase().replace('-', "");
-    Kind::ALL
-        .into_iter()
+    Kind::in_api()
         .find(|kind| {
             [kind.name().to_ascii_lowercase(), kind.singular().replace('-', ""), kind.path().replace('-', "")]
                 .contains(&typed)
         })
         .ok_or_else(|| {
-            let known: Vec<&str> = Kind::ALL.into_iter().map(Kind::path).collect();
+            let known: Vec<&str> = Kind::in_api().map(Kind::path).collect();
             format!("unknown type; known: {}", known.join(", "))
         })
 }

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use super::{Shared, admit, tls};
 use crate::auth::TokenError;
 use crate::emit::bootstrap::{self as emit, Bootstrap};
-use crate::resource::{Kind, Resource, ResourceKey, SERVICE_TAG};
+use crate::resource::{Kind, ProxyType, Resource, ResourceKey, SERVICE_TAG, Spec};
 
 /// Announced by proxies that speak the delta variant of ADS.
 const DELTA_FEATURE: &str = "feature-delta-grpc";
@@ -118,12 +118,10 @@ async fn handle(
 
 /// The bootstrap and the address of the Dataplane.
 async fn make(shared: &Shared, request: &BootstrapRequest, asked: &str) -> Result<(Value, String), Refusal> {
-    match request.proxy_type.as_str() {
-        "" | "dataplane" => {}
-        other => {
-            return Err(Refusal::Unprocessable(format!("proxyType: {other:?} is not supported, only dataplane is")));
-        }
-    }
+    let proxy_type = ProxyType::parse(&request.proxy_type).ok_or_else(|| {
+        let written = &request.proxy_type;
+        Refusal::Unprocessable(format!("proxyType: {written:?} is not known; it is dataplane, ingress or egress"))
+    })?;
     let host = match &shared.config.xds_host {
         Some(host) => host.clone(),
         None => host_of(asked).to_owned(),
@@ -143,34 +141,28 @@ async fn make(shared: &Shared, request: &BootstrapRequest, asked: &str) -> Resul
             "caCert: the certificate is no certificate authority (basicConstraints CA:FALSE)".to_owned(),
         ));
     }
-    let resource = dataplane(shared, request).await?;
-    let Some(dataplane) = resource.dataplane() else {
-        return Err(Refusal::Internal("the stored resource is no Dataplane".to_owned()));
-    };
+    let resource = proxy(shared, proxy_type, request).await?;
     let token = request.dataplane_token.trim();
     if shared.config.require_token {
         if token.is_empty() {
-            return Err(Refusal::Unprocessable(
-                "dataplaneToken: token is required; generate one with 'shikactl generate dataplane-token' and pass it with \
-                 --dataplane-token-file"
-                    .to_owned(),
-            ));
+            return Err(Refusal::Unprocessable(format!(
+                "dataplaneToken: token is required; generate one with 'shikactl generate {}' and pass it with \
+                     --dataplane-token-file",
+                if proxy_type == ProxyType::Dataplane { "dataplane-token" } else { "zone-token" }
+            )));
         }
         admit::check_token(shared, token, &resource).await.map_err(|e| match e {
-            TokenError::Invalid(reason) => Refusal::Unprocessable(format!("dataplaneToken: {reason}")),
-            other => Refusal::Internal(other.to_string()),
+            TokenError::Store(error) => Refusal::Internal(error.to_string()),
+            other => Refusal::Unprocessable(format!("dataplaneToken: {other}")),
         })?;
     }
-    let tags = dataplane.tags();
-    let services = tags.get(SERVICE_TAG);
-    let networking = dataplane.networking.as_ref();
-    let own_admin = networking.and_then(|networking| networking.admin.as_ref()).map_or(0, |admin| admin.port);
-    let admin_port = u16::try_from(own_admin).ok().filter(|port| *port != 0).unwrap_or(shared.config.admin_port);
+    let Described { cluster, address, admin_port } = describe(&resource);
+    let admin_port = admin_port.unwrap_or(shared.config.admin_port);
     let bootstrap = emit::bootstrap(&Bootstrap {
-        mesh: &request.mesh,
+        mesh: &resource.meta.mesh,
         name: &request.name,
-        cluster: services.and_then(|services| services.first()).map_or("unknown", String::as_str),
-        metadata: metadata(request, admin_port, shared.config.admin_unix_socket),
+        cluster: &cluster,
+        metadata: metadata(request, proxy_type, admin_port, shared.config.admin_unix_socket),
         host: &host,
         port: shared.port,
         ca: if request.ca_cert.is_empty() { &shared.identity.ca } else { &request.ca_cert },
@@ -180,30 +172,67 @@ async fn make(shared: &Shared, request: &BootstrapRequest, asked: &str) -> Resul
         admin_socket: shared.config.admin_unix_socket,
         work_dir: &request.workdir,
     });
-    Ok((bootstrap, dataplane.address().to_owned()))
+    Ok((bootstrap, address))
 }
 
-/// The Dataplane of the request, or the stored one.
-async fn dataplane(shared: &Shared, request: &BootstrapRequest) -> Result<Resource, Refusal> {
+/// What the bootstrap takes from the resource that describes the proxy.
+struct Described {
+    /// `node.cluster`: the first service of a Dataplane, or the type of a zone proxy.
+    cluster: String,
+    address: String,
+    admin_port: Option<u16>,
+}
+
+fn describe(resource: &Resource) -> Described {
+    let (cluster, address, admin) = match &resource.spec {
+        Spec::ZoneIngress(ingress) => {
+            let networking = ingress.networking.clone().unwrap_or_default();
+            ("ingress".to_owned(), networking.address, networking.admin)
+        }
+        Spec::ZoneEgress(egress) => {
+            let networking = egress.networking.clone().unwrap_or_default();
+            ("egress".to_owned(), networking.address, networking.admin)
+        }
+        Spec::Dataplane(dataplane) => {
+            let tags = dataplane.tags();
+            let service = tags.get(SERVICE_TAG).and_then(|services| services.first());
+            let admin = dataplane.networking.as_ref().and_then(|networking| networking.admin.clone());
+            let cluster = service.map_or_else(|| "unknown".to_owned(), String::clone);
+            (cluster, dataplane.address().to_owned(), admin)
+        }
+        _ => ("unknown".to_owned(), String::new(), None),
+    };
+    let admin_port = admin.and_then(|admin| u16::try_from(admin.port).ok()).filter(|port| *port != 0);
+    Described { cluster, address, admin_port }
+}
+
+/// The resource of the request that describes the proxy, or the stored one.
+async fn proxy(shared: &Shared, proxy_type: ProxyType, request: &BootstrapRequest) -> Result<Resource, Refusal> {
     let internal = |e: crate::store::StoreError| Refusal::Internal(e.to_string());
+    // A zone ingress or a zone egress serves all meshes; what kuma-dp names as its mesh does not count.
+    let mesh = if proxy_type == ProxyType::Dataplane { request.mesh.as_str() } else { "" };
     if request.dataplane_resource.trim().is_empty() {
-        let key = ResourceKey::new(Kind::Dataplane, &request.mesh, &request.name);
+        let key = ResourceKey::new(proxy_type.kind(), mesh, &request.name);
         return shared.store.get(&key).await.map_err(internal)?.ok_or(Refusal::NotFound);
     }
-    let resource = admit::read_dataplane(&request.dataplane_resource, &request.mesh, &request.name)
+    let resource = admit::read_proxy(shared, &request.dataplane_resource, proxy_type, mesh, &request.name)
         .map_err(|reason| Refusal::Unprocessable(format!("dataplaneResource: {reason}")))?;
-    let mesh = shared.store.get(&ResourceKey::global(Kind::Mesh, &request.mesh)).await.map_err(internal)?;
-    match mesh.as_ref().and_then(Resource::mesh) {
-        None => Err(Refusal::Unprocessable(format!("mesh: mesh {:?} does not exist; create it first", request.mesh))),
-        Some(mesh) => {
-            admit::check_membership(&request.mesh, mesh, &resource).map_err(Refusal::Unprocessable)?;
+    if proxy_type != ProxyType::Dataplane {
+        admit::check_zone(shared, &resource).map_err(Refusal::Unprocessable)?;
+        return Ok(resource);
+    }
+    let stored = shared.store.get(&ResourceKey::global(Kind::Mesh, mesh)).await.map_err(internal)?;
+    match stored.as_ref().and_then(Resource::mesh) {
+        None => Err(Refusal::Unprocessable(format!("mesh: mesh {mesh:?} does not exist; create it first"))),
+        Some(stored) => {
+            admit::check_membership(mesh, stored, &resource).map_err(Refusal::Unprocessable)?;
             Ok(resource)
         }
     }
 }
 
 /// `node.metadata`: ports and booleans as strings, as Kuma's readers expect them.
-fn metadata(request: &BootstrapRequest, admin_port: u16, admin_socket: bool) -> Value {
+fn metadata(request: &BootstrapRequest, proxy_type: ProxyType, admin_port: u16, admin_socket: bool) -> Value {
     let mut metadata = Map::new();
     let mut put = |key: &str, value: Value| {
         metadata.insert(key.to_owned(), value);
@@ -224,7 +253,7 @@ fn metadata(request: &BootstrapRequest, admin_port: u16, admin_socket: bool) -> 
     if request.app_probe_proxy_disabled {
         put("dataplane.appProbeProxy.enabled", json!("true"));
     }
-    put("dataplane.proxyType", json!("dataplane"));
+    put("dataplane.proxyType", json!(proxy_type.as_str()));
     if !request.dataplane_resource.is_empty() {
         put("dataplane.resource", json!(request.dataplane_resource));
     }

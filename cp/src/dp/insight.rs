@@ -1,4 +1,4 @@
-//! What is known of a proxy, written to its DataplaneInsight: at once when it comes, goes or gets a certificate, otherwise every few
+//! What is known of a proxy, written to its insight: at once when it comes, goes or gets a certificate, otherwise every few
 //! seconds if there is news.
 
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::resource::{
     DataplaneInsight, InsightVersion, Kind, Meta, MtlsInsight, Resource, ResourceKey, ServiceStats, Spec, Subscription,
+    ZoneProxyInsight,
 };
 use crate::store::{Expect, Store, StoreError};
 use crate::xds::ResourceType;
@@ -20,6 +21,9 @@ const SUBSCRIPTION_LIMIT: usize = 2;
 #[derive(Debug)]
 pub(super) struct InsightWriter {
     store: Store,
+    /// The proxy.
+    proxy: ResourceKey,
+    /// Its insight.
     key: ResourceKey,
     subscription: Subscription,
     mtls: Option<MtlsInsight>,
@@ -35,8 +39,8 @@ impl InsightWriter {
     /// A writer for a stream that begins now.
     pub(super) fn new(
         store: Store,
-        mesh: &str,
-        name: &str,
+        proxy: ResourceKey,
+        insight: Kind,
         instance: &str,
         interval: Duration,
         version: Option<InsightVersion>,
@@ -49,8 +53,18 @@ impl InsightWriter {
             version,
             ..Subscription::default()
         };
-        let key = ResourceKey::new(Kind::DataplaneInsight, mesh, name);
-        InsightWriter { store, key, subscription, mtls: None, mtls_changed: false, metadata, interval, due: None }
+        let key = ResourceKey::new(insight, &proxy.mesh, &proxy.name);
+        InsightWriter {
+            store,
+            proxy,
+            key,
+            subscription,
+            mtls: None,
+            mtls_changed: false,
+            metadata,
+            interval,
+            due: None,
+        }
     }
 
     /// The certificate that an earlier stream noted: when it was issued, and by which backend.
@@ -143,23 +157,21 @@ impl InsightWriter {
         self.subscription.disconnect_time = Some(now());
         match self.try_write().await {
             Ok(()) => {}
-            // The Dataplane, or its mesh, was deleted, and the insight with it.
+            // The proxy, or its mesh, was deleted, and the insight with it.
             Err(StoreError::NoMesh { .. }) => {}
             Err(error) => tracing::warn!(insight = %self.key, %error, "could not write that a proxy left"),
         }
     }
 
     async fn try_write(&self) -> Result<(), StoreError> {
-        // Without its Dataplane an insight would stay for ever.
-        let dataplane = ResourceKey::new(Kind::Dataplane, &self.key.mesh, &self.key.name);
-        if self.store.get(&dataplane).await?.is_none() {
+        // Without its proxy an insight would stay for ever.
+        if self.store.get(&self.proxy).await?.is_none() {
             return Ok(());
         }
         // Streams of one proxy overlap while it reconnects, so each changes its own subscription only.
         for _ in 0..5 {
             let stored = self.store.get(&self.key).await?;
-            let before = stored.as_ref().and_then(Resource::insight).map(|insight| insight.as_ref().clone());
-            let mut insight: DataplaneInsight = before.unwrap_or_default();
+            let mut insight = stored.as_ref().map(read).unwrap_or_default();
             match insight.subscriptions.iter_mut().find(|subscription| subscription.id == self.subscription.id) {
                 Some(found) => found.clone_from(&self.subscription),
                 None => insight.subscriptions.push(self.subscription.clone()),
@@ -172,13 +184,36 @@ impl InsightWriter {
             insight.metadata = Some(self.metadata.clone());
             let meta = Meta::new(&self.key.mesh, &self.key.name);
             let expect = stored.map_or(Expect::Absent, |stored| Expect::Version(stored.meta.version));
-            match self.store.put(Resource::new(meta, Spec::DataplaneInsight(Arc::new(insight))), expect).await {
+            match self.store.put(Resource::new(meta, spec(self.key.kind, insight)), expect).await {
                 Ok(_) => return Ok(()),
                 Err(StoreError::Conflict { .. } | StoreError::Exists(_) | StoreError::NotFound(_)) => {}
                 Err(error) => return Err(error),
             }
         }
         Err(StoreError::Database("others write the same insight all the time".to_owned()))
+    }
+}
+
+/// What is stored, whatever the kind of proxy. Zone ingresses and zone egresses have no certificate of a mesh in their insight.
+fn read(stored: &Resource) -> DataplaneInsight {
+    match &stored.spec {
+        Spec::DataplaneInsight(insight) => insight.as_ref().clone(),
+        Spec::ZoneIngressInsight(insight) | Spec::ZoneEgressInsight(insight) => DataplaneInsight {
+            subscriptions: insight.subscriptions.clone(),
+            metadata: insight.metadata.clone(),
+            mtls: None,
+        },
+        _ => DataplaneInsight::default(),
+    }
+}
+
+/// The other way round.
+fn spec(kind: Kind, insight: DataplaneInsight) -> Spec {
+    let DataplaneInsight { subscriptions, metadata, .. } = insight;
+    match kind {
+        Kind::ZoneIngressInsight => Spec::ZoneIngressInsight(Arc::new(ZoneProxyInsight { subscriptions, metadata })),
+        Kind::ZoneEgressInsight => Spec::ZoneEgressInsight(Arc::new(ZoneProxyInsight { subscriptions, metadata })),
+        _ => Spec::DataplaneInsight(Arc::new(DataplaneInsight { subscriptions, metadata, ..insight })),
     }
 }
 

@@ -8,11 +8,13 @@
 
 mod admit;
 mod bootstrap;
+mod certificates;
 mod grpc;
 mod insight;
 mod node;
 mod registry;
 mod session;
+mod source;
 pub mod stats;
 pub mod tls;
 
@@ -27,7 +29,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
-use crate::auth::DataplaneTokens;
+use crate::auth::{DataplaneTokens, ZoneTokens};
 use crate::identity::leaf::LeafIssuer;
 use crate::mesh::MeshViews;
 use crate::store::Store;
@@ -66,6 +68,8 @@ pub struct DpConfig {
     pub insight_interval: Duration,
     /// Name of this instance in responses and insights.
     pub instance_id: String,
+    /// Name of the zone (Kuma `multizone.zone.name`, `default`).
+    pub zone: String,
 }
 
 impl DpConfig {
@@ -82,6 +86,7 @@ impl DpConfig {
             deregistration_delay: Duration::from_secs(10),
             insight_interval: Duration::from_secs(10),
             instance_id: uuid::Uuid::new_v4().to_string(),
+            zone: "default".to_owned(),
         }
     }
 }
@@ -103,6 +108,7 @@ pub(crate) struct Shared {
     config: DpConfig,
     store: Store,
     tokens: DataplaneTokens,
+    zone_tokens: ZoneTokens,
     views: Arc<MeshViews>,
     issuer: LeafIssuer,
     registry: Registry,
@@ -150,10 +156,11 @@ impl DpServer {
         // Issuing is pure CPU work: leave one core to everything else.
         let parallel = std::thread::available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1));
         let shared = Shared {
+            zone_tokens: ZoneTokens::new(store.clone()),
+            views: MeshViews::new(&config.zone),
             config,
             store,
             tokens,
-            views: MeshViews::new(),
             issuer: LeafIssuer::new(parallel),
             registry: Registry::default(),
             stats: Arc::default(),

@@ -7,8 +7,8 @@ use shika_proto::envoy::config::core::v3::Node;
 use shika_proto::google::protobuf::value::Kind;
 use shika_proto::google::protobuf::{self, Struct};
 
-use crate::plan::ProxyFeatures;
-use crate::resource::{EnvoyVersion, InsightVersion, KumaDpVersion};
+use crate::plan::{AdminEndpoint, ProxyFeatures, Redirection};
+use crate::resource::{EnvoyVersion, InsightVersion, KumaDpVersion, ProxyType, ResourceKey};
 
 /// Deepest nesting of the metadata that is looked at.
 const MAX_DEPTH: usize = 32;
@@ -16,6 +16,8 @@ const MAX_DEPTH: usize = 32;
 /// A proxy as its node describes it.
 #[derive(Clone, Debug)]
 pub(super) struct ProxyNode {
+    pub(super) proxy_type: ProxyType,
+    /// Empty for a zone ingress or a zone egress, which serves all meshes.
     pub(super) mesh: String,
     pub(super) name: String,
     /// Text of the Dataplane that the proxy brings along (`dataplane.resource`).
@@ -25,41 +27,104 @@ pub(super) struct ProxyNode {
     pub(super) metadata: Value,
 }
 
-/// Splits a node id at the first dot: `<mesh>.<name>`.
-pub(super) fn split_id(id: &str) -> Option<(&str, &str)> {
-    id.split_once('.').filter(|(mesh, name)| !mesh.is_empty() && !name.is_empty())
+/// Splits a node id at the first dot: `<mesh>.<name>`, or `.<name>` for a zone ingress or a zone egress.
+pub(super) fn split_id(id: &str, proxy_type: ProxyType) -> Option<(&str, &str)> {
+    let of_mesh = proxy_type == ProxyType::Dataplane;
+    id.split_once('.').filter(|(mesh, name)| mesh.is_empty() != of_mesh && !name.is_empty())
 }
 
 impl ProxyNode {
+    /// The resource that describes the proxy.
+    pub(super) fn key(&self) -> ResourceKey {
+        ResourceKey::new(self.proxy_type.kind(), &self.mesh, &self.name)
+    }
+
+    /// The id of the node.
+    pub(super) fn id(&self) -> String {
+        format!("{}.{}", self.mesh, self.name)
+    }
+
     /// Reads a node; the error says what is wrong with it.
     pub(super) fn read(node: &Node) -> Result<Self, String> {
-        let (mesh, name) = split_id(&node.id).ok_or_else(|| {
-            format!("node.id {:?} is not <mesh>.<name>; is the bootstrap from this control plane?", node.id)
-        })?;
         let metadata = node.metadata.as_ref().map_or_else(|| Value::Object(Map::new()), |s| object(s, 0));
         let text = |key: &str| metadata.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
-        match text("dataplane.proxyType") {
-            None | Some("dataplane") => {}
-            Some(other) => {
-                return Err(format!(
-                    "node.metadata[\"dataplane.proxyType\"] is {other:?}; only dataplane is supported"
-                ));
-            }
-        }
-        let announced = metadata.get("features").and_then(Value::as_array);
-        let has = |feature: &str| announced.is_some_and(|all| all.iter().any(|f| f.as_str() == Some(feature)));
+        let written = text("dataplane.proxyType").unwrap_or_default();
+        let proxy_type = ProxyType::parse(written).ok_or_else(|| {
+            format!("node.metadata[\"dataplane.proxyType\"] is {written:?}; it must be dataplane, ingress or egress")
+        })?;
+        let (mesh, name) = split_id(&node.id, proxy_type).ok_or_else(|| {
+            let expected = if proxy_type == ProxyType::Dataplane { "<mesh>.<name>" } else { ".<name>" };
+            format!("node.id {:?} is not {expected}; is the bootstrap from this control plane?", node.id)
+        })?;
         Ok(ProxyNode {
+            proxy_type,
             mesh: mesh.to_owned(),
             name: name.to_owned(),
             dataplane: text("dataplane.resource").map(str::to_owned),
-            features: ProxyFeatures {
-                reuse_port: has("feature-reuse-port"),
-                ipv6: metadata.get("ipv6Enabled").and_then(Value::as_bool).unwrap_or(true),
-            },
+            features: features(&metadata)?,
             version: metadata.get("version").map(version),
             metadata,
         })
     }
+}
+
+/// What the metadata announces. Ports are strings there (trap 6); numbers are understood too.
+fn features(metadata: &Value) -> Result<ProxyFeatures, String> {
+    let announced = metadata.get("features").and_then(Value::as_array);
+    let has = |feature: &str| announced.is_some_and(|all| all.iter().any(|f| f.as_str() == Some(feature)));
+    let text = |key: &str| metadata.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let port_at = |key: &str| match metadata.get(key) {
+        None => Ok(0),
+        Some(value) => port(value).ok_or_else(|| format!("node.metadata[{key:?}] is {value}, which is no port")),
+    };
+    let redirection = match metadata.get("transparentProxy").filter(|settings| settings.is_object()) {
+        _ if !has("feature-transparent-proxy-in-dataplane-metadata") => None,
+        None => Some(Redirection::default()),
+        Some(settings) => Some(redirection(settings)?),
+    };
+    let admin_port = port_at("dataplane.admin.port")?;
+    let (address, socket) = (text("dataplane.admin.address"), text("dataplane.admin.socketPath"));
+    Ok(ProxyFeatures {
+        reuse_port: has("feature-reuse-port"),
+        ipv6: metadata.get("ipv6Enabled").and_then(Value::as_bool).unwrap_or(true),
+        strict_inbound_ports: has("feature-strict-inbound-ports"),
+        bind_outbounds: has("feature-bind-outbounds"),
+        embedded_dns: has("feature-embedded-dns"),
+        work_dir: text("workdir"),
+        dns_port: port_at("dataplane.dns.port")?,
+        redirection,
+        admin: (admin_port != 0).then_some(AdminEndpoint { address, port: admin_port, socket }),
+        readiness_port: port_at("dataplane.readinessReporter.port")?,
+        system_ca_path: text("systemCaPath"),
+    })
+}
+
+/// `{ipFamilyMode, redirect: {inbound: {enabled, port}, outbound: {enabled, port}}}` (Kuma
+/// `pkg/transparentproxy/config/dataplane`).
+fn redirection(settings: &Value) -> Result<Redirection, String> {
+    let flow = |name: &str| {
+        let flow = settings.get("redirect").and_then(|redirect| redirect.get(name));
+        if flow.and_then(|flow| flow.get("enabled")).and_then(Value::as_bool) != Some(true) {
+            return Ok(0);
+        }
+        let value = flow.and_then(|flow| flow.get("port")).unwrap_or(&Value::Null);
+        port(value).ok_or_else(|| {
+            format!("node.metadata[\"transparentProxy\"].redirect.{name}.port is {value}, which is no port")
+        })
+    };
+    let mode = settings.get("ipFamilyMode").and_then(Value::as_str).unwrap_or_default();
+    Ok(Redirection { inbound: flow("inbound")?, outbound: flow("outbound")?, ipv6: Redirection::includes_ipv6(mode) })
+}
+
+/// A port, as a number or as text.
+fn port(value: &Value) -> Option<u32> {
+    let port = match value {
+        Value::String(text) => text.parse::<u16>().ok()?,
+        // Numbers of a protobuf structure are floating point; a port is exact in it.
+        Value::Number(number) => number.to_string().trim_end_matches(".0").parse::<u16>().ok()?,
+        _ => return None,
+    };
+    Some(u32::from(port))
 }
 
 /// `{kumaDp: {…}, envoy: {…}}` of the metadata.

@@ -4,25 +4,26 @@ use std::collections::HashMap;
 
 use parking_lot::Mutex;
 
-/// Streams by proxy.
+use crate::resource::ResourceKey;
+
+/// Streams by the resource that describes their proxy.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
-    streams: Mutex<HashMap<(String, String), u64>>,
+    streams: Mutex<HashMap<ResourceKey, u64>>,
 }
 
 impl Registry {
     /// Notes that stream `stream` now speaks for the proxy.
-    pub(super) fn connected(&self, mesh: &str, name: &str, stream: u64) {
-        self.streams.lock().insert((mesh.to_owned(), name.to_owned()), stream);
+    pub(super) fn connected(&self, proxy: &ResourceKey, stream: u64) {
+        self.streams.lock().insert(proxy.clone(), stream);
     }
 
     /// Forgets the proxy if `stream` is still its newest; true if it was.
-    pub(super) fn forget(&self, mesh: &str, name: &str, stream: u64) -> bool {
+    pub(super) fn forget(&self, proxy: &ResourceKey, stream: u64) -> bool {
         let mut streams = self.streams.lock();
-        let key = (mesh.to_owned(), name.to_owned());
-        let newest = streams.get(&key) == Some(&stream);
+        let newest = streams.get(proxy) == Some(&stream);
         if newest {
-            streams.remove(&key);
+            streams.remove(proxy);
         }
         newest
     }

@@ -5,23 +5,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{SubsecRound as _, Utc};
-use futures_util::future::BoxFuture;
-use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use futures_util::{Stream, StreamExt as _};
 use shika_proto::envoy::config::core::v3::Node;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::admit::{Opened, open};
+use super::certificates::Certificates;
 use super::insight::InsightWriter;
 use super::node::ProxyNode;
+use super::source::Source;
 use super::{Shared, stopped};
-use crate::emit::{self, Identity};
+use crate::emit;
 use crate::identity::IdentityError;
 use crate::identity::leaf::{Leaf, LeafRequest};
-use crate::identity::rotation::{Due, Rotation};
-use crate::mesh::MeshView;
-use crate::plan::{PlanError, ProxyPlan, plan};
-use crate::resource::{Kind, ResourceKey};
+use crate::plan::{PlanError, ProxyPlan};
 use crate::store::StoreError;
 use crate::xds::delta::{DeltaRequest, DeltaResponse, DeltaStream};
 use crate::xds::sotw::{SotwRequest, SotwResponse, SotwStream};
@@ -113,15 +111,16 @@ pub(super) async fn run(
             return;
         }
     };
-    let Opened { node, view, brought } = opened;
+    let Opened { node, source, brought } = opened;
     let delta = matches!(state, StreamState::Delta(_));
     let stream = shared.stats.open(&node.mesh, &node.name, delta);
-    shared.registry.connected(&node.mesh, &node.name, stream);
-    tracing::info!(mesh = node.mesh, dataplane = node.name, delta, stream, "proxy connected");
+    let key = node.key();
+    shared.registry.connected(&key, stream);
+    tracing::info!(proxy = %key, delta, stream, "proxy connected");
     let insight = InsightWriter::new(
         shared.store.clone(),
-        &node.mesh,
-        &node.name,
+        key.clone(),
+        node.proxy_type.insight(),
         &shared.config.instance_id,
         shared.config.insight_interval,
         node.version.clone(),
@@ -130,32 +129,23 @@ pub(super) async fn run(
     let mut session = Session {
         shared: shared.clone(),
         stream,
-        view,
+        source,
         state,
         insight,
         responses,
         plan: None,
         plan_error: None,
-        rotation: Rotation::new(),
-        adoption: None,
-        content_needed: false,
-        issuing: None,
+        certificates: Certificates::default(),
         snapshot: Snapshot::default(),
         node,
     };
     let ended = session.serve(first, &mut requests).await;
-    let Session { node, insight, responses, .. } = session;
+    let Session { insight, responses, .. } = session;
     match &ended {
-        End::ProxyLeft => tracing::info!(mesh = node.mesh, dataplane = node.name, stream, "proxy disconnected"),
+        End::ProxyLeft => tracing::info!(proxy = %key, stream, "proxy disconnected"),
         End::Stopping => {}
         End::Refused(status) => {
-            tracing::warn!(
-                mesh = node.mesh,
-                dataplane = node.name,
-                stream,
-                reason = status.message(),
-                "ended a stream"
-            );
+            tracing::warn!(proxy = %key, stream, reason = status.message(), "ended a stream");
             let _ = responses.send(Err(status.clone())).await;
         }
     }
@@ -163,26 +153,25 @@ pub(super) async fn run(
     shared.stats.close(stream);
     insight.end().await;
     if !brought {
-        shared.registry.forget(&node.mesh, &node.name, stream);
+        shared.registry.forget(&key, stream);
         return;
     }
     if matches!(ended, End::Stopping) {
         return;
     }
-    // The proxy brought its Dataplane along, so it goes with the proxy, unless it comes back in time.
+    // What the proxy brought along goes with it, unless it comes back in time.
     let mut stopping = shared.stopping.subscribe();
     tokio::select! {
         () = tokio::time::sleep(shared.config.deregistration_delay) => {}
         () = stopped(&mut stopping) => return,
     }
-    if shared.registry.forget(&node.mesh, &node.name, stream) {
-        let key = ResourceKey::new(Kind::Dataplane, &node.mesh, &node.name);
+    if shared.registry.forget(&key, stream) {
         match shared.store.delete(&key).await {
             Ok(()) | Err(StoreError::NotFound(_)) => {
-                tracing::info!(dataplane = %key, "proxy is gone, deleted its Dataplane")
+                tracing::info!(proxy = %key, "proxy is gone, deleted what it brought along")
             }
             Err(error) => {
-                tracing::warn!(dataplane = %key, %error, "could not delete the Dataplane of a proxy that is gone")
+                tracing::warn!(proxy = %key, %error, "could not delete what a proxy that is gone brought along")
             }
         }
     }
@@ -196,26 +185,19 @@ enum End {
     Refused(Status),
 }
 
-type Issuing = BoxFuture<'static, (LeafRequest, Result<Leaf, IdentityError>)>;
-
 /// A stream that was let in.
 struct Session {
     shared: Arc<Shared>,
     node: ProxyNode,
     stream: u64,
-    view: watch::Receiver<Arc<MeshView>>,
+    source: Source,
     state: StreamState,
     insight: InsightWriter,
     responses: mpsc::Sender<Result<Outgoing, Status>>,
     /// The last plan that could be made.
     plan: Option<ProxyPlan>,
     plan_error: Option<PlanError>,
-    rotation: Rotation,
-    /// The certificate that an earlier stream issued, until it is known what one would have to say now.
-    adoption: Option<(chrono::DateTime<Utc>, String)>,
-    /// The proxy needs the certificate itself, and this process does not have it.
-    content_needed: bool,
-    issuing: Option<Issuing>,
+    certificates: Certificates,
     snapshot: Snapshot,
 }
 
@@ -228,7 +210,7 @@ impl Session {
     ) -> End {
         let mut stopping = self.shared.stopping.subscribe();
         match self.insight.last_certificate().await {
-            Ok(noted) => self.adoption = noted,
+            Ok(noted) => self.certificates.adopt(noted),
             Err(error) => return End::Refused(Status::unavailable(error.to_string())),
         }
         self.insight.write().await;
@@ -258,11 +240,11 @@ impl Session {
                     },
                     Some(Err(_)) | None => return End::ProxyLeft,
                 },
-                changed = self.view.changed() => match changed {
+                changed = self.source.changed(&self.node) => match changed {
                     Ok(()) => self.replan(),
-                    Err(_) => return End::Refused(Status::not_found(format!("mesh {:?} was deleted", self.node.mesh))),
+                    Err(status) => return End::Refused(status),
                 },
-                (request, result) = issued(&mut self.issuing) => self.certificate(request, result).await,
+                (request, result) = self.certificates.next() => self.certificate(request, result).await,
                 () = alarm => {}
             }
             if self.insight.due().is_some_and(|due| due <= tokio::time::Instant::now()) {
@@ -273,7 +255,7 @@ impl Session {
 
     /// Takes in a request.
     fn take(&mut self, request: Incoming) -> Result<(), End> {
-        let id = format!("{}.{}", self.node.mesh, self.node.name);
+        let id = self.node.id();
         if let Some(node) = request.node.filter(|node| !node.id.is_empty() && node.id != id) {
             let message = format!("node.id changed from {id:?} to {:?}; a stream serves one proxy", node.id);
             return Err(End::Refused(Status::invalid_argument(message)));
@@ -304,9 +286,9 @@ impl Session {
 
     /// Plans anew from the current view. What cannot be planned leaves the proxy with what it has.
     fn replan(&mut self) {
-        let view = self.view.borrow_and_update().clone();
+        let planned = self.source.plan(&self.node);
         let (mesh, name) = (&self.node.mesh, &self.node.name);
-        match plan(&view, name, self.node.features) {
+        match planned {
             Ok(new) => {
                 let known = self.plan.as_ref().map(|plan| &plan.warnings);
                 for warning in
@@ -319,8 +301,9 @@ impl Session {
             }
             Err(error) => {
                 if self.plan_error.as_ref() != Some(&error) {
-                    // A Dataplane that was stored a moment ago is in the next view.
-                    let expected = self.plan.is_none() && matches!(error, PlanError::NoDataplane { .. });
+                    // What was stored a moment ago is in the next view.
+                    let missing = matches!(error, PlanError::NoDataplane { .. } | PlanError::NoZoneProxy { .. });
+                    let expected = self.plan.is_none() && missing;
                     if !expected {
                         tracing::error!(mesh, dataplane = name, %error, "the proxy keeps its configuration");
                     }
@@ -330,39 +313,19 @@ impl Session {
         }
     }
 
-    /// Sees to the certificate and emits what changed.
+    /// Sees to the certificates and emits what changed.
     fn refresh(&mut self) {
         let Some(plan) = &self.plan else { return };
-        match &plan.mtls {
-            None => self.insight.no_certificate(),
-            Some(mtls) => {
-                if let Some((issued, backend)) = self.adoption.take()
-                    && backend == mtls.leaf.backend
-                {
-                    self.rotation.adopt(mtls.leaf.clone(), issued);
-                }
-                let due = self.rotation.due(&mtls.leaf, self.content_needed, Utc::now());
-                let authority = self.view.borrow().authority.clone().ok().flatten();
-                if let (Due::Now, None, Some(authority)) = (due, &self.issuing, authority) {
-                    let (issuer, request) = (self.shared.issuer.clone(), mtls.leaf.clone());
-                    self.issuing = Some(
-                        async move {
-                            let result = issuer.issue(authority, request.clone()).await;
-                            (request, result)
-                        }
-                        .boxed(),
-                    );
-                }
-            }
+        if plan.mtls.is_empty() {
+            self.insight.no_certificate();
         }
-        let version = self.rotation.version();
-        let identity = version.map(|version| Identity { version, leaf: self.rotation.leaf() });
-        self.snapshot = emit::snapshot(plan, identity, &self.snapshot);
+        self.certificates.refresh(&plan.mtls, |mesh| self.source.authority(mesh), &self.shared.issuer);
+        self.snapshot = emit::snapshot(plan, self.certificates.identities(), &self.snapshot);
     }
 
     /// Takes in the outcome of issuing a certificate.
     async fn certificate(&mut self, request: LeafRequest, result: Result<Leaf, IdentityError>) {
-        let (mesh, dataplane) = (&self.node.mesh, &self.node.name);
+        let (mesh, dataplane) = (&request.mesh, &self.node.name);
         self.shared.stats.certificate(result.is_ok());
         match result {
             Ok(mut leaf) => {
@@ -370,14 +333,13 @@ impl Session {
                 leaf.issued = leaf.issued.trunc_subsecs(0);
                 tracing::info!(mesh, dataplane, expires = %leaf.expires, "issued a certificate");
                 self.insight.certificate(&request.backend, leaf.issued, leaf.expires);
-                self.content_needed = false;
-                self.rotation.issued(request, leaf);
+                self.certificates.issued(request, leaf);
                 // Written before it is sent: a control plane that dies in between must know what the proxy holds.
                 self.insight.write().await;
             }
             Err(error) => {
-                let retry_at = self.rotation.failed(error.to_string(), Utc::now());
-                let expires = self.rotation.validity().map(|(_, expires)| expires.to_rfc3339());
+                let (retry_at, expires) = self.certificates.failed(&request, error.to_string());
+                let expires = expires.map(|expires| expires.to_rfc3339());
                 tracing::error!(
                     mesh, dataplane, %error, retry_at = %retry_at, held_until = expires.as_deref().unwrap_or("none"),
                     "could not issue a certificate; the proxy keeps the one it has"
@@ -391,7 +353,7 @@ impl Session {
         // An incomplete snapshot would take away from a proxy that reconnects what it lives on. So nothing is sent before there is a
         // plan, and with mutual TLS a certificate.
         let Some(plan) = &self.plan else { return Ok(()) };
-        if plan.mtls.is_some() && self.rotation.version().is_none() {
+        if !self.certificates.complete(&plan.mtls) {
             return Ok(());
         }
         while let Some(response) = self.state.next(&self.snapshot, Instant::now()) {
@@ -403,8 +365,7 @@ impl Session {
             self.shared.stats.sent(self.stream, kind, resources, removed);
             self.insight.sent(kind);
         }
-        if self.state.take_missing_content() && self.rotation.leaf().is_none() && !self.content_needed {
-            self.content_needed = true;
+        if self.state.take_missing_content() && self.certificates.need_content() {
             self.refresh();
         }
         Ok(())
@@ -413,27 +374,9 @@ impl Session {
     /// When something is to be done although nothing happens.
     fn wake_at(&self) -> Option<Instant> {
         let insight = self.insight.due().map(tokio::time::Instant::into_std);
-        let mtls = self.plan.as_ref().and_then(|plan| plan.mtls.as_ref()).filter(|_| self.issuing.is_none());
-        let now = Utc::now();
-        // Without an authority nothing can be issued until the view changes.
-        let can_issue = self.view.borrow().authority.as_ref().is_ok_and(Option::is_some);
-        let certificate =
-            mtls.filter(|_| can_issue).map(|mtls| match self.rotation.due(&mtls.leaf, self.content_needed, now) {
-                Due::Now => Instant::now(),
-                Due::At(at) => Instant::now() + (at - now).to_std().unwrap_or_default(),
-            });
+        let wanted = self.plan.as_ref().map(|plan| plan.mtls.as_slice()).unwrap_or_default();
+        let due = self.certificates.due(wanted, |mesh| self.source.authority(mesh).is_some());
+        let certificate = due.map(|at| Instant::now() + (at - Utc::now()).to_std().unwrap_or_default());
         [self.state.wake_at(), insight, certificate].into_iter().flatten().min()
-    }
-}
-
-/// The outcome of issuing a certificate, if one is being issued; else nothing ever.
-async fn issued(issuing: &mut Option<Issuing>) -> (LeafRequest, Result<Leaf, IdentityError>) {
-    match issuing {
-        Some(future) => {
-            let outcome = future.await;
-            *issuing = None;
-            outcome
-        }
-        None => pending().await,
     }
 }

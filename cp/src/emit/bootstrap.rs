@@ -41,9 +41,9 @@ pub struct Bootstrap<'a> {
 /// Longest path of a socket before its `.sock`, bytes: the limit of UNIX domain sockets.
 const MAX_SOCKET_PATH: usize = 98;
 
-/// The address of a socket in `dir`, cut as Kuma cuts it.
-fn socket(dir: &str, name: &str) -> String {
-    let mut path = format!("{}/{name}", if dir.is_empty() { "/tmp" } else { dir.trim_end_matches('/') });
+/// The path of a socket in `dir`, cut as Kuma cuts it; relative without a directory.
+pub(super) fn socket(dir: &str, name: &str) -> String {
+    let mut path = if dir.is_empty() { name.to_owned() } else { format!("{}/{name}", dir.trim_end_matches('/')) };
     while path.len() > MAX_SOCKET_PATH {
         path.pop();
     }
@@ -152,7 +152,8 @@ fn ads_cluster(of: &Bootstrap<'_>) -> Value {
 }
 
 fn access_log_sink(of: &Bootstrap<'_>) -> Value {
-    let path = socket(of.work_dir, &format!("kuma-al-{}-{}", of.name, of.mesh));
+    let dir = if of.work_dir.is_empty() { "/tmp" } else { of.work_dir };
+    let path = socket(dir, &format!("kuma-al-{}-{}", of.name, of.mesh));
     static_cluster("access_log_sink", &json!({"pipe": {"path": path}}))
 }
 

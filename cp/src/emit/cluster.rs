@@ -1,7 +1,5 @@
 //! Clusters.
 
-use std::collections::HashMap;
-
 use shika_proto::any::pack;
 use shika_proto::envoy::config::cluster::v3::Cluster;
 use shika_proto::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig};
@@ -16,26 +14,22 @@ use shika_proto::envoy::extensions::upstreams::http::v3::http_protocol_options::
 };
 use shika_proto::google::protobuf::Any;
 
-use super::{address, ads, seconds, tls};
+use super::{address, ads, seconds, tls, transparent};
 use crate::mesh::Protocol;
-use crate::plan::{ClusterPlan, WorkloadPlan, stat_name};
+use crate::plan::{ClusterPlan, Speaks, WorkloadPlan, stat_name};
 
 /// Key of the HTTP options of a cluster.
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 /// Kuma's default for connections to the application: how long connecting may take, seconds.
 const WORKLOAD_CONNECT: u64 = 10;
+/// Kuma's default for other connections that it gives a limit: how long connecting may take, seconds.
+pub(super) const CONNECT: u64 = 5;
 /// Kuma's default for connections to the application: how long one may be idle, seconds.
 pub(super) const WORKLOAD_IDLE: u64 = 7200;
 
 /// The application behind an inbound.
 pub(super) fn workload(plan: &WorkloadPlan) -> Any {
-    let options = match plan.protocol {
-        Protocol::Tcp => None,
-        Protocol::Http => Some(http_options(ProtocolConfig::HttpProtocolOptions(Default::default()), true)),
-        Protocol::Http2 | Protocol::Grpc => {
-            Some(http_options(ProtocolConfig::Http2ProtocolOptions(Default::default()), true))
-        }
-    };
+    let options = protocol_options(plan.protocol, true);
     pack(&Cluster {
         name: plan.name.clone(),
         alt_stat_name: stat_name(&plan.name),
@@ -43,6 +37,7 @@ pub(super) fn workload(plan: &WorkloadPlan) -> Any {
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static.into())),
         load_assignment: Some(static_endpoint(&plan.name, address(&plan.address, plan.port))),
         typed_extension_protocol_options: options.into_iter().collect(),
+        upstream_bind_config: plan.source.map(transparent::bind_from),
         ..Cluster::default()
     })
 }
@@ -50,18 +45,31 @@ pub(super) fn workload(plan: &WorkloadPlan) -> Any {
 /// A destination. Inside the mesh HTTP/2 with prior knowledge is spoken whatever the application speaks (Kuma).
 pub(super) fn upstream(plan: &ClusterPlan) -> Any {
     let alt_stat_name = stat_name(&plan.name);
+    let options = match plan.speaks {
+        Speaks::Mesh => protocol_options(Protocol::Http2, false),
+        Speaks::Declared(protocol) => protocol_options(protocol, false),
+        Speaks::Bytes => None,
+    };
     pack(&Cluster {
         alt_stat_name: if alt_stat_name == plan.name { String::new() } else { alt_stat_name },
         name: plan.name.clone(),
+        connect_timeout: if plan.speaks == Speaks::Bytes { seconds(CONNECT) } else { None },
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
         eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(ads()), ..EdsClusterConfig::default() }),
         transport_socket: plan.tls.as_ref().map(tls::upstream),
-        typed_extension_protocol_options: HashMap::from([http_options(
-            ProtocolConfig::Http2ProtocolOptions(Default::default()),
-            false,
-        )]),
+        typed_extension_protocol_options: options.into_iter().collect(),
         ..Cluster::default()
     })
+}
+
+/// HTTP options for a protocol, as a map entry; none for bytes.
+pub(super) fn protocol_options(protocol: Protocol, idle_timeout: bool) -> Option<(String, Any)> {
+    let options = match protocol {
+        Protocol::Tcp => return None,
+        Protocol::Http => ProtocolConfig::HttpProtocolOptions(Default::default()),
+        Protocol::Http2 | Protocol::Grpc => ProtocolConfig::Http2ProtocolOptions(Default::default()),
+    };
+    Some(http_options(options, idle_timeout))
 }
 
 /// Assignment of one address to a static cluster.
@@ -77,7 +85,7 @@ pub(super) fn static_endpoint(cluster: &str, address: core::Address) -> ClusterL
 }
 
 /// HTTP options of a cluster, as a map entry.
-pub(super) fn http_options(protocol: ProtocolConfig, idle_timeout: bool) -> (String, Any) {
+fn http_options(protocol: ProtocolConfig, idle_timeout: bool) -> (String, Any) {
     let options = HttpProtocolOptions {
         common_http_protocol_options: idle_timeout
             .then(|| core::HttpProtocolOptions { idle_timeout: seconds(WORKLOAD_IDLE), ..Default::default() }),

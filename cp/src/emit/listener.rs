@@ -26,6 +26,7 @@ use super::cluster::WORKLOAD_IDLE;
 use super::{POLICY_METADATA, address, metadata, rbac, seconds, tags, tls};
 use crate::mesh::Protocol;
 use crate::plan::{Cidr, InboundPlan, InboundTls, OutboundPlan, stat_name};
+use crate::policy::permission::Permission;
 
 /// Kuma's default for streams to the application: how long one may be idle, seconds.
 const WORKLOAD_STREAM_IDLE: u64 = 3600;
@@ -44,11 +45,7 @@ pub(super) fn inbound(plan: &InboundPlan) -> Any {
     match &plan.tls {
         None => chains.push(inbound_chain(plan, None)),
         Some(tls) if tls.permissive => {
-            listener_filters.push(ListenerFilter {
-                name: "envoy.filters.listener.tls_inspector".to_owned(),
-                config_type: Some(listener_filter::ConfigType::TypedConfig(pack(&TlsInspector::default()))),
-                ..ListenerFilter::default()
-            });
+            listener_filters.push(tls_inspector());
             let matches = [("raw_buffer", None, None), ("tls", None, None), ("tls", Some(tls::ALPN), Some(tls))];
             for (transport, alpn, tls) in matches {
                 let mut chain = inbound_chain(plan, tls);
@@ -65,6 +62,7 @@ pub(super) fn inbound(plan: &InboundPlan) -> Any {
     pack(&Listener {
         name: plan.name.clone(),
         address: Some(address(&plan.address, plan.port)),
+        bind_to_port: unbound(plan.bind),
         enable_reuse_port: Some(BoolValue { value: plan.reuse_port }),
         filter_chains: chains,
         listener_filters,
@@ -74,11 +72,20 @@ pub(super) fn inbound(plan: &InboundPlan) -> Any {
     })
 }
 
+/// Tells by a connection's first bytes whether it is TLS, and for whom.
+pub(super) fn tls_inspector() -> ListenerFilter {
+    ListenerFilter {
+        name: "envoy.filters.listener.tls_inspector".to_owned(),
+        config_type: Some(listener_filter::ConfigType::TypedConfig(pack(&TlsInspector::default()))),
+        ..ListenerFilter::default()
+    }
+}
+
 fn inbound_chain(plan: &InboundPlan, tls: Option<&InboundTls>) -> FilterChain {
     let mut filters = Vec::new();
     match plan.protocol {
         Protocol::Tcp => {
-            filters.extend(tls.map(|tls| network_rbac(&plan.name, tls)));
+            filters.extend(tls.map(|tls| network_rbac(&plan.name, &tls.mesh, &tls.permission)));
             filters.push(tcp_proxy(&plan.cluster, &plan.stat_prefix, Some(WORKLOAD_IDLE)));
         }
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => filters.push(inbound_http(plan, tls)),
@@ -92,16 +99,7 @@ fn inbound_chain(plan: &InboundPlan, tls: Option<&InboundTls>) -> FilterChain {
 }
 
 fn inbound_http(plan: &InboundPlan, tls: Option<&InboundTls>) -> Filter {
-    let rbac = tls.map(|tls| {
-        http_filter(
-            "envoy.filters.http.rbac",
-            pack(&HttpRbac {
-                rules: Some(rbac::rules(&tls.mesh, &tls.permission)),
-                shadow_rules: rbac::shadow_rules(&tls.mesh, &tls.permission),
-                ..HttpRbac::default()
-            }),
-        )
-    });
+    let rbac = tls.map(|tls| http_rbac(&tls.mesh, &tls.permission));
     let route_name = if plan.host == plan.name { plan.name.clone() } else { format!("inbound:{}", plan.host) };
     let routes = RouteConfiguration {
         request_headers_to_remove: vec![TAGS_HEADER.to_owned()],
@@ -129,8 +127,10 @@ pub(super) fn outbound(plan: &OutboundPlan) -> Any {
     let filter = match plan.protocol {
         Protocol::Tcp => tcp_proxy(&plan.cluster, &stat_name(&plan.cluster), None),
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
-            let name = format!("outbound:{}", plan.service);
-            let routes = catch_all(name, &plan.service, &plan.cluster, CATCH_ALL_ROUTE);
+            let mut routes = catch_all(plan.route.clone(), &plan.service, &plan.cluster, CATCH_ALL_ROUTE);
+            if plan.outside {
+                rewrite_hosts(&mut routes);
+            }
             let manager = HttpConnectionManager {
                 normalize_path: Some(BoolValue { value: true }),
                 http_filters: common_http_filters(plan.protocol).collect(),
@@ -142,6 +142,7 @@ pub(super) fn outbound(plan: &OutboundPlan) -> Any {
     pack(&Listener {
         name: plan.name.clone(),
         address: Some(address(&plan.address, plan.port)),
+        bind_to_port: unbound(plan.bind),
         filter_chains: vec![FilterChain { filters: vec![filter], ..FilterChain::default() }],
         metadata: metadata([(TAGS_METADATA, tags(&plan.tags))]),
         traffic_direction: TrafficDirection::Outbound.into(),
@@ -149,7 +150,19 @@ pub(super) fn outbound(plan: &OutboundPlan) -> Any {
     })
 }
 
-fn http_manager(stat_prefix: &str, internal: &[Cidr], routes: RouteConfiguration) -> HttpConnectionManager {
+/// A listener that is not bound is reached by redirected traffic only.
+fn unbound(bind: bool) -> Option<BoolValue> {
+    (!bind).then_some(BoolValue { value: false })
+}
+
+/// Answers requests by these routes, and does nothing else to them.
+pub(super) fn static_http(stat_prefix: &str, internal: &[Cidr], routes: RouteConfiguration) -> Filter {
+    let router = http_filter("envoy.filters.http.router", pack(&Router::default()));
+    let manager = HttpConnectionManager { http_filters: vec![router], ..http_manager(stat_prefix, internal, routes) };
+    network_filter("envoy.filters.network.http_connection_manager", pack(&manager))
+}
+
+pub(super) fn http_manager(stat_prefix: &str, internal: &[Cidr], routes: RouteConfiguration) -> HttpConnectionManager {
     let cidr_ranges = internal.iter().map(|cidr| CidrRange {
         address_prefix: cidr.address.to_owned(),
         prefix_len: Some(UInt32Value { value: cidr.prefix }),
@@ -166,7 +179,7 @@ fn http_manager(stat_prefix: &str, internal: &[Cidr], routes: RouteConfiguration
 }
 
 /// Every request of every host goes to one cluster, without a limit of time.
-fn catch_all(name: String, host: &str, cluster: &str, route_name: &str) -> RouteConfiguration {
+pub(super) fn catch_all(name: String, host: &str, cluster: &str, route_name: &str) -> RouteConfiguration {
     let action = RouteAction {
         cluster_specifier: Some(route_action::ClusterSpecifier::Cluster(cluster.to_owned())),
         timeout: seconds(0),
@@ -192,7 +205,17 @@ fn catch_all(name: String, host: &str, cluster: &str, route_name: &str) -> Route
     }
 }
 
-fn common_http_filters(protocol: Protocol) -> impl Iterator<Item = HttpFilter> {
+/// Requests go by the name of the host that they are sent to.
+pub(super) fn rewrite_hosts(routes: &mut RouteConfiguration) {
+    for route in routes.virtual_hosts.iter_mut().flat_map(|host| &mut host.routes) {
+        if let Some(route::Action::Route(action)) = &mut route.action {
+            action.host_rewrite_specifier =
+                Some(route_action::HostRewriteSpecifier::AutoHostRewrite(BoolValue { value: true }));
+        }
+    }
+}
+
+pub(super) fn common_http_filters(protocol: Protocol) -> impl Iterator<Item = HttpFilter> {
     let grpc_stats = (protocol == Protocol::Grpc).then(|| {
         let stats = GrpcStats { emit_filter_state: true, ..GrpcStats::default() };
         http_filter("envoy.filters.http.grpc_stats", pack(&stats))
@@ -201,12 +224,23 @@ fn common_http_filters(protocol: Protocol) -> impl Iterator<Item = HttpFilter> {
     grpc_stats.into_iter().chain([router])
 }
 
-fn network_rbac(listener: &str, tls: &InboundTls) -> Filter {
+pub(super) fn http_rbac(mesh: &str, permission: &Permission) -> HttpFilter {
+    http_filter(
+        "envoy.filters.http.rbac",
+        pack(&HttpRbac {
+            rules: Some(rbac::rules(mesh, permission)),
+            shadow_rules: rbac::shadow_rules(mesh, permission),
+            ..HttpRbac::default()
+        }),
+    )
+}
+
+pub(super) fn network_rbac(listener: &str, mesh: &str, permission: &Permission) -> Filter {
     network_filter(
         "envoy.filters.network.rbac",
         pack(&NetworkRbac {
-            rules: Some(rbac::rules(&tls.mesh, &tls.permission)),
-            shadow_rules: rbac::shadow_rules(&tls.mesh, &tls.permission),
+            rules: Some(rbac::rules(mesh, permission)),
+            shadow_rules: rbac::shadow_rules(mesh, permission),
             // The dot makes `<listener>.rbac.allowed` of it.
             stat_prefix: format!("{}.", stat_name(listener)),
             ..NetworkRbac::default()
@@ -214,7 +248,7 @@ fn network_rbac(listener: &str, tls: &InboundTls) -> Filter {
     )
 }
 
-fn tcp_proxy(cluster: &str, stat_prefix: &str, idle_timeout: Option<u64>) -> Filter {
+pub(super) fn tcp_proxy(cluster: &str, stat_prefix: &str, idle_timeout: Option<u64>) -> Filter {
     network_filter(
         "envoy.filters.network.tcp_proxy",
         pack(&TcpProxy {
@@ -226,7 +260,7 @@ fn tcp_proxy(cluster: &str, stat_prefix: &str, idle_timeout: Option<u64>) -> Fil
     )
 }
 
-fn network_filter(name: &str, config: Any) -> Filter {
+pub(super) fn network_filter(name: &str, config: Any) -> Filter {
     Filter { name: name.to_owned(), config_type: Some(filter::ConfigType::TypedConfig(config)) }
 }
 

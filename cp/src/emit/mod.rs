@@ -7,12 +7,17 @@
 //!   change of a permission; that of the chain does not.
 //! * [`crate::policy::permission`] and the names of clusters of applications (see [`crate::plan`]).
 
+mod admin;
 mod cluster;
+mod dynconf;
 mod endpoint;
+mod external;
 mod listener;
 mod rbac;
 mod secret;
 mod tls;
+mod transparent;
+mod zone;
 
 pub mod bootstrap;
 
@@ -27,7 +32,7 @@ use shika_proto::google::protobuf::Any;
 use shika_proto::google::protobuf::value::Kind;
 
 use crate::identity::leaf::Leaf;
-use crate::plan::ProxyPlan;
+use crate::plan::{DnsPlan, ProxyPlan};
 use crate::xds::{Resource, ResourceType, Snapshot, Version};
 
 /// Key of the filter chain metadata that names the policies behind a permission check.
@@ -53,9 +58,28 @@ pub struct Identity<'a> {
 }
 
 /// Emits a plan. Whatever did not change since `before` is taken over from it, without being built again.
-pub fn snapshot(plan: &ProxyPlan, identity: Option<Identity<'_>>, before: &Snapshot) -> Snapshot {
+/// `identities` are the proxy's certificates by mesh: one for a sidecar that has it, one for each mesh of an egress.
+pub fn snapshot<'a>(
+    plan: &ProxyPlan,
+    identities: impl IntoIterator<Item = (&'a str, Identity<'a>)>,
+    before: &Snapshot,
+) -> Snapshot {
     let mut to = Emitter { before, snapshot: Snapshot::default() };
-    let ProxyPlan { inbounds, workloads, outbounds, upstreams, mtls, warnings: _ } = plan;
+    let ProxyPlan {
+        inbounds,
+        workloads,
+        outbounds,
+        upstreams,
+        externals,
+        zone_proxy,
+        captures,
+        direct_access,
+        dns,
+        dynamic,
+        admin,
+        mtls,
+        warnings: _,
+    } = plan;
     for workload in workloads {
         to.add(ResourceType::Cluster, &workload.name, workload, || cluster::workload(workload));
     }
@@ -65,19 +89,40 @@ pub fn snapshot(plan: &ProxyPlan, identity: Option<Identity<'_>>, before: &Snaps
             endpoint::assignment(name, &upstream.endpoints)
         });
     }
+    for (name, external) in externals {
+        to.add(ResourceType::Cluster, name, external, || external::cluster(external));
+    }
+    if let Some(zone_proxy) = zone_proxy {
+        to.add(ResourceType::Listener, &zone_proxy.name, zone_proxy, || zone::listener(zone_proxy));
+    }
     for inbound in inbounds {
         to.add(ResourceType::Listener, &inbound.name, inbound, || listener::inbound(inbound));
     }
     for outbound in outbounds {
         to.add(ResourceType::Listener, &outbound.name, outbound, || listener::outbound(outbound));
     }
-    if let Some(mtls) = mtls {
+    transparent::captures(captures, &mut to);
+    if let Some(direct_access) = direct_access {
+        transparent::direct_access(direct_access, &mut to);
+    }
+    if let Some(DnsPlan::Filter { port, records }) = dns {
+        to.add(ResourceType::Listener, dynconf::DNS, &(port, records), || dynconf::dns_filter(*port, records));
+    }
+    if let Some(dynamic) = dynamic {
+        to.add(ResourceType::Listener, dynconf::DYNAMIC_CONFIG, dynamic, || dynconf::documents(dynamic));
+    }
+    if let Some(admin) = admin {
+        admin::admin(admin, &mut to);
+    }
+    for mtls in mtls {
         let name = ca_secret(&mtls.mesh);
         to.add(ResourceType::Secret, &name, &(&name, &mtls.trust_bundle), || {
             secret::trust_bundle(&name, &mtls.trust_bundle)
         });
-        if let Some(identity) = identity {
-            let name = identity_secret(&mtls.mesh);
+    }
+    for (mesh, identity) in identities {
+        if mtls.iter().any(|mtls| mtls.mesh == mesh) {
+            let name = identity_secret(mesh);
             let body = identity.leaf.map(|leaf| secret::certificate(&name, leaf));
             to.snapshot.insert(ResourceType::Secret, name, Arc::new(Resource { version: identity.version, body }));
         }
@@ -161,5 +206,16 @@ fn metadata<const N: usize>(parts: [(&str, protobuf::Struct); N]) -> Option<core
 }
 
 #[cfg(test)]
+mod testing;
+
+#[cfg(test)]
 #[path = "emit_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "transparent_tests.rs"]
+mod transparent_tests;
+
+#[cfg(test)]
+#[path = "zone_tests.rs"]
+mod zone_tests;

@@ -22,7 +22,7 @@ pub(super) const ALPN: &str = "kuma";
 
 /// What an inbound of `mesh` shows and demands: a client certificate of the mesh.
 pub(super) fn downstream(mesh: &str) -> TransportSocket {
-    let common = common(mesh, MatchPattern::Prefix(format!("spiffe://{mesh}/")), Vec::new());
+    let common = common(mesh, vec![MatchPattern::Prefix(format!("spiffe://{mesh}/"))], Vec::new());
     socket(pack(&DownstreamTlsContext {
         common_tls_context: Some(common),
         require_client_certificate: Some(BoolValue { value: true }),
@@ -30,10 +30,12 @@ pub(super) fn downstream(mesh: &str) -> TransportSocket {
     }))
 }
 
-/// What a proxy shows to a destination and demands of it: the identity of that service.
+/// What a proxy shows to a destination and demands of it: one of the identities of that service.
 pub(super) fn upstream(tls: &UpstreamTls) -> TransportSocket {
     let UpstreamTls { mesh, sni, expected } = tls;
-    let common = common(mesh, MatchPattern::Exact(expected.clone()), vec![ALPN.to_owned()]);
+    let any = vec![MatchPattern::Prefix(format!("spiffe://{mesh}/"))];
+    let exact: Vec<_> = expected.iter().map(|identity| MatchPattern::Exact(identity.clone())).collect();
+    let common = common(mesh, if exact.is_empty() { any } else { exact }, vec![ALPN.to_owned()]);
     socket(pack(&UpstreamTlsContext {
         common_tls_context: Some(common),
         sni: sni.clone(),
@@ -41,15 +43,16 @@ pub(super) fn upstream(tls: &UpstreamTls) -> TransportSocket {
     }))
 }
 
-fn common(mesh: &str, peer: MatchPattern, alpn_protocols: Vec<String>) -> CommonTlsContext {
-    let matcher = SubjectAltNameMatcher {
-        san_type: SanType::Uri.into(),
-        matcher: Some(StringMatcher { match_pattern: Some(peer), ..StringMatcher::default() }),
-        ..SubjectAltNameMatcher::default()
-    };
+/// What a proxy shows to any destination of a mesh and demands of it: an identity of that mesh.
+pub(super) fn upstream_of_mesh(mesh: &str) -> TransportSocket {
+    upstream(&UpstreamTls { mesh: mesh.to_owned(), sni: String::new(), expected: Vec::new() })
+}
+
+fn common(mesh: &str, peers: Vec<MatchPattern>, alpn_protocols: Vec<String>) -> CommonTlsContext {
+    let matchers = peers.into_iter().map(|peer| name_matcher(SanType::Uri, peer));
     let validation = CombinedCertificateValidationContext {
         default_validation_context: Some(CertificateValidationContext {
-            match_typed_subject_alt_names: vec![matcher],
+            match_typed_subject_alt_names: matchers.collect(),
             ..CertificateValidationContext::default()
         }),
         validation_context_sds_secret_config: Some(secret(ca_secret(mesh))),
@@ -60,6 +63,15 @@ fn common(mesh: &str, peer: MatchPattern, alpn_protocols: Vec<String>) -> Common
         tls_certificate_sds_secret_configs: vec![secret(identity_secret(mesh))],
         validation_context_type: Some(ValidationContextType::CombinedValidationContext(validation)),
         ..CommonTlsContext::default()
+    }
+}
+
+/// The peer's certificate has this name.
+pub(super) fn name_matcher(kind: SanType, pattern: MatchPattern) -> SubjectAltNameMatcher {
+    SubjectAltNameMatcher {
+        san_type: kind.into(),
+        matcher: Some(StringMatcher { match_pattern: Some(pattern), ..StringMatcher::default() }),
+        ..SubjectAltNameMatcher::default()
     }
 }
 

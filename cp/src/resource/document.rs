@@ -10,6 +10,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
+use super::kind::{spec_from_value, spec_to_value};
 use super::validate::Violation;
 use super::{Kind, Meta, Resource, Spec};
 
@@ -78,8 +79,8 @@ pub fn parse(document: Value) -> Result<Parsed, ParseError> {
     if type_name.is_empty() {
         return Err(ParseError::field("type", "cannot be empty"));
     }
-    let kind = Kind::from_name(&type_name).ok_or_else(|| {
-        let known: Vec<&str> = Kind::ALL.into_iter().map(Kind::name).collect();
+    let kind = Kind::in_api().find(|kind| kind.name() == type_name).ok_or_else(|| {
+        let known: Vec<&str> = Kind::in_api().map(Kind::name).collect();
         ParseError::field("type", format!("unknown resource type {type_name:?}; known: {}", known.join(", ")))
     })?;
     let mut warnings = Vec::new();
@@ -120,37 +121,30 @@ fn read_spec(kind: Kind, mut fields: Map<String, Value>, warnings: &mut Vec<Stri
     spec_from_value(kind, value, prefix, warnings)
 }
 
-/// Reads the specification alone, as [`spec_to_value`] wrote it.
-///
-/// # Errors
-/// [`ParseError::Fields`], each field below `prefix`.
-pub(crate) fn spec_from_value(
-    kind: Kind,
-    value: Value,
-    prefix: &str,
-    warnings: &mut Vec<String>,
-) -> Result<Spec, ParseError> {
-    Ok(match kind {
-        Kind::Mesh => Spec::Mesh(Arc::new(read(value, prefix, warnings)?)),
-        Kind::Dataplane => Spec::Dataplane(Arc::new(read(value, prefix, warnings)?)),
-        Kind::DataplaneInsight => Spec::DataplaneInsight(Arc::new(read(value, prefix, warnings)?)),
-        Kind::MeshTrafficPermission => Spec::MeshTrafficPermission(Arc::new(read(value, prefix, warnings)?)),
-        Kind::Secret => Spec::Secret(Arc::new(read(value, prefix, warnings)?)),
-        Kind::GlobalSecret => Spec::GlobalSecret(Arc::new(read(value, prefix, warnings)?)),
-    })
+/// What the control plane found out about a resource, as JSON; `None` for a kind without a status.
+pub(crate) fn status_to_value(spec: &Spec) -> Option<Value> {
+    let value = match spec {
+        Spec::MeshExternalService(spec) => serde_json::to_value(&spec.status),
+        Spec::MeshMultiZoneService(spec) => serde_json::to_value(&spec.status),
+        Spec::MeshService(spec) => serde_json::to_value(&spec.status),
+        _ => return None,
+    };
+    value.ok()
 }
 
-/// The specification alone, as JSON.
-pub(crate) fn spec_to_value(spec: &Spec) -> Value {
-    let value = match spec {
-        Spec::Mesh(spec) => serde_json::to_value(spec),
-        Spec::Dataplane(spec) => serde_json::to_value(spec),
-        Spec::DataplaneInsight(spec) => serde_json::to_value(spec),
-        Spec::MeshTrafficPermission(spec) => serde_json::to_value(spec),
-        Spec::Secret(spec) | Spec::GlobalSecret(spec) => serde_json::to_value(spec),
-    };
-    // These types hold text, numbers, lists and maps with text keys: JSON has a form for each of them.
-    value.unwrap_or_default()
+/// Puts a status, as [`status_to_value`] wrote it, into a specification; kinds without one ignore it.
+///
+/// # Errors
+/// [`ParseError::Fields`], each field below `status`.
+pub(crate) fn set_status(spec: &mut Spec, status: Value) -> Result<(), ParseError> {
+    let mut ignored = Vec::new();
+    match spec {
+        Spec::MeshExternalService(spec) => Arc::make_mut(spec).status = read(status, "status", &mut ignored)?,
+        Spec::MeshMultiZoneService(spec) => Arc::make_mut(spec).status = read(status, "status", &mut ignored)?,
+        Spec::MeshService(spec) => Arc::make_mut(spec).status = read(status, "status", &mut ignored)?,
+        _ => {}
+    }
+    Ok(())
 }
 
 impl Resource {
@@ -174,6 +168,10 @@ impl Resource {
         let spec = spec_to_value(&self.spec);
         if kind.has_spec_field() {
             document.insert("spec".to_owned(), spec);
+            let is_empty = |status: &Value| status.as_object().is_none_or(Map::is_empty);
+            if let Some(status) = status_to_value(&self.spec).filter(|status| !is_empty(status)) {
+                document.insert("status".to_owned(), status);
+            }
         } else if let Value::Object(spec) = spec {
             document.extend(spec);
         }
@@ -195,7 +193,11 @@ fn take_text(fields: &mut Map<String, Value>, field: &str) -> Result<String, Par
 }
 
 /// Reads a value into its type: wrong types are errors with their path, unknown fields are warnings with theirs.
-fn read<T: DeserializeOwned>(mut value: Value, prefix: &str, warnings: &mut Vec<String>) -> Result<T, ParseError> {
+pub(super) fn read<T: DeserializeOwned>(
+    mut value: Value,
+    prefix: &str,
+    warnings: &mut Vec<String>,
+) -> Result<T, ParseError> {
     drop_nulls(&mut value);
     let mut track = serde_path_to_error::Track::new();
     let deserializer = serde_path_to_error::Deserializer::new(value, &mut track);

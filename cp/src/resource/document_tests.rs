@@ -184,3 +184,103 @@ fn an_insight_has_its_numbers_as_text() {
     assert_eq!(written["subscriptions"], insight["subscriptions"]);
     assert_eq!(written["mTLS"], insight["mTLS"]);
 }
+
+#[test]
+fn kinds_have_names_of_their_own() {
+    let mut paths = std::collections::BTreeSet::new();
+    let mut shorts = std::collections::BTreeSet::new();
+    for kind in Kind::in_api() {
+        assert_eq!(Kind::from_name(kind.name()), Some(kind));
+        assert_eq!(Kind::from_path(kind.path()), Some(kind));
+        assert!(!kind.singular().is_empty() && !kind.display().0.is_empty(), "{kind}");
+        assert!(paths.insert(kind.path()), "{kind}");
+        assert!(kind.short().is_none_or(|short| shorts.insert(short)), "{kind}");
+        assert!(
+            kind.insight().is_none_or(|insight| insight.in_mesh() == kind.in_mesh() && insight.read_only()),
+            "{kind}"
+        );
+    }
+    // Trap 27: these are the spellings of the GUI.
+    assert_eq!(Kind::from_path("zone-ingresses"), Some(Kind::ZoneIngress));
+    assert_eq!(Kind::from_path("global-secrets"), Some(Kind::GlobalSecret));
+    assert_eq!(Kind::from_path(""), None);
+}
+
+#[test]
+fn zones_and_services_are_read_and_written() {
+    // Documents of Kuma 2.14, with what Kuma writes as `spec` and `status`.
+    for (yaml, checks) in [
+        ("type: Zone\nname: east\nenabled: false\n", vec![("/enabled", json!(false))]),
+        (
+            "type: ZoneIngress\nname: zi-1\nzone: east\nnetworking: {address: 10.0.0.1, advertisedAddress: 192.0.2.1, port: \
+             10001, advertisedPort: '20001', admin: {port: 9901}}\navailableServices:\n- {tags: {kuma.io/service: web, v: \
+             '1'}, instances: 2, mesh: default}\n",
+            vec![("/networking/advertisedPort", json!(20001)), ("/availableServices/0/instances", json!(2))],
+        ),
+        (
+            "type: ZoneEgress\nname: ze-1\nnetworking: {address: 10.0.0.1, port: 10002}\n",
+            vec![("/networking/port", json!(10002))],
+        ),
+        (
+            "type: ExternalService\nmesh: default\nname: es\nnetworking: {address: 'httpbin.org:443', tls: {enabled: true, \
+             caCert: {inlineString: x}, allowRenegotiation: false, serverName: h}, disableHostDNSEntry: true}\ntags: \
+             {kuma.io/service: httpbin, kuma.io/protocol: http}\n",
+            vec![("/networking/disableHostDNSEntry", json!(true)), ("/networking/tls/caCert/inlineString", json!("x"))],
+        ),
+        (
+            "type: MeshService\nmesh: default\nname: web\nlabels: {kuma.io/zone: east}\nspec:\n  state: Available\n  selector: \
+             {dataplaneTags: {kuma.io/service: web}}\n  ports: [{port: 80, targetPort: 8080, appProtocol: http}, {port: 81, \
+             targetPort: admin, name: admin}]\n  identities: [{type: ServiceTag, value: web}, {type: SpiffeID, value: \
+             'spiffe://a/b'}]\n",
+            vec![("/spec/ports/1/targetPort", json!("admin")), ("/spec/identities/1/type", json!("SpiffeID"))],
+        ),
+        (
+            "type: MeshExternalService\nmesh: default\nname: mes\nspec:\n  match: {type: HostnameGenerator, port: 443, protocol: \
+             tcp}\n  endpoints: [{address: 192.0.2.7, port: 443, priority: 1}]\n  tls: {enabled: true, version: {min: TLS12}, \
+             verification: {mode: SkipCA, serverName: x.org, subjectAltNames: [{type: Prefix, value: a}], caCert: {inline: \
+             QQ==}}}\n",
+            vec![("/spec/match/port", json!(443)), ("/spec/tls/verification/mode", json!("SkipCA"))],
+        ),
+        (
+            "type: MeshMultiZoneService\nmesh: default\nname: all\nspec:\n  selector: {meshService: {matchLabels: \
+             {kuma.io/display-name: web}}}\n  ports: [{port: 80, appProtocol: http}]\n",
+            vec![("/spec/selector/meshService/matchLabels/kuma.io~1display-name", json!("web"))],
+        ),
+        (
+            "type: HostnameGenerator\nname: local\nspec:\n  selector: {meshService: {matchLabels: {kuma.io/origin: zone}}}\n  \
+             template: '{{ .DisplayName }}.svc.mesh.local'\n",
+            vec![("/spec/template", json!("{{ .DisplayName }}.svc.mesh.local"))],
+        ),
+    ] {
+        let parsed = one(yaml).unwrap();
+        assert!(parsed.warnings.is_empty(), "{yaml}: {:?}", parsed.warnings);
+        let violations = crate::resource::validate::resource(&parsed.resource);
+        assert!(violations.is_empty(), "{yaml}: {violations:?}");
+        let document = parsed.resource.to_document();
+        for (pointer, expected) in checks {
+            assert_eq!(document.pointer(pointer), Some(&expected), "{document}");
+        }
+        let again = parse(document).unwrap();
+        assert!(again.warnings.is_empty(), "{:?}", again.warnings);
+        assert_eq!(again.resource.spec, parsed.resource.spec);
+    }
+}
+
+#[test]
+fn a_status_is_served_but_not_taken() {
+    let yaml =
+        "type: MeshService\nmesh: default\nname: web\nspec: {ports: [{port: 80}]}\nstatus: {vips: [{ip: 1.2.3.4}]}\n";
+    let mut resource = one(yaml).unwrap().resource;
+    assert_eq!(resource.mesh_service().unwrap().status, Default::default());
+    assert_eq!(resource.to_document().get("status"), None);
+    let status = json!({
+        "addresses": [{"hostname": "web.svc.mesh.local", "origin": "HostnameGenerator",
+            "hostnameGeneratorRef": {"coreName": "local"}}],
+        "vips": [{"ip": "241.0.0.1"}],
+        "tls": {"status": "NotReady"},
+        "dataplaneProxies": {"connected": 1, "total": 2},
+    });
+    set_status(&mut resource.spec, status.clone()).unwrap();
+    assert_eq!(resource.to_document().get("status"), Some(&status));
+    assert_eq!(status_to_value(&resource.spec), Some(status));
+}

@@ -48,6 +48,17 @@ impl Mesh {
         mtls.backends.iter().find(|backend| !mtls.enabled_backend.is_empty() && backend.name == mtls.enabled_backend)
     }
 
+    /// Whether traffic to other zones and to ExternalServices takes the way through a zone egress (`routing.zoneEgress`). An egress tells
+    /// destinations apart by the server name of mutual TLS, so without that there is none.
+    pub fn uses_zone_egress(&self) -> bool {
+        self.enabled_backend().is_some() && self.routing.as_ref().is_some_and(|routing| routing.zone_egress)
+    }
+
+    /// How services are called (`meshServices.mode`).
+    pub fn services_mode(&self) -> MeshServicesMode {
+        self.mesh_services.as_ref().map(|services| services.mode).unwrap_or_default()
+    }
+
     /// Whether traffic to destinations outside the mesh passes (Kuma's default: yes).
     pub fn passthrough(&self) -> bool {
         self.networking

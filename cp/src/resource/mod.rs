@@ -3,36 +3,89 @@
 //! A [`Resource`] is metadata plus a closed enum of specifications. `document` turns Kuma's universal YAML or JSON into
 //! one and back, `validate` holds the rules that Kuma applies before it stores one.
 
+mod circuit_breaker;
 mod dataplane;
+mod decimal;
 mod document;
 mod duration;
+mod external;
+mod hostname;
 mod insight;
+mod kind;
 mod mesh;
+mod metric;
 mod permission;
+mod policy_item;
+mod retry;
+mod route;
 mod secret;
+mod service;
+mod target_ref;
+mod timeout;
 pub mod validate;
 mod wire;
+mod zone;
 
+pub use circuit_breaker::{
+    CircuitBreaker, CircuitBreakerRule, ConnectionLimits, Consecutive, Detectors, FailurePercentage,
+    MeshCircuitBreaker, OutlierDetection, SuccessRate,
+};
 pub use dataplane::{
     Admin, BackendRef, Dataplane, Gateway, GatewayType, Health, Inbound, InboundState, Listener, Networking, Outbound,
     ServiceProbe, TransparentProxying,
 };
+pub use decimal::IntOrString;
 pub use document::{ParseError, Parsed, documents, parse};
-pub(crate) use document::{spec_from_value, spec_to_value, time};
-pub use duration::{parse_duration, parse_go_duration};
+pub(crate) use document::{set_status, status_to_value, time};
+pub use duration::{GoDuration, parse_duration, parse_go_duration};
+pub use external::{
+    DataSource, Extension, ExternalEndpoint, ExternalMatch, ExternalNetworking, ExternalService, ExternalTls,
+    MeshExternalService, MeshExternalServiceStatus, MeshExternalTls, SanMatch, TlsVerification, TlsVersions,
+};
+pub use hostname::{HostnameGenerator, HostnameSelector, TemplateData, render};
 pub use insight::{
     DataplaneInsight, DiscoveryStatus, DpStatus, EnvoyVersion, InsightVersion, KumaDpVersion, MtlsInsight,
     ServiceStats, Subscription,
 };
+pub use kind::{Kind, PolicyRefs, Spec, Sync};
+pub(crate) use kind::{spec_from_value, spec_to_value};
 pub use mesh::{
     BuiltinCaConf, CaBackend, Constraints, DataplaneConstraints, DpCert, Mesh, MeshNetworking, MeshOutbound,
     MeshServices, MeshServicesMode, Mtls, MtlsMode, RootChain, Rotation, Routing, TagRule,
 };
+pub use metric::{
+    ApplicationMetrics, BackendResourceRef, MeshMetric, Metric, MetricsBackend, MetricsBackendType, MetricsProfile,
+    MetricsProfileName, MetricsProfiles, MetricsSelector, MetricsSelectorType, OpenTelemetryBackend, PrometheusBackend,
+    PrometheusTls, PrometheusTlsMode, SidecarMetrics,
+};
 pub use permission::{
     Action, From, FromDefault, MeshTrafficPermission, Rule, RuleDefault, RuleMatch, SniMatch, SpiffeIdMatch,
-    SpiffeIdMatchType, TargetRef, TargetRefKind,
+    SpiffeIdMatchType,
 };
-pub use secret::Secret;
+pub use policy_item::{PolicyItem, PolicyRule};
+pub use retry::{
+    BackOff, GrpcRetry, HostPredicate, HttpCondition, HttpRetry, MeshRetry, PredicateType, RateLimitedBackOff,
+    ResetFormat, ResetHeader, Retry, TcpRetry, grpc_condition,
+};
+pub use route::{
+    HeaderKeyValue, HeaderMatch, HeaderMatchType, HeaderModifier, HttpMethod, MeshHTTPRoute, PathMatch, PathMatchType,
+    PathRewrite, PathRewriteType, QueryMatch, QueryMatchType, RequestMirror, RequestRedirect, RouteConf, RouteFilter,
+    RouteFilterType, RouteMatch, RouteRule, RouteTo, UrlRewrite,
+};
+pub use secret::{Config, Secret};
+pub use service::{
+    Condition, DataplaneProxies, DataplaneRef, HostnameAddress, HostnameGeneratorRef, HostnameGeneratorStatus,
+    LabelSelector, MatchedMeshService, MeshMultiZoneService, MeshMultiZoneServiceStatus, MeshService,
+    MeshServiceStatus, MultiZoneSelector, ServiceIdentity, ServiceIdentityKind, ServicePort, ServiceSelector,
+    ServiceState, ServiceTls, TargetPort, TlsStatus, Vip,
+};
+pub use target_ref::{RouteBackendRef, TargetRef, TargetRefKind};
+pub use timeout::{HttpTimeout, MeshTimeout, Timeout};
+pub use validate::is_hostname;
+pub use zone::{
+    AvailableService, HealthCheck, KdsStatus, KdsStream, KdsStreams, KdsSubscription, ProxyType, Zone, ZoneEgress,
+    ZoneEgressNetworking, ZoneIngress, ZoneIngressNetworking, ZoneInsight, ZoneProxyInsight,
+};
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -46,115 +99,6 @@ pub const SERVICE_TAG: &str = "kuma.io/service";
 pub const PROTOCOL_TAG: &str = "kuma.io/protocol";
 /// The label that carries the workload a Dataplane belongs to (Kuma `WorkloadLabel`).
 pub const WORKLOAD_LABEL: &str = "kuma.io/workload";
-
-/// The kinds of resource that this control plane stores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// A mesh: the unit of trust and of isolation. Global.
-    Mesh,
-    /// One workload proxy.
-    Dataplane,
-    /// What the control plane knows of a connected proxy; written by the control plane only.
-    DataplaneInsight,
-    /// Who may call whom.
-    MeshTrafficPermission,
-    /// Secret bytes of one mesh: CA keys, signing keys.
-    Secret,
-    /// Secret bytes of the control plane itself. Global.
-    GlobalSecret,
-}
-
-impl Kind {
-    /// Every kind, in the order in which lists and help texts show them.
-    pub const ALL: [Kind; 6] = [
-        Kind::Mesh,
-        Kind::Dataplane,
-        Kind::DataplaneInsight,
-        Kind::MeshTrafficPermission,
-        Kind::Secret,
-        Kind::GlobalSecret,
-    ];
-
-    /// The `type` of the resource in a document, such as `Dataplane`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Mesh => "Mesh",
-            Kind::Dataplane => "Dataplane",
-            Kind::DataplaneInsight => "DataplaneInsight",
-            Kind::MeshTrafficPermission => "MeshTrafficPermission",
-            Kind::Secret => "Secret",
-            Kind::GlobalSecret => "GlobalSecret",
-        }
-    }
-
-    /// The kind of that `type`, if this control plane has it.
-    pub fn from_name(name: &str) -> Option<Kind> {
-        Kind::ALL.into_iter().find(|kind| kind.name() == name)
-    }
-
-    /// The path segment in the REST API, such as `dataplanes`.
-    pub fn path(self) -> &'static str {
-        match self {
-            Kind::Mesh => "meshes",
-            Kind::Dataplane => "dataplanes",
-            Kind::DataplaneInsight => "dataplane-insights",
-            Kind::MeshTrafficPermission => "meshtrafficpermissions",
-            Kind::Secret => "secrets",
-            Kind::GlobalSecret => "globalsecrets",
-        }
-    }
-
-    /// The name that shikactl takes for one resource, such as `dataplane`.
-    pub fn singular(self) -> &'static str {
-        match self {
-            Kind::Mesh => "mesh",
-            Kind::Dataplane => "dataplane",
-            Kind::DataplaneInsight => "dataplane-insight",
-            Kind::MeshTrafficPermission => "meshtrafficpermission",
-            Kind::Secret => "secret",
-            Kind::GlobalSecret => "globalsecret",
-        }
-    }
-
-    /// Kuma's short name in a resource identifier (`kri_dp_…`), where the kind has one.
-    pub fn short(self) -> Option<&'static str> {
-        match self {
-            Kind::Mesh => Some("m"),
-            Kind::Dataplane => Some("dp"),
-            Kind::MeshTrafficPermission => Some("mtp"),
-            Kind::DataplaneInsight | Kind::Secret | Kind::GlobalSecret => None,
-        }
-    }
-
-    /// Whether resources of this kind live in a mesh.
-    pub fn in_mesh(self) -> bool {
-        match self {
-            Kind::Mesh | Kind::GlobalSecret => false,
-            Kind::Dataplane | Kind::DataplaneInsight | Kind::MeshTrafficPermission | Kind::Secret => true,
-        }
-    }
-
-    /// Whether only administrators may read or write resources of this kind.
-    pub fn admin_only(self) -> bool {
-        matches!(self, Kind::Secret | Kind::GlobalSecret)
-    }
-
-    /// Whether the REST API refuses to write this kind: the control plane alone does.
-    pub fn read_only(self) -> bool {
-        matches!(self, Kind::DataplaneInsight)
-    }
-
-    /// Whether the fields of the specification stand under `spec` (Kuma's plugin kinds) or beside the metadata.
-    pub fn has_spec_field(self) -> bool {
-        matches!(self, Kind::MeshTrafficPermission)
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// What identifies a resource in the store. Compared as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -230,23 +174,6 @@ impl Meta {
     }
 }
 
-/// The specification of a resource, by kind. Shared, so that a list of ten thousand resources copies none of them.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Spec {
-    /// See [`Mesh`].
-    Mesh(Arc<Mesh>),
-    /// See [`Dataplane`].
-    Dataplane(Arc<Dataplane>),
-    /// See [`DataplaneInsight`].
-    DataplaneInsight(Arc<DataplaneInsight>),
-    /// See [`MeshTrafficPermission`].
-    MeshTrafficPermission(Arc<MeshTrafficPermission>),
-    /// See [`Secret`].
-    Secret(Arc<Secret>),
-    /// See [`Secret`]; of the control plane itself.
-    GlobalSecret(Arc<Secret>),
-}
-
 /// A resource: metadata and specification.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resource {
@@ -260,18 +187,6 @@ impl Resource {
     /// A resource that was not stored yet.
     pub fn new(meta: Meta, spec: Spec) -> Resource {
         Resource { meta, spec }
-    }
-
-    /// The kind.
-    pub fn kind(&self) -> Kind {
-        match self.spec {
-            Spec::Mesh(_) => Kind::Mesh,
-            Spec::Dataplane(_) => Kind::Dataplane,
-            Spec::DataplaneInsight(_) => Kind::DataplaneInsight,
-            Spec::MeshTrafficPermission(_) => Kind::MeshTrafficPermission,
-            Spec::Secret(_) => Kind::Secret,
-            Spec::GlobalSecret(_) => Kind::GlobalSecret,
-        }
     }
 
     /// The key in the store.
@@ -299,11 +214,64 @@ impl Resource {
         if let Spec::MeshTrafficPermission(permission) = &self.spec { Some(permission) } else { None }
     }
 
+    /// The Zone, if it is one.
+    pub fn zone(&self) -> Option<&Arc<Zone>> {
+        if let Spec::Zone(zone) = &self.spec { Some(zone) } else { None }
+    }
+
+    /// The ZoneInsight, if it is one.
+    pub fn zone_insight(&self) -> Option<&Arc<ZoneInsight>> {
+        if let Spec::ZoneInsight(insight) = &self.spec { Some(insight) } else { None }
+    }
+
+    /// The ZoneIngress, if it is one.
+    pub fn zone_ingress(&self) -> Option<&Arc<ZoneIngress>> {
+        if let Spec::ZoneIngress(ingress) = &self.spec { Some(ingress) } else { None }
+    }
+
+    /// The ZoneEgress, if it is one.
+    pub fn zone_egress(&self) -> Option<&Arc<ZoneEgress>> {
+        if let Spec::ZoneEgress(egress) = &self.spec { Some(egress) } else { None }
+    }
+
+    /// The ExternalService, if it is one.
+    pub fn external_service(&self) -> Option<&Arc<ExternalService>> {
+        if let Spec::ExternalService(service) = &self.spec { Some(service) } else { None }
+    }
+
+    /// The HostnameGenerator, if it is one.
+    pub fn hostname_generator(&self) -> Option<&Arc<HostnameGenerator>> {
+        if let Spec::HostnameGenerator(generator) = &self.spec { Some(generator) } else { None }
+    }
+
+    /// The MeshExternalService, if it is one.
+    pub fn mesh_external_service(&self) -> Option<&Arc<MeshExternalService>> {
+        if let Spec::MeshExternalService(service) = &self.spec { Some(service) } else { None }
+    }
+
+    /// The MeshMultiZoneService, if it is one.
+    pub fn mesh_multi_zone_service(&self) -> Option<&Arc<MeshMultiZoneService>> {
+        if let Spec::MeshMultiZoneService(service) = &self.spec { Some(service) } else { None }
+    }
+
+    /// The MeshService, if it is one.
+    pub fn mesh_service(&self) -> Option<&Arc<MeshService>> {
+        if let Spec::MeshService(service) = &self.spec { Some(service) } else { None }
+    }
+
+    /// The insight of a zone ingress or a zone egress, if it is one.
+    pub fn zone_proxy_insight(&self) -> Option<&Arc<ZoneProxyInsight>> {
+        match &self.spec {
+            Spec::ZoneIngressInsight(insight) | Spec::ZoneEgressInsight(insight) => Some(insight),
+            _ => None,
+        }
+    }
+
     /// The secret bytes, if it is a Secret or a GlobalSecret.
     pub fn secret(&self) -> Option<&Arc<Secret>> {
         match &self.spec {
             Spec::Secret(secret) | Spec::GlobalSecret(secret) => Some(secret),
-            Spec::Mesh(_) | Spec::Dataplane(_) | Spec::DataplaneInsight(_) | Spec::MeshTrafficPermission(_) => None,
+            _ => None,
         }
     }
 }

@@ -1,9 +1,8 @@
 //! MeshTrafficPermission (Kuma `pkg/plugins/policies/meshtrafficpermission/api/v1alpha1`).
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
+use super::TargetRef;
 use super::wire::is_default;
 
 /// Who may call the proxies that the policy selects. Without any policy a mesh with mTLS denies everything.
@@ -76,7 +75,7 @@ pub struct RuleDefault {
 }
 
 /// A match of a client; all given parts must hold.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RuleMatch {
     /// By the SPIFFE identity in its certificate.
@@ -88,7 +87,7 @@ pub struct RuleMatch {
 }
 
 /// A match of a SPIFFE identity.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SpiffeIdMatch {
     /// How `value` is compared.
@@ -99,7 +98,7 @@ pub struct SpiffeIdMatch {
 }
 
 /// How an identity is compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum SpiffeIdMatchType {
     /// Equal.
     Exact,
@@ -108,7 +107,7 @@ pub enum SpiffeIdMatchType {
 }
 
 /// An exact match of a server name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SniMatch {
     /// Always `Exact`.
@@ -116,57 +115,4 @@ pub struct SniMatch {
     pub kind: String,
     /// The expected server name.
     pub value: String,
-}
-
-/// A reference to a set of proxies or services (Kuma `api/common/v1alpha1/ref.go`).
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct TargetRef {
-    /// What is referred to; validation refuses a reference without kind.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kind: Option<TargetRefKind>,
-    /// The name, for kinds that take one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// Tags, for the subset kinds.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tags: Option<BTreeMap<String, String>>,
-    /// The mesh, for references to another one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mesh: Option<String>,
-    /// `Sidecar`, `Gateway` or both; absent means both.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub proxy_types: Option<Vec<String>>,
-    /// The Kubernetes namespace.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub namespace: Option<String>,
-    /// Labels, for kinds that are selected by them.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub labels: Option<BTreeMap<String, String>>,
-    /// A part of what is referred to: the name of an inbound, or its port.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub section_name: Option<String>,
-}
-
-/// What a [`TargetRef`] refers to, in the order in which policies with that top-level reference outrank each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum TargetRefKind {
-    /// The whole mesh.
-    Mesh,
-    /// Dataplanes by name or labels.
-    Dataplane,
-    /// Dataplanes by tags.
-    MeshSubset,
-    /// A builtin gateway.
-    MeshGateway,
-    /// Dataplanes of a service.
-    MeshService,
-    /// An external service.
-    MeshExternalService,
-    /// A service over several zones.
-    MeshMultiZoneService,
-    /// Dataplanes of a service, by tags.
-    MeshServiceSubset,
-    /// A route.
-    MeshHTTPRoute,
 }

@@ -1,4 +1,4 @@
-//! Secret and GlobalSecret (Kuma `api/system/v1alpha1/secret.proto`).
+//! Secret, GlobalSecret and Config (Kuma `api/system/v1alpha1/secret.proto`, `config.proto`).
 
 use std::fmt;
 
@@ -25,6 +25,14 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Secret({} bytes)", self.data.len())
     }
+}
+
+/// A text that the control plane keeps (Kuma `api/system/v1alpha1/config.proto`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// The text.
+    #[serde(default)]
+    pub config: String,
 }
 
 fn to_base64<S: Serializer>(data: &[u8], to: S) -> Result<S::Ok, S::Error> {

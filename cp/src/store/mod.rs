@@ -144,7 +144,7 @@ impl Store {
         }
     }
 
-    /// Deletes a resource and what it owns: a Mesh owns everything in it, a Dataplane its DataplaneInsight.
+    /// Deletes a resource and what it owns: a Mesh owns everything in it, any other its insight.
     ///
     /// # Errors
     /// [`StoreError::NotFound`], [`StoreError::Database`].
@@ -169,8 +169,7 @@ impl Store {
 fn owns(owner: &ResourceKey, owned: &ResourceKey) -> bool {
     match owner.kind {
         Kind::Mesh => owned.kind.in_mesh() && owned.mesh == owner.name,
-        Kind::Dataplane => owned.kind == Kind::DataplaneInsight && owned.mesh == owner.mesh && owned.name == owner.name,
-        Kind::DataplaneInsight | Kind::MeshTrafficPermission | Kind::Secret | Kind::GlobalSecret => false,
+        kind => kind.insight() == Some(owned.kind) && owned.mesh == owner.mesh && owned.name == owner.name,
     }
 }
 

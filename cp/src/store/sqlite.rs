@@ -13,10 +13,11 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, broadcast};
 
 use super::{Event, Expect, StoreError, WATCH_CAPACITY, next_version};
-use crate::resource::{Kind, Meta, Resource, ResourceKey, spec_from_value, spec_to_value};
+use crate::resource::{Kind, Meta, Resource, ResourceKey, set_status, spec_from_value, spec_to_value, status_to_value};
 
 /// The schema, one entry for each version of it. Entries are only ever added.
-const MIGRATIONS: [&str; 1] = ["CREATE TABLE resources (
+const MIGRATIONS: [&str; 2] = [
+    "CREATE TABLE resources (
     kind TEXT NOT NULL,
     mesh TEXT NOT NULL,
     name TEXT NOT NULL,
@@ -26,7 +27,10 @@ const MIGRATIONS: [&str; 1] = ["CREATE TABLE resources (
     creation_time TEXT NOT NULL,
     modification_time TEXT NOT NULL,
     PRIMARY KEY (kind, mesh, name)
-) WITHOUT ROWID"];
+) WITHOUT ROWID",
+    // What the control plane found out; empty for kinds without a status.
+    "ALTER TABLE resources ADD COLUMN status TEXT NOT NULL DEFAULT ''",
+];
 
 /// Resources in one SQLite file. Clones share it.
 #[derive(Clone, Debug)]
@@ -154,10 +158,10 @@ impl Sqlite {
         resource.meta.modification_time = now;
         let labels = serde_json::to_string(&resource.meta.labels).map_err(|e| StoreError::Database(e.to_string()))?;
         sqlx::query(
-            "INSERT INTO resources (kind, mesh, name, version, labels, spec, creation_time, modification_time)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+            "INSERT INTO resources (kind, mesh, name, version, labels, spec, status, creation_time, modification_time)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
              ON CONFLICT (kind, mesh, name) DO UPDATE SET version = excluded.version, labels = excluded.labels,
-             spec = excluded.spec, modification_time = excluded.modification_time",
+             spec = excluded.spec, status = excluded.status, modification_time = excluded.modification_time",
         )
         .bind(key.kind.name())
         .bind(&key.mesh)
@@ -165,6 +169,7 @@ impl Sqlite {
         .bind(i64::try_from(resource.meta.version).unwrap_or(i64::MAX))
         .bind(labels)
         .bind(spec_to_value(&resource.spec).to_string())
+        .bind(status_to_value(&resource.spec).map(|status| status.to_string()).unwrap_or_default())
         .bind(resource.meta.creation_time.to_rfc3339())
         .bind(resource.meta.modification_time.to_rfc3339())
         .execute(&mut *transaction)
@@ -195,15 +200,18 @@ impl Sqlite {
                 .fetch_all(&mut *transaction)
                 .await
                 .map_err(database)?,
-            Kind::Dataplane => sqlx::query(
-                "DELETE FROM resources WHERE kind = 'DataplaneInsight' AND mesh = ? AND name = ? RETURNING kind, mesh, name",
-            )
-            .bind(&key.mesh)
-            .bind(&key.name)
-            .fetch_all(&mut *transaction)
-            .await
-            .map_err(database)?,
-            Kind::DataplaneInsight | Kind::MeshTrafficPermission | Kind::Secret | Kind::GlobalSecret => Vec::new(),
+            kind => match kind.insight() {
+                Some(insight) => sqlx::query(
+                    "DELETE FROM resources WHERE kind = ? AND mesh = ? AND name = ? RETURNING kind, mesh, name",
+                )
+                .bind(insight.name())
+                .bind(&key.mesh)
+                .bind(&key.name)
+                .fetch_all(&mut *transaction)
+                .await
+                .map_err(database)?,
+                None => Vec::new(),
+            },
         };
         let owned: Vec<ResourceKey> = owned.iter().map(key_of).collect::<Result<_, _>>()?;
         transaction.commit().await.map_err(database)?;
@@ -255,7 +263,11 @@ fn read(row: &SqliteRow) -> Result<Resource, StoreError> {
     let key = key_of(row)?;
     let damaged = |what: &dyn std::fmt::Display| StoreError::Database(format!("{key} cannot be read: {what}"));
     let spec = serde_json::from_str(text(row, "spec")?).map_err(|e| damaged(&e))?;
-    let spec = spec_from_value(key.kind, spec, "", &mut Vec::new()).map_err(|e| damaged(&e))?;
+    let mut spec = spec_from_value(key.kind, spec, "", &mut Vec::new()).map_err(|e| damaged(&e))?;
+    let status = text(row, "status")?;
+    if !status.is_empty() {
+        set_status(&mut spec, serde_json::from_str(status).map_err(|e| damaged(&e))?).map_err(|e| damaged(&e))?;
+    }
     let meta = Meta {
         labels: serde_json::from_str(text(row, "labels")?).map_err(|e| damaged(&e))?,
         creation_time: moment(row, "creation_time")?,

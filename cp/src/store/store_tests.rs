@@ -188,3 +188,24 @@ async fn a_write_that_was_begun_is_finished_and_announced() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_status_is_kept_and_goes_with_its_resource() {
+    on_each(async |store| {
+        store.put(mesh("m"), Expect::Absent).await.unwrap();
+        let mut service = crate::resource::MeshService::default();
+        service.status.vips.push(crate::resource::Vip { ip: "241.0.0.1".to_owned() });
+        let service = Resource::new(Meta::new("m", "web"), Spec::MeshService(Arc::new(service)));
+        let stored = store.put(service, Expect::Absent).await.unwrap();
+        assert_eq!(store.get(&stored.key()).await.unwrap(), Some(stored.clone()));
+        // An insight goes with what it is about.
+        for spec in [Spec::ZoneIngress(Arc::default()), Spec::ZoneIngressInsight(Arc::default())] {
+            store.put(Resource::new(Meta::new("", "zi"), spec), Expect::Absent).await.unwrap();
+        }
+        store.delete(&ResourceKey::global(Kind::ZoneIngress, "zi")).await.unwrap();
+        assert_eq!(store.list(Kind::ZoneIngressInsight, None).await.unwrap(), []);
+        store.delete(&mesh("m").key()).await.unwrap();
+        assert_eq!(store.get(&stored.key()).await.unwrap(), None);
+    })
+    .await;
+}

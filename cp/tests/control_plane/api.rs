@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 use serde_json::json;
-use shika_cp::auth::{DataplaneIdentity, DataplaneTokens, User, UserTokens};
-use shika_cp::resource::{DataplaneInsight, Kind, Meta, MtlsInsight, Resource, ResourceKey, Spec, Subscription};
+use shika_cp::auth::{DataplaneIdentity, DataplaneTokens, User, UserTokens, ZoneScope, ZoneTokens};
+use shika_cp::resource::{
+    DataplaneInsight, Kind, Meta, MtlsInsight, Resource, ResourceKey, Spec, Subscription, Vip, ZoneProxyInsight,
+};
 use shika_cp::store::{Expect, Store};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -273,7 +275,7 @@ async fn dataplane_tokens_are_issued_for_what_was_asked() {
         for (body, expected) in [
             (json!({"name": "x"}), "mesh: cannot be empty"),
             (json!({"mesh": "default", "validFor": "soon"}), "validFor: is invalid"),
-            (json!({"mesh": "default", "type": "ingress"}), "type: ingress tokens are not supported"),
+            (json!({"mesh": "default", "type": "ingress"}), "type: a zone ingress joins with a zone token"),
             (json!({"mesh": "default", "type": "robot"}), "type: unknown proxy type \"robot\""),
         ] {
             let reply = cp.post("/tokens/dataplane", &body).await;
@@ -288,6 +290,85 @@ async fn dataplane_tokens_are_issued_for_what_was_asked() {
             (reply.status, reply.json()["title"].as_str()),
             (StatusCode::NOT_FOUND, Some("Signing Key not found"))
         );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn zone_tokens_are_issued_for_a_zone_and_scopes() {
+    on_each_store(async |cp| {
+        let body = json!({"zone": "east", "scope": ["ingress", "cp"], "validFor": "1h"});
+        let reply = cp.post("/tokens/zone", &body).await;
+        assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
+        let tokens = ZoneTokens::new(cp.store.clone());
+        let claims = tokens.validate(&reply.body, "east", ZoneScope::Ingress).await.unwrap();
+        assert_eq!((claims.exp - claims.iat, claims.scope), (3605, Some(vec!["ingress".to_owned(), "cp".to_owned()])));
+        assert!(tokens.validate(&reply.body, "east", ZoneScope::Egress).await.is_err());
+        assert!(tokens.validate(&reply.body, "west", ZoneScope::Ingress).await.is_err());
+        for (body, expected) in [
+            (json!({"zone": "east"}), "scope: cannot be empty"),
+            (json!({"zone": "east", "scope": []}), "scope: cannot be empty"),
+            (json!({"zone": "east", "scope": ["egress", "robot"]}), "scope[1]: unknown scope \"robot\""),
+            (json!({"zone": "east", "scope": ["egress"], "validFor": "soon"}), "validFor: is invalid"),
+        ] {
+            let reply = cp.post("/tokens/zone", &body).await;
+            assert_eq!(reply.status, StatusCode::BAD_REQUEST);
+            assert!(reply.refused()[0].starts_with(expected), "{reply:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn zones_and_their_proxies_have_overviews() {
+    on_each_store(async |cp| {
+        let zone = json!({"type": "Zone", "name": "east", "enabled": true});
+        assert_eq!(cp.put("/zones/east", &zone).await.status, StatusCode::CREATED);
+        let ingress = json!({"type": "ZoneIngress", "name": "zi-1", "networking": {"address": "10.0.0.1", "port": 10001}});
+        // Trap 27: both spellings write the same resource.
+        assert_eq!(cp.put("/zone-ingresses/zi-1", &ingress).await.status, StatusCode::CREATED);
+        assert_eq!(cp.put("/zoneingresses/zi-1", &ingress).await.status, StatusCode::OK);
+        let egress = json!({"type": "ZoneEgress", "name": "ze-1", "networking": {"address": "10.0.0.1", "port": 10002}});
+        assert_eq!(cp.put("/zoneegresses/ze-1", &egress).await.status, StatusCode::CREATED);
+        let insight = ZoneProxyInsight {
+            subscriptions: vec![Subscription { id: "s".to_owned(), ..Subscription::default() }],
+            ..ZoneProxyInsight::default()
+        };
+        let insight = Resource::new(Meta::new("", "zi-1"), Spec::ZoneIngressInsight(Arc::new(insight)));
+        cp.store.put(insight, Expect::Absent).await.unwrap();
+        for path in ["/zone-ingresses/_overview", "/zoneingresses+insights"] {
+            let list = cp.get(path).await.json();
+            assert_eq!(list["total"], 1, "{list}");
+            let overview = &list["items"][0];
+            assert_eq!((&overview["type"], &overview["kri"]), (&json!("ZoneIngressOverview"), &json!("kri_zi____zi-1_")));
+            assert_eq!(overview["zoneIngress"]["networking"]["port"], 10001);
+            assert_eq!(overview["zoneIngressInsight"]["subscriptions"][0]["id"], "s");
+        }
+        for (path, kind, field) in [
+            ("/zones/east/_overview", "ZoneOverview", "zone"),
+            ("/zones+insights/east", "ZoneOverview", "zone"),
+            ("/zoneegresses/ze-1/_overview", "ZoneEgressOverview", "zoneEgress"),
+        ] {
+            let overview = cp.get(path).await.json();
+            assert_eq!(overview["type"], kind);
+            assert!(overview[field].is_object(), "{overview}");
+            assert!(overview.get(format!("{field}Insight")).is_none(), "{overview}");
+        }
+        // What the control plane writes is not taken from a document.
+        let mut service = json!({"type": "MeshService", "mesh": "default", "name": "web", "spec": {"ports": [{"port": 80}]},
+            "status": {"vips": [{"ip": "1.2.3.4"}]}});
+        let path = "/meshes/default/meshservices/web";
+        assert_eq!(cp.put(path, &service).await.status, StatusCode::CREATED);
+        assert!(cp.get(path).await.json().get("status").is_none());
+        let mut stored = cp.store.get(&ResourceKey::new(Kind::MeshService, "default", "web")).await.unwrap().unwrap();
+        if let Spec::MeshService(service) = &mut stored.spec {
+            Arc::make_mut(service).status.vips = vec![Vip { ip: "241.0.0.0".to_owned() }];
+        }
+        cp.store.put(stored, Expect::Any).await.unwrap();
+        service["spec"]["ports"][0]["port"] = json!(81);
+        assert_eq!(cp.put(path, &service).await.status, StatusCode::OK);
+        let found = cp.get(path).await.json();
+        assert_eq!((&found["spec"]["ports"][0]["port"], &found["status"]["vips"][0]["ip"]), (&json!(81), &json!("241.0.0.0")));
     })
     .await;
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName};
-use shika_cp::auth::{DataplaneIdentity, DataplaneTokens};
+use shika_cp::auth::{DataplaneIdentity, DataplaneTokens, ZoneScope, ZoneTokens};
 use shika_cp::dp::stats::DpStats;
 use shika_cp::dp::{DpConfig, DpServer};
 use shika_cp::resource::{Kind, Resource, ResourceKey, documents, parse};
@@ -66,6 +66,25 @@ impl Cp {
         let identity =
             DataplaneIdentity { name: name.to_owned(), mesh: "default".to_owned(), ..DataplaneIdentity::default() };
         self.tokens.issue(&identity, Duration::from_secs(3600)).await.unwrap()
+    }
+
+    /// A token for the proxies of a zone.
+    pub async fn zone_token(&self, zone: &str, scope: &[ZoneScope], valid_for: Duration) -> String {
+        ZoneTokens::new(self.store.clone()).issue(zone, scope, valid_for).await.unwrap()
+    }
+
+    /// A token for the proxies of a zone that expired an hour ago.
+    pub async fn expired_zone_token(&self, zone: &str) -> String {
+        let key = ResourceKey::global(Kind::GlobalSecret, "zone-token-signing-key-1");
+        let key = self.store.get(&key).await.unwrap().unwrap();
+        let key = jsonwebtoken::EncodingKey::from_rsa_pem(&key.secret().unwrap().data).unwrap();
+        let mut header = jsonwebtoken::Header::new(jsonwebtoken::Algorithm::RS256);
+        header.kid = Some("1".to_owned());
+        let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap();
+        let scope = ["ingress", "egress"];
+        let claims =
+            serde_json::json!({"Zone": zone, "Scope": scope, "nbf": now - 7200, "exp": now - 3600, "jti": "x"});
+        jsonwebtoken::encode(&header, &claims, &key).unwrap()
     }
 
     pub async fn insight(&self, name: &str) -> Option<Resource> {

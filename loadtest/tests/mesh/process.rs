@@ -55,7 +55,8 @@ impl Process {
 
     /// Sends a signal by name.
     pub fn signal(&self, signal: &str) {
-        let status = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status().unwrap();
+        let status =
+            Command::new("sh").args(["-c", &format!("kill -s {signal} {}", self.child.id())]).status().unwrap();
         assert!(status.success(), "kill -s {signal} {}", self.name);
     }
 

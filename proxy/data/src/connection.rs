@@ -27,7 +27,7 @@ use crate::{
     listen::PanicCount,
     model::{
         ChainId, ListenerId,
-        chain_match::ConnectionFacts,
+        chain_match::{ConnectionFacts, TransportProtocol},
         listener::{FilterChain, Listener, Terminal, TrafficDirection},
         rbac::{PeerNames, Subject},
         tls::ServerTls,
@@ -66,7 +66,7 @@ pub struct Connection {
     pub remote: Option<SocketAddr>,
     /// The peer of the socket.
     pub direct_remote: Option<SocketAddr>,
-    /// Requested server name in lower case, from the inspector or the handshake; empty without one.
+    /// Requested server name in lower case, from the inspector or, where there is none, from the handshake; empty without one. A peer may say anything here.
     pub sni: Box<str>,
     /// What ALPN settled on; `None` without TLS or without agreement.
     pub alpn: Option<Box<[u8]>>,
@@ -202,6 +202,7 @@ pub(crate) async fn serve(mut socket: Socket, accepted_by: ListenerId, panics: P
     };
     let counted = Counted::new(listener.stats.clone(), connection.start);
     (connection.chain, connection.demands) = (chain.id, chain.demands);
+    let speaks_tls = findings.transport == TransportProtocol::Tls;
     connection.sni = findings.server_name;
     connection.detected = findings.application_protocols.into_iter().next();
 
@@ -210,8 +211,15 @@ pub(crate) async fn serve(mut socket: Socket, accepted_by: ListenerId, panics: P
     let io = match &chain.tls {
         None => DownstreamIo::Plain(io),
         Some(tls) => match Box::pin(handshake(tls, io, chain, listener, connection.direct_remote)).await {
+            // Chain and policies go by what the inspector read, so the handshake must not have been for another server.
+            Ok(accepted) if speaks_tls && accepted.sni != connection.sni => {
+                outcome.downstream_failure = Some("TLS_error: the server name changed after it was inspected".into());
+                return finish(&connection, &outcome, &snapshot);
+            }
             Ok(accepted) => {
-                connection.sni = accepted.sni;
+                if !listener.inspect.tls {
+                    connection.sni = accepted.sni;
+                }
                 connection.alpn = accepted.alpn;
                 connection.tls = Some(accepted.peer);
                 DownstreamIo::Tls(accepted.stream)

@@ -11,14 +11,13 @@ use tokio::io::AsyncReadExt;
 use crate::{
     io::{Inspected, Socket},
     model::{chain_match::TransportProtocol, listener::Inspect},
+    tls::hello::{Gathered, Gathering, HEADER},
 };
 
-/// Largest ClientHello that is looked at: Envoy's `max_client_hello_size`, 16 KiB.
+/// Largest ClientHello that is waited for, in its records: Envoy's `max_client_hello_size`, 16 KiB.
 const MAX_CLIENT_HELLO: usize = 16 * 1024;
 /// Largest first line of HTTP/1 that is looked at: Envoy's `MAX_INSPECT_SIZE`, 64 KiB; here a request line that long is not waited for.
 const MAX_REQUEST_LINE: usize = 8 * 1024;
-/// Room for a ClientHello in records, with a header each.
-const MAX_HEAD: usize = MAX_CLIENT_HELLO + 1024;
 
 /// What was found out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +42,9 @@ pub enum InspectError {
     /// The peer closed before it was known what it speaks.
     #[error("the peer closed the connection before its first bytes were complete")]
     Closed,
+    /// The ClientHello is larger than any that is waited for. The connection must not be served: who reads more of it may see another server name.
+    #[error("the ClientHello is larger than {MAX_CLIENT_HELLO} bytes")]
+    TooLarge,
     /// Reading failed.
     #[error("{0}")]
     Io(#[from] std::io::Error),
@@ -53,9 +55,11 @@ pub async fn inspect(socket: &mut Socket, head: &mut BytesMut, wanted: &Inspect)
     if !wanted.tls && !wanted.http {
         return Ok(Findings::default());
     }
+    let mut hello = Gathering::default();
     loop {
-        match examine(head, wanted) {
+        match examine(head, wanted, &mut hello) {
             Progress::Done(findings) => return Ok(findings),
+            Progress::TooLarge => return Err(InspectError::TooLarge),
             Progress::More => {}
         }
         head.reserve(if head.is_empty() { 1024 } else { head.len() });
@@ -73,12 +77,13 @@ pub fn replay(head: BytesMut, socket: Socket) -> Inspected {
 
 enum Progress {
     Done(Findings),
+    TooLarge,
     More,
 }
 
-fn examine(head: &[u8], wanted: &Inspect) -> Progress {
+fn examine(head: &[u8], wanted: &Inspect, hello: &mut Gathering) -> Progress {
     if wanted.tls {
-        match client_hello(head) {
+        match client_hello(head, hello) {
             Hello::Found { server_name, alpn } => {
                 let application_protocols =
                     alpn.into_iter().map(|name| String::from_utf8_lossy(&name).into_owned().into()).collect();
@@ -89,6 +94,7 @@ fn examine(head: &[u8], wanted: &Inspect) -> Progress {
                 });
             }
             Hello::More => return Progress::More,
+            Hello::TooLarge => return Progress::TooLarge,
             Hello::NotTls => {}
         }
     }
@@ -109,57 +115,22 @@ fn examine(head: &[u8], wanted: &Inspect) -> Progress {
 enum Hello {
     More,
     NotTls,
+    TooLarge,
     Found { server_name: Box<str>, alpn: Vec<Vec<u8>> },
 }
 
-/// Reads a ClientHello out of TLS records, however it is cut into them. A wrong byte is found as soon as it is there.
-fn client_hello(bytes: &[u8]) -> Hello {
-    const HANDSHAKE: u8 = 22;
-    const CLIENT_HELLO: u8 = 1;
-    const LARGEST_RECORD: usize = (1 << 14) + 256;
-
-    // Gather the handshake message from the records.
-    let mut message = Vec::new();
-    let mut rest = bytes;
-    let complete = loop {
-        let header = &rest[..rest.len().min(5)];
-        if header.first().is_some_and(|kind| *kind != HANDSHAKE) || header.get(1).is_some_and(|major| *major != 3) {
-            return Hello::NotTls;
+/// Reads a ClientHello out of TLS records, however it is cut into them; `gathering` is what the calls before have read of them.
+fn client_hello(bytes: &[u8], gathering: &mut Gathering) -> Hello {
+    match gathering.take(bytes) {
+        Gathered::Other => Hello::NotTls,
+        _ if gathering.length().is_some_and(|length| length > MAX_CLIENT_HELLO) => Hello::TooLarge,
+        Gathered::More if bytes.len() < MAX_CLIENT_HELLO => Hello::More,
+        Gathered::More => Hello::TooLarge,
+        Gathered::Whole => {
+            let body = gathering.message().and_then(|message| message.get(HEADER..)).unwrap_or_default();
+            parse_hello(&mut Cursor(body)).unwrap_or(Hello::NotTls)
         }
-        let &[_, _, _, high, low] = header else { break false };
-        let length = usize::from(u16::from_be_bytes([high, low]));
-        if length == 0 || length > LARGEST_RECORD {
-            return Hello::NotTls;
-        }
-        let body = rest.get(5..).unwrap_or_default();
-        message.extend_from_slice(&body[..body.len().min(length)]);
-        if message.first().is_some_and(|kind| *kind != CLIENT_HELLO) {
-            return Hello::NotTls;
-        }
-        if let Some(&[_, a, b, c]) = message.get(..4) {
-            let wanted = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
-            if wanted > MAX_CLIENT_HELLO {
-                return Hello::NotTls;
-            }
-            if message.len() >= 4 + wanted {
-                message.truncate(4 + wanted);
-                break true;
-            }
-        }
-        match body.get(length..) {
-            Some(next) if bytes.len() < MAX_HEAD => rest = next,
-            Some(_) => return Hello::NotTls,
-            None => break false,
-        }
-        if rest.is_empty() {
-            break false;
-        }
-    };
-    if !complete {
-        return if bytes.len() >= MAX_HEAD { Hello::NotTls } else { Hello::More };
     }
-    let mut hello = Cursor(message.get(4..).unwrap_or_default());
-    parse_hello(&mut hello).unwrap_or(Hello::NotTls)
 }
 
 /// RFC 8446 section 4.1.2. `None`: malformed.

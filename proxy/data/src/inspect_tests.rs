@@ -7,6 +7,11 @@ use tokio::io::AsyncWriteExt;
 use super::*;
 use crate::testing;
 
+/// What a connection is that begins with all of these bytes at once.
+fn client_hello(bytes: &[u8]) -> Hello {
+    super::client_hello(bytes, &mut Gathering::default())
+}
+
 /// A ClientHello as the library writes it.
 pub(crate) fn hello(name: &str, alpn: &[&[u8]]) -> Vec<u8> {
     let mut config =
@@ -64,10 +69,9 @@ fn a_wrong_byte_is_found_when_it_is_there() {
         &b"G"[..],
         b"\x16\x02",
         b"\x15\x03\x01",
-        b"\x16\x03\x01\x00\x00",                 // empty record
-        b"\x16\x03\x01\xff\xff",                 // larger than any record
-        b"\x16\x03\x01\x00\x10\x02",             // a ServerHello
-        b"\x16\x03\x01\x20\x00\x01\x00\xff\xff", // 64 KiB
+        b"\x16\x03\x01\x00\x00",     // empty record
+        b"\x16\x03\x01\xff\xff",     // larger than any record
+        b"\x16\x03\x01\x00\x10\x02", // a ServerHello
     ] {
         assert_eq!(client_hello(bytes), Hello::NotTls, "{bytes:?}");
         assert!(!matches!(client_hello(&bytes[..bytes.len() - 1]), Hello::Found { .. }));
@@ -90,13 +94,33 @@ fn no_flipped_byte_is_taken_for_more_than_it_is() {
 }
 
 #[test]
-fn endless_records_end() {
-    let mut bytes = Vec::new();
-    bytes.extend_from_slice(&[22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xff]);
-    bytes.resize(MAX_HEAD, 0);
-    assert_eq!(client_hello(&bytes), Hello::NotTls);
-    let tiny: Vec<u8> = std::iter::repeat_n([22, 3, 1, 0, 1, 1], MAX_HEAD / 6 + 1).flatten().collect();
-    assert_eq!(client_hello(&tiny), Hello::NotTls);
+fn a_hello_too_large_is_not_taken_for_plain_text() {
+    // The record's header and the message's, so that it is complete but for its bytes.
+    let claims = |length: u16| {
+        let [high, low] = length.to_be_bytes();
+        [&[22, 3, 1, 0x40, 0, 1, 0, high, low][..], &[0; 100]].concat()
+    };
+    assert_eq!(client_hello(&claims(16_380)), Hello::More);
+    assert_eq!(client_hello(&claims(16_381)), Hello::TooLarge);
+    assert_eq!(client_hello(&claims(65_535)), Hello::TooLarge);
+    // Small enough, but in more bytes of records than are waited for.
+    let tiny: Vec<u8> = [1, 0, 0x20, 0]
+        .into_iter()
+        .chain(std::iter::repeat(0))
+        .take(2800)
+        .flat_map(|byte| [22, 3, 1, 0, 1, byte])
+        .collect();
+    assert_eq!(client_hello(&tiny[..MAX_CLIENT_HELLO - 1]), Hello::More);
+    assert_eq!(client_hello(&tiny[..MAX_CLIENT_HELLO]), Hello::TooLarge);
+}
+
+#[tokio::test]
+async fn a_hello_too_large_ends_the_connection() {
+    let (mut client, server) = testing::pair().await;
+    client.write_all(&[22, 3, 1, 0, 4, 1, 0, 0xff, 0xff]).await.unwrap();
+    let wanted = Inspect { original_dst: false, tls: true, http: true };
+    let result = inspect(&mut Socket::Tcp(server), &mut BytesMut::new(), &wanted).await;
+    assert!(matches!(result, Err(InspectError::TooLarge)), "{result:?}");
 }
 
 #[test]

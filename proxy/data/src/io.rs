@@ -14,6 +14,8 @@ use tokio::{
 };
 use tokio_rustls::{client, server};
 
+use crate::tls::outgoing::Outgoing;
+
 /// A stream socket.
 #[derive(Debug)]
 pub enum Socket {
@@ -174,7 +176,7 @@ pub enum UpstreamIo {
     /// Plain text.
     Plain(Socket),
     /// TLS begins here.
-    Tls(Box<client::TlsStream<Socket>>),
+    Tls(Box<client::TlsStream<Outgoing<Socket>>>),
 }
 
 impl UpstreamIo {
@@ -182,7 +184,7 @@ impl UpstreamIo {
     pub fn socket(&self) -> &Socket {
         match self {
             Self::Plain(socket) => socket,
-            Self::Tls(tls) => tls.get_ref().0,
+            Self::Tls(tls) => tls.get_ref().0.io(),
         }
     }
 

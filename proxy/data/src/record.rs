@@ -238,6 +238,29 @@ fn quote(text: &str, out: &mut String) {
     out.push('"');
 }
 
+/// The text with control characters escaped, so that what a peer says of itself stays within its line.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(char::is_control) {
+        return text.into();
+    }
+    let escaped = |character: char| {
+        if character.is_control() { character.escape_default().to_string() } else { character.to_string() }
+    };
+    text.chars().map(escaped).collect::<String>().into()
+}
+
+/// A requested server name as logs and header values show it: every byte that is in no host name becomes `_`, and a prefix says so.
+///
+/// Source: Envoy's answer to CVE-2024-45808, `StringUtil::sanitizeInvalidHostname`.
+fn server_name(name: &str) -> Cow<'_, str> {
+    let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    if name.bytes().all(valid) {
+        return name.into();
+    }
+    let shown = |byte: u8| if valid(byte) { char::from(byte) } else { '_' };
+    format!("invalid:{}", name.bytes().map(shown).collect::<String>()).into()
+}
+
 fn cut(text: &str, limit: Option<usize>) -> &str {
     match limit {
         Some(limit) if limit < text.len() => {
@@ -332,15 +355,15 @@ fn value<'a>(operator: &'a Operator, record: &'a Record<'a>) -> Option<Field<'a>
         Operator::DownstreamDirectLocalAddress(part) => address(connection.direct_local, *part),
         Operator::DownstreamRemoteAddress(part) => address(record.remote, *part),
         Operator::DownstreamDirectRemoteAddress(part) => address(connection.direct_remote, *part),
-        Operator::PeerUriSan => text(names?.uris.join(",")),
-        Operator::PeerDnsSan => text(names?.dns.join(",")),
+        Operator::PeerUriSan => text(printable(&names?.uris.join(",")).into_owned()),
+        Operator::PeerDnsSan => text(printable(&names?.dns.join(",")).into_owned()),
         Operator::PeerSubject => text(&*names?.subject),
         Operator::PeerFingerprint => text(hex(&tls?.fingerprint?)),
         Operator::LocalUriSan => text(tls?.own_uri.as_deref()?),
         Operator::TlsVersion => text(tls?.version),
         Operator::TlsCipher => text(tls?.cipher),
         Operator::DownstreamTransportFailureReason => text(record.downstream_failure?),
-        Operator::RequestedServerName => text(&*connection.sni),
+        Operator::RequestedServerName => text(server_name(&connection.sni)),
         Operator::RouteName => text(record.route?),
         Operator::VirtualHostName => text(record.virtual_host?),
         Operator::ConnectionId => number(connection.id),
@@ -456,4 +479,25 @@ fn grpc_status_name(status: u64) -> &'static str {
         "Unauthenticated",
     ];
     usize::try_from(status).ok().and_then(|status| NAMES.get(status)).copied().unwrap_or("InvalidCode")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_peer_says_of_itself_stays_within_its_line() {
+        for (text, shown, name) in [
+            ("backend.mesh", "backend.mesh", "backend.mesh"),
+            ("a_b.c", "a_b.c", "a_b.c"),
+            ("", "", ""),
+            ("backend{mesh=default}", "backend{mesh=default}", "invalid:backend_mesh_default_"),
+            ("evil{\nSNI=[forged] 200", "evil{\\nSNI=[forged] 200", "invalid:evil__SNI__forged__200"),
+            ("a\r\0\u{1b}[2J", "a\\r\\u{0}\\u{1b}[2J", "invalid:a____2J"),
+            ("\u{e9}.x", "\u{e9}.x", "invalid:__.x"),
+        ] {
+            assert_eq!(printable(text), shown);
+            assert_eq!(server_name(text), name);
+        }
+    }
 }

@@ -596,3 +596,90 @@ async fn http2_goes_in_and_out() {
     driving.abort();
     serve.abort();
 }
+
+#[tokio::test]
+async fn what_follows_an_upgrade_request_is_for_the_other_side_of_the_tunnel() {
+    let upstream = Upstream::new().await;
+    let mut setup = Setup::new(upstream.address());
+    setup.upgrades = vec![("websocket".into(), true)];
+    let proxy = start(setup).await;
+    // In one piece with the head, and as the beginning of a request that never ends. Neither is HTTP, however much it looks like it.
+    for early in ["BREW\n", "GE", "GET /never HTTP/1.1\r\nhost: a\r\n\r\n", "\0\r\0"] {
+        let mut client = proxy.connect().await;
+        client
+            .send(&format!("GET /ws HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n{early}"))
+            .await;
+        let mut server = upstream.accept().await;
+        server.head().await;
+        server.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await;
+        assert_eq!(status(&client.head().await), 101);
+        client.send("later").await;
+        assert_eq!(server.body(early.len() + 5).await, format!("{early}later"));
+        client.stream.shutdown().await.unwrap();
+        while server.read().await > 0 {}
+        assert_eq!(server.rest, b"", "after {early:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_does_not_leave_http_after_all_ends() {
+    let upstream = Upstream::new().await;
+    let mut setup = Setup::new(upstream.address());
+    setup.upgrades = vec![("websocket".into(), true)];
+    let proxy = start(setup).await;
+    let mut client = proxy.connect().await;
+    // The bytes behind the head were not looked at, so they are not served.
+    client
+        .send("GET /ws HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nGET /direct HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await;
+    let mut server = upstream.accept().await;
+    server.head().await;
+    server.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno").await;
+    let (head, body) = client.response().await;
+    assert_eq!((status(&head), body.as_str()), (200, "no"));
+    assert!(head.contains("connection: close\r\n"), "{head}");
+    while client.read().await > 0 {}
+    assert_eq!(client.rest, b"");
+}
+
+#[tokio::test]
+async fn a_chunked_body_ends_for_all_in_the_same_place_or_not_at_all() {
+    let upstream = Upstream::new().await;
+    let proxy = start(Setup::new(upstream.address())).await;
+    let zeros = "0".repeat(18_000) + "3\r\nabc\r\n0\r\n\r\n";
+    for body in
+        ["0\r\n\n", "0\r\nx: y\n\n", "0\r\nx: y\n\r\n", "3\r\nabc\n0\r\n\r\n", "3;a\rb\r\nabc\r\n0\r\n\r\n", &zeros]
+    {
+        let mut client = proxy.connect().await;
+        client.send("POST /first HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n").await;
+        let mut server = upstream.accept().await;
+        assert!(server.head().await.starts_with("POST /first "));
+        client.send(&format!("{body}GET /victim HTTP/1.1\r\nhost: a\r\n\r\n")).await;
+        let (head, _) = client.response().await;
+        assert_eq!(status(&head), 400, "{body:.40?}");
+        while client.read().await > 0 {}
+        assert_eq!(client.rest, b"", "{body:.40?}");
+        // The upstream's connection ends inside the body.
+        while server.read().await > 0 {}
+        assert!(!String::from_utf8_lossy(&server.rest).contains("victim"), "{body:.40?}");
+    }
+}
+
+#[tokio::test]
+async fn bodies_of_unusual_methods_pass() {
+    let upstream = Upstream::new().await;
+    let proxy = start(Setup::new(upstream.address())).await;
+    for method in ["GET", "HEAD", "DELETE", "POST"] {
+        let mut client = proxy.connect().await;
+        client
+            .send(&format!("{method} / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"))
+            .await;
+        let mut server = upstream.accept().await;
+        let head = server.head().await;
+        assert!(head.contains("transfer-encoding: chunked\r\n"), "{head}");
+        assert_eq!(server.body(13).await, "3\r\nabc\r\n0\r\n\r\n", "{method}");
+        // Closes, so that the next request does not find this connection.
+        server.send("HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n").await;
+        assert_eq!(status(&client.head().await), 204);
+    }
+}

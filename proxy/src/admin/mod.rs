@@ -45,8 +45,17 @@ const TEXT: &str = "text/plain; charset=UTF-8";
 const JSON: &str = "application/json";
 const HTML: &str = "text/html; charset=UTF-8";
 
+/// What a socket of the interface lets its clients do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Everything.
+    Full,
+    /// Nothing that changes the process.
+    ReadOnly,
+}
+
 /// Answers one request.
-pub async fn answer<B>(state: &Rc<State>, request: Request<B>) -> Response<Body> {
+pub async fn answer<B>(state: &Rc<State>, request: Request<B>, access: Access) -> Response<Body> {
     let (method, uri) = (request.method(), request.uri());
     let path = match uri.path() {
         "" => "/",
@@ -55,6 +64,13 @@ pub async fn answer<B>(state: &Rc<State>, request: Request<B>) -> Response<Body>
     let Some(endpoint) = help::ENDPOINTS.iter().find(|endpoint| endpoint.path == path) else {
         return reply(StatusCode::NOT_FOUND, TEXT, format!("invalid path. {}", help::text()));
     };
+    if endpoint.post && access == Access::ReadOnly {
+        return reply(
+            StatusCode::FORBIDDEN,
+            TEXT,
+            format!("{path} changes the process, which only the admin interface's Unix socket may do.\n"),
+        );
+    }
     if endpoint.post && *method != Method::POST {
         return reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, format!("Method {method} not allowed, POST required."));
     }
@@ -159,7 +175,8 @@ async fn command(state: &State, make: impl FnOnce(oneshot::Sender<()>) -> Comman
     }
 }
 
-fn ready(state: &State) -> Response<Body> {
+/// `/ready`
+pub fn ready(state: &State) -> Response<Body> {
     let now = state.server_state();
     let status = if now == ServerState::Live { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     reply(status, TEXT, format!("{}\n", now.name()))
@@ -195,8 +212,21 @@ async fn prometheus_stats(state: &State, query: &Query) -> Response<Body> {
         Err(text) => return reply(StatusCode::BAD_REQUEST, TEXT, text),
     };
     server_stats::refresh(state);
-    let exposition = prometheus::Exposition::new(state.registry.groups(), state.tags.clone(), &selection).await;
+    let mut exposition = prometheus::Exposition::new(state.registry.groups(), state.tags.clone(), &selection).await;
+    if let Some(dns) = &state.dns
+        && query.value("filter").is_none_or(str::is_empty)
+    {
+        exposition.push(&dns.exposition());
+    }
     streamed(TEXT, Body::Prometheus(Box::new(exposition)))
+}
+
+/// What `/stats?format=prometheus` would write, for the metrics endpoint of a sidecar; `None` where the query is refused.
+pub async fn own_metrics(state: &State, unused: bool, query: &str) -> Option<prometheus::Exposition> {
+    let mut selection = stats::Selection::new(&Query::parse(query)).ok()?;
+    selection.used_only |= !unused;
+    server_stats::refresh(state);
+    Some(prometheus::Exposition::new(state.registry.groups(), state.tags.clone(), &selection).await)
 }
 
 fn clusters(state: &State, query: &Query) -> Response<Body> {

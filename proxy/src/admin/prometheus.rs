@@ -29,6 +29,8 @@ pub struct Exposition {
     families: Vec<Family>,
     family: usize,
     sample: usize,
+    /// Families that are not Envoy's, last.
+    rest: String,
 }
 
 /// All samples of one name.
@@ -81,13 +83,21 @@ impl Exposition {
                 families.into_iter().map(move |(name, samples)| Family { name, kind, samples })
             })
             .collect();
-        Exposition { tags, groups: indexed, families, family: 0, sample: 0 }
+        Exposition { tags, groups: indexed, families, family: 0, sample: 0, rest: String::new() }
+    }
+
+    /// Adds families in the same format, to be written last.
+    pub fn push(&mut self, rest: &str) {
+        self.rest.push_str(rest);
     }
 
     /// Appends about `limit` bytes; `false` when there is no more.
     pub fn write(&mut self, out: &mut String, limit: usize) -> bool {
         while out.len() < limit {
-            let Some(Family { name: family, kind, samples }) = self.families.get(self.family) else { return false };
+            let Some(Family { name: family, kind, samples }) = self.families.get(self.family) else {
+                out.push_str(&std::mem::take(&mut self.rest));
+                return false;
+            };
             if self.sample == 0 {
                 let _ = writeln!(out, "# TYPE envoy_{family} {kind}");
             }

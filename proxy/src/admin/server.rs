@@ -24,7 +24,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{HEADER_TIMEOUT, answer, listeners::display};
+use super::{Access, HEADER_TIMEOUT, answer, listeners::display};
 use crate::state::State;
 
 /// Connections at once; more wait to be accepted.
@@ -92,14 +92,16 @@ fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<UnixListener> {
 }
 
 /// Serves until the task is dropped. Has to run in a [`tokio::task::LocalSet`].
-pub async fn serve(listener: Listener, state: Rc<State>) {
+pub async fn serve(listener: Listener, state: Rc<State>, access: Access) {
     let slots = Rc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         // Never closed, so never an error.
         let _ = slots.acquire().await.map(tokio::sync::SemaphorePermit::forget);
         let accepted = match &listener {
-            Listener::Tcp(listener) => listener.accept().await.map(|(socket, _)| spawn(socket, &state, &slots)),
-            Listener::Unix(listener) => listener.accept().await.map(|(socket, _)| spawn(socket, &state, &slots)),
+            Listener::Tcp(listener) => listener.accept().await.map(|(socket, _)| spawn(socket, &state, &slots, access)),
+            Listener::Unix(listener) => {
+                listener.accept().await.map(|(socket, _)| spawn(socket, &state, &slots, access))
+            }
         };
         if let Err(error) = accepted {
             slots.add_permits(1);
@@ -110,12 +112,17 @@ pub async fn serve(listener: Listener, state: Rc<State>) {
     }
 }
 
-fn spawn(socket: impl AsyncRead + AsyncWrite + Unpin + 'static, state: &Rc<State>, slots: &Rc<Semaphore>) {
+fn spawn(
+    socket: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    state: &Rc<State>,
+    slots: &Rc<Semaphore>,
+    access: Access,
+) {
     let (state, slots) = (state.clone(), slots.clone());
     tokio::task::spawn_local(async move {
         let service = service_fn(|request| {
             let state = state.clone();
-            async move { Ok::<_, Infallible>(answer(&state, request).await) }
+            async move { Ok::<_, Infallible>(answer(&state, request, access).await) }
         });
         let served = http1::Builder::new()
             .timer(TokioTimer::new())

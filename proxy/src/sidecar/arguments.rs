@@ -2,16 +2,57 @@
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use clap::Parser;
+use clap::{ArgAction, Parser, builder::BoolishValueParser};
 
-use super::level;
+use super::{level, transparent::TransparentProxy};
 use crate::options::Level;
+
+/// What kind of proxy it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ProxyType {
+    /// Beside a workload.
+    Dataplane,
+    /// Takes other zones' traffic.
+    Ingress,
+    /// Sends traffic to other zones and outside.
+    Egress,
+}
+
+impl ProxyType {
+    /// As in flags and in the bootstrap request.
+    pub fn name(self) -> &'static str {
+        match self {
+            ProxyType::Dataplane => "dataplane",
+            ProxyType::Ingress => "ingress",
+            ProxyType::Egress => "egress",
+        }
+    }
+
+    /// Kind of the resource that describes it.
+    pub fn resource(self) -> &'static str {
+        match self {
+            ProxyType::Dataplane => "Dataplane",
+            ProxyType::Ingress => "ZoneIngress",
+            ProxyType::Egress => "ZoneEgress",
+        }
+    }
+}
+
+/// Environment variables of kuma-dp that mean nothing here, and why.
+const WITHOUT_EFFECT: &[(&str, &str)] = &[
+    ("KUMA_DATAPLANE_RESILIENT_COMPONENT_BASE_BACKOFF", "there are no components to restart"),
+    ("KUMA_DATAPLANE_RESILIENT_COMPONENT_MAX_BACKOFF", "there are no components to restart"),
+    ("KUMA_DATAPLANE_RUNTIME_DYNAMIC_CONFIGURATION_REFRESH_INTERVAL", "changes are seen as they arrive"),
+    ("KUMA_DATAPLANE_RUNTIME_OTEL_PIPE_ENABLED", "OpenTelemetry backends are not reached through the sidecar"),
+    ("KUMA_DATAPLANE_RUNTIME_SPIRE_SUPPORTED", "identities come from the control plane"),
+    ("KUMA_DATAPLANE_RUNTIME_SPIRE_SOCKET_PATH", "identities come from the control plane"),
+];
 
 /// Flags of `shika-proxy run`, with kuma-dp's names, environment variables and defaults.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "shika-proxy run",
-    about = "Runs a sidecar: asks a Kuma-compatible control plane for its configuration and proxies.",
+    about = "Runs a sidecar or a zone proxy: asks a Kuma-compatible control plane for its configuration and proxies.",
     disable_version_flag = true
 )]
 pub struct Arguments {
@@ -25,7 +66,7 @@ pub struct Arguments {
     #[arg(long = "ca-cert", env = "KUMA_CONTROL_PLANE_CA_CERT", value_name = "PEM", hide = true)]
     pub ca_cert: Option<String>,
     /// Do not check the control plane's certificate
-    #[arg(long, env = "KUMA_CONTROL_PLANE_TLS_SKIP_VERIFY")]
+    #[arg(long, env = "KUMA_CONTROL_PLANE_TLS_SKIP_VERIFY", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new(), action = ArgAction::Set)]
     pub skip_verify: bool,
     /// Pause between tries to reach the control plane
     #[arg(long, env = "KUMA_CONTROL_PLANE_RETRY_BACKOFF", default_value = "3s", value_parser = duration)]
@@ -39,9 +80,9 @@ pub struct Arguments {
     /// Name, if there is no Dataplane resource [default: $POD_NAME.$POD_NAMESPACE]
     #[arg(long, env = "KUMA_DATAPLANE_NAME")]
     pub name: Option<String>,
-    /// Kind of proxy; only `dataplane`
+    /// Kind of proxy: dataplane, or ingress or egress of a zone
     #[arg(long, env = "KUMA_DATAPLANE_PROXY_TYPE", default_value = "dataplane")]
-    pub proxy_type: String,
+    pub proxy_type: ProxyType,
     /// Upper bound of the drain at shutdown
     #[arg(long, env = "KUMA_DATAPLANE_DRAIN_TIME", default_value = "30s", value_parser = duration)]
     pub drain_time: Duration,
@@ -51,22 +92,25 @@ pub struct Arguments {
     /// Directory for sockets [default: a temporary one]
     #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_WORK_DIR", value_name = "DIR")]
     pub work_dir: Option<PathBuf>,
+    /// Old name of --work-dir
+    #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_CONFIG_DIR", value_name = "DIR", hide = true)]
+    pub config_dir: Option<PathBuf>,
     /// Number of workers; 0: the cores that cgroup and affinity allow
     #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_CONCURRENCY", default_value_t = 0)]
     pub concurrency: u32,
-    /// File with the dataplane token
+    /// File with the dataplane or zone token; read again when it changes
     #[arg(long = "dataplane-token-file", env = "KUMA_DATAPLANE_RUNTIME_TOKEN_PATH", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// Dataplane token
+    /// Dataplane or zone token
     #[arg(long = "dataplane-token", env = "KUMA_DATAPLANE_RUNTIME_TOKEN", hide_env_values = true)]
     pub token_text: Option<String>,
-    /// The Dataplane resource as YAML or JSON; may hold `{{ variables }}`
+    /// The Dataplane, ZoneIngress or ZoneEgress resource as YAML or JSON; may hold `{{ variables }}`
     #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_RESOURCE", value_name = "YAML")]
     pub dataplane: Option<String>,
-    /// File with the Dataplane resource, `-` for standard input; may hold `{{ variables }}`
+    /// File with the resource, `-` for standard input; may hold `{{ variables }}`
     #[arg(short = 'd', long, env = "KUMA_DATAPLANE_RUNTIME_RESOURCE_PATH", value_name = "FILE")]
     pub dataplane_file: Option<PathBuf>,
-    /// Value of a variable, `name=value`; may be repeated
+    /// Values of variables, `name=value,…`; may be repeated
     #[arg(short = 'v', long, value_name = "NAME=VALUE")]
     pub dataplane_var: Vec<String>,
     /// Log level: off, info, debug, or one of Envoy's
@@ -85,6 +129,15 @@ pub struct Arguments {
     /// Log to this file instead of standard error
     #[arg(long, value_name = "FILE")]
     pub log_output_path: Option<PathBuf>,
+    /// Size at which kuma-dp rotates its log; no effect
+    #[arg(long, value_name = "MB", hide = true)]
+    pub log_max_size: Option<u32>,
+    /// Age at which kuma-dp drops a log; no effect
+    #[arg(long, value_name = "DAYS", hide = true)]
+    pub log_max_age: Option<u32>,
+    /// Number of logs that kuma-dp keeps; no effect
+    #[arg(long, value_name = "COUNT", hide = true)]
+    pub log_max_retained_files: Option<u32>,
     /// Path of the certificate that the control plane puts into metrics listeners
     #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_METRICS_CERT_PATH", default_value = "")]
     pub metrics_cert_path: String,
@@ -92,31 +145,67 @@ pub struct Arguments {
     #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_METRICS_KEY_PATH", default_value = "")]
     pub metrics_key_path: String,
     /// Bind outbounds to loopback addresses instead of VIPs
-    #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_BIND_OUTBOUNDS")]
+    #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_BIND_OUTBOUNDS", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new(), action = ArgAction::Set)]
     pub bind_outbounds: bool,
     /// Ask for unified resource names
-    #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_UNIFIED_RESOURCE_NAMING_ENABLED", hide = true)]
+    #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_UNIFIED_RESOURCE_NAMING_ENABLED", hide = true, default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new(), action = ArgAction::Set)]
     pub unified_resource_naming: bool,
     /// Bind inbounds to the workload's ports only
-    #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_STRICT_INBOUND_PORTS_ENABLED", hide = true, default_value_t = true, action = clap::ArgAction::Set)]
+    #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_STRICT_INBOUND_PORTS_ENABLED", hide = true, default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new(), action = ArgAction::Set)]
     pub strict_inbound_ports: bool,
     /// Let the control plane set `enable_reuse_port`
-    #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_REUSE_PORT_ENABLED", hide = true, default_value_t = true, action = clap::ArgAction::Set)]
+    #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_REUSE_PORT_ENABLED", hide = true, default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new(), action = ArgAction::Set)]
     pub reuse_port: bool,
+    /// IPv6 may be used, where the host has it
+    #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_IPV6_ENABLED", hide = true, default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new(), action = ArgAction::Set)]
+    pub ipv6_enabled: bool,
+    /// Protocol to the control plane: DELTA_GRPC, or GRPC for state of the world
+    #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_ENVOY_XDS_TRANSPORT_PROTOCOL_VARIANT", hide = true, default_value = "")]
+    pub xds_variant: String,
     /// Bundle of the system's CAs, told to the control plane
     #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_DYNAMIC_SYSTEM_CA_PATH", hide = true)]
     pub system_ca_path: Option<String>,
-    /// Not part of this version: the mesh DNS
-    #[arg(long, env = "KUMA_DNS_ENABLED", default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set, hide = true)]
-    pub dns_enabled: bool,
-    /// Not part of this version: transparent redirection
-    #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_TRANSPARENT_PROXY", hide = true)]
+    /// Memory of the proxy, told to the control plane, bytes
+    #[arg(long, env = "KUMA_DATAPLANE_RESOURCES_MAX_MEMORY_BYTES", hide = true, default_value_t = 0)]
+    pub max_memory_bytes: u64,
+    /// Serve DNS [default: on with transparent proxying]
+    #[arg(long, env = "KUMA_DNS_ENABLED", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new(), action = ArgAction::Set)]
+    pub dns_enabled: Option<bool>,
+    /// Port of the DNS server [default: 15053]
+    #[arg(long, env = "KUMA_DNS_PROXY_PORT", value_name = "PORT")]
+    pub dns_proxy_port: Option<u16>,
+    /// Port of kuma-dp's CoreDNS; where --dns-proxy-port is not set, the DNS server's
+    #[arg(long, env = "KUMA_DNS_CORE_DNS_PORT", value_name = "PORT")]
+    pub dns_coredns_port: Option<u16>,
+    /// File with the resolvers of names outside the mesh
+    #[arg(long, env = "KUMA_DNS_RESOLV_CONF_PATH", value_name = "FILE", default_value = "/etc/resolv.conf")]
+    pub dns_resolv_conf: PathBuf,
+    /// Port of Envoy's DNS filter behind CoreDNS; no effect
+    #[arg(long, env = "KUMA_DNS_ENVOY_DNS_PORT", hide = true)]
+    pub dns_envoy_port: Option<u16>,
+    /// kuma-dp's CoreDNS; no effect
+    #[arg(long, env = "KUMA_DNS_CORE_DNS_BINARY_PATH", hide = true)]
+    pub dns_coredns_path: Option<String>,
+    /// Its configuration; no effect
+    #[arg(long, env = "KUMA_DNS_CORE_DNS_CONFIG_TEMPLATE_PATH", hide = true)]
+    pub dns_coredns_config_template_path: Option<String>,
+    /// Its directory; no effect
+    #[arg(long, env = "KUMA_DNS_CONFIG_DIR", hide = true)]
+    pub dns_server_config_dir: Option<String>,
+    /// Its metrics; no effect
+    #[arg(long, env = "KUMA_DNS_PROMETHEUS_PORT", hide = true)]
+    pub dns_prometheus_port: Option<u16>,
+    /// Its log; no effect
+    #[arg(long, env = "KUMA_DNS_ENABLE_LOGGING", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new(), action = ArgAction::Set)]
+    pub dns_enable_logging: Option<bool>,
+    /// Traffic is redirected to this proxy, by Kuma's default rules
+    #[arg(long, default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new(), action = ArgAction::Set)]
     pub transparent_proxy: bool,
-    /// Not part of this version: transparent redirection
-    #[arg(long, hide = true)]
+    /// The same, by these rules: files, separated by commas, or `-`; may be repeated, later ones win
+    #[arg(long, value_name = "FILE")]
     pub transparent_proxy_config: Vec<String>,
-    /// Not part of this version: the application probe proxy
-    #[arg(long, env = "KUMA_APPLICATION_PROBE_PROXY_PORT", default_value_t = 0, hide = true)]
+    /// Port of the application probe proxy; 0 turns it off
+    #[arg(long, env = "KUMA_APPLICATION_PROBE_PROXY_PORT", default_value_t = 0)]
     pub application_probe_proxy_port: u16,
     /// kuma-dp's path of Envoy: there is no second process
     #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_BINARY_PATH", hide = true)]
@@ -129,38 +218,6 @@ impl Arguments {
     /// # Errors
     /// A message that names the flag and what to do.
     pub fn check(&self) -> Result<(), String> {
-        match self.proxy_type.as_str() {
-            "dataplane" => {}
-            "ingress" | "egress" => {
-                return Err(format!(
-                    "--proxy-type {}: zone proxies are not supported; only dataplane is",
-                    self.proxy_type
-                ));
-            }
-            other => return Err(format!("--proxy-type {other}: unknown; only dataplane is supported")),
-        }
-        for (given, flag, what) in [
-            (self.dns_enabled, "--dns-enabled", "the mesh DNS; leave it out or pass --dns-enabled=false"),
-            (
-                self.transparent_proxy,
-                "--transparent-proxy",
-                "transparent redirection; name the outbounds in the Dataplane resource",
-            ),
-            (
-                !self.transparent_proxy_config.is_empty(),
-                "--transparent-proxy-config",
-                "transparent redirection; name the outbounds in the Dataplane resource",
-            ),
-            (
-                self.application_probe_proxy_port != 0,
-                "KUMA_APPLICATION_PROBE_PROXY_PORT",
-                "the application probe proxy; set it to 0",
-            ),
-        ] {
-            if given {
-                return Err(format!("{flag}: this version does not have {what}"));
-            }
-        }
         if self.dataplane.is_some() && self.dataplane_file.is_some() {
             return Err("--dataplane and --dataplane-file exclude each other".into());
         }
@@ -169,6 +226,15 @@ impl Arguments {
         }
         if self.token_text.is_some() && self.token_file.is_some() {
             return Err("--dataplane-token and --dataplane-token-file exclude each other".into());
+        }
+        if !matches!(self.xds_variant.as_str(), "" | "GRPC" | "DELTA_GRPC") {
+            return Err(format!(
+                "KUMA_DATAPLANE_RUNTIME_ENVOY_XDS_TRANSPORT_PROTOCOL_VARIANT {}: one of DELTA_GRPC, GRPC",
+                self.xds_variant
+            ));
+        }
+        if self.drain_time.is_zero() {
+            return Err("--drain-time has to be more than 0".into());
         }
         if let Some(bad) = self.dataplane_var.iter().find(|var| !var.contains('=')) {
             return Err(format!("--dataplane-var {bad}: expected name=value"));
@@ -184,6 +250,60 @@ impl Arguments {
             return Err(format!("--cp-address {}: expected https://host:port", self.cp_address));
         }
         Ok(())
+    }
+
+    /// Names and values of `--dataplane-var`. As with kuma-dp's flag one may hold several, separated by commas.
+    pub fn variables(&self) -> Vec<(&str, &str)> {
+        let mut variables = Vec::new();
+        for given in &self.dataplane_var {
+            // A comma within a value does not start another variable.
+            if given.split(',').all(|part| part.contains('=')) {
+                variables.extend(given.split(',').filter_map(|part| part.split_once('=')));
+            } else {
+                variables.extend(given.split_once('='));
+            }
+        }
+        variables
+    }
+
+    /// What traffic is redirected here; `None` where the flags do not say that any is.
+    ///
+    /// # Errors
+    /// A configuration that cannot be read.
+    pub fn transparent_proxy(&self) -> Result<Option<TransparentProxy>, String> {
+        if !self.transparent_proxy && self.transparent_proxy_config.is_empty() {
+            return Ok(None);
+        }
+        TransparentProxy::load(&self.transparent_proxy_config).map(Some)
+    }
+
+    /// Port of the DNS server; `None` where it is off. Unless a flag decides, it is on where queries are redirected to it: with transparent proxying
+    /// (`redirected`), or where the injector has set its port.
+    pub fn dns_port(&self, redirected: bool) -> Option<u16> {
+        let given = self.dns_proxy_port.filter(|port| *port != 0).or(self.dns_coredns_port);
+        let on = self.dns_enabled.unwrap_or(redirected || given.is_some());
+        (on && self.proxy_type == ProxyType::Dataplane).then(|| given.unwrap_or(15053))
+    }
+
+    /// Flags and variables that were given and mean nothing here, and why.
+    pub fn ineffective(&self) -> Vec<(&'static str, &'static str)> {
+        let core_dns = "there is no CoreDNS; the DNS server is part of this process";
+        let log = "rotate the file from outside and send SIGUSR1";
+        let flags = [
+            (self.log_max_size.is_some(), "--log-max-size", log),
+            (self.log_max_age.is_some(), "--log-max-age", log),
+            (self.log_max_retained_files.is_some(), "--log-max-retained-files", log),
+            (self.dns_envoy_port.is_some(), "--dns-envoy-port", core_dns),
+            (self.dns_coredns_path.is_some(), "--dns-coredns-path", core_dns),
+            (self.dns_coredns_config_template_path.is_some(), "--dns-coredns-config-template-path", core_dns),
+            (self.dns_server_config_dir.is_some(), "--dns-server-config-dir", core_dns),
+            (self.dns_prometheus_port.is_some(), "--dns-prometheus-port", "its metrics are among the sidecar's"),
+            (self.dns_enable_logging.is_some(), "--dns-enable-logging", "use --envoy-component-log-level=dns:debug"),
+            (self.binary_path.is_some(), "--binary-path", "there is no second process"),
+            (self.config_dir.is_some() && self.work_dir.is_some(), "--config-dir", "--work-dir wins"),
+        ];
+        let set = WITHOUT_EFFECT.iter().copied().filter(|(name, _)| std::env::var_os(name).is_some());
+        flags.into_iter().filter(|(given, ..)| *given).map(|(_, flag, why)| (flag, why)).chain(set).collect()
     }
 
     /// The level of the log.
@@ -273,9 +393,10 @@ mod tests {
     #[test]
     fn refusals_name_the_flag() {
         for (args, needle) in [
-            (&["--proxy-type", "ingress"][..], "--proxy-type ingress"),
-            (&["--dns-enabled"], "--dns-enabled"),
-            (&["--transparent-proxy"], "--transparent-proxy"),
+            (&["--proxy-type", "gateway"][..], "--proxy-type"),
+            (&["--dns-enabled=perhaps"], "--dns-enabled"),
+            (&["--drain-time", "0"], "--drain-time"),
+            (&["--xds-variant", "REST"], "REST"),
             (&["--dataplane", "x", "--name", "y"], "--name"),
             (&["--dataplane", "x", "--dataplane-file", "y"], "--dataplane-file"),
             (&["--dataplane-token", "x", "--dataplane-token-file", "y"], "--dataplane-token"),
@@ -287,7 +408,67 @@ mod tests {
             let error = parse(args).expect_err("a refusal");
             assert!(error.contains(needle), "{args:?}: {error}");
         }
-        assert!(parse(&["--dns-enabled=false"]).is_ok());
+    }
+
+    #[test]
+    fn booleans_are_gos() {
+        for (args, expected) in [
+            (&[][..], (false, true)),
+            (&["--skip-verify", "--strict-inbound-ports=false"], (true, false)),
+            (&["--skip-verify=true", "--strict-inbound-ports=1"], (true, true)),
+        ] {
+            let arguments = parse(args).expect("good arguments");
+            assert_eq!((arguments.skip_verify, arguments.strict_inbound_ports), expected, "{args:?}");
+        }
+    }
+
+    #[test]
+    fn dns_is_on_where_queries_come() {
+        for (args, redirected, expected) in [
+            (&[][..], false, None),
+            (&[], true, Some(15053)),
+            (&["--dns-enabled"], false, Some(15053)),
+            (&["--dns-enabled=false"], true, None),
+            (&["--dns-proxy-port=15153"], false, Some(15153)),
+            (&["--dns-proxy-port=0", "--dns-coredns-port=15054"], false, Some(15054)),
+            (&["--dns-proxy-port=15153", "--dns-enabled=false"], true, None),
+            (&["--proxy-type=ingress", "--dns-enabled"], true, None),
+        ] {
+            assert_eq!(parse(args).expect("good arguments").dns_port(redirected), expected, "{args:?}");
+        }
+    }
+
+    #[test]
+    fn all_of_kuma_dps_flags_are_taken() {
+        let arguments = parse(&[
+            "--log-max-size=100",
+            "--log-max-age=30",
+            "--log-max-retained-files=1000",
+            "--config-dir=/tmp",
+            "--binary-path=envoy",
+            "--dns-coredns-path=coredns",
+            "--dns-coredns-config-template-path=",
+            "--dns-server-config-dir=/tmp",
+            "--dns-envoy-port=15054",
+            "--dns-prometheus-port=19153",
+            "--dns-enable-logging",
+            "--metrics-cert-path=/c",
+            "--metrics-key-path=/k",
+            "--bind-outbounds",
+            "--transparent-proxy",
+            "--envoy-log-level=warn",
+            "--concurrency=2",
+            "--proxy-type=egress",
+            "-v",
+            "a=1,b=2",
+            "-v",
+            "c=x,y",
+        ])
+        .expect("good arguments");
+        let flags: Vec<_> = arguments.ineffective().into_iter().map(|(flag, _)| flag).collect();
+        assert_eq!(flags.len(), 10, "{flags:?}");
+        assert_eq!(arguments.variables(), [("a", "1"), ("b", "2"), ("c", "x,y")]);
+        assert_eq!(arguments.transparent_proxy(), Ok(Some(TransparentProxy::default())));
     }
 
     #[test]

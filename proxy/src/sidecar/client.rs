@@ -46,11 +46,20 @@ struct Address {
     tls: Option<Arc<ClientContext>>,
 }
 
-/// The bootstrap's YAML.
+/// The control plane's answer.
+#[derive(Debug, PartialEq)]
+pub struct Answer {
+    /// The bootstrap, YAML.
+    pub bootstrap: String,
+    /// `kumaSidecarConfiguration`: what is not Envoy's; null where there is none.
+    pub sidecar: Value,
+}
+
+/// Asks for the bootstrap.
 ///
 /// # Errors
 /// The request is refused, or nothing else came of it within `--retry-max-duration`.
-pub async fn bootstrap(arguments: &Arguments, body: &Value) -> Result<String, String> {
+pub async fn bootstrap(arguments: &Arguments, body: &Value) -> Result<Answer, String> {
     let address = Address::new(arguments)?;
     let body = Bytes::from(body.to_string());
     let deadline = Instant::now() + arguments.retry_max_duration;
@@ -58,9 +67,9 @@ pub async fn bootstrap(arguments: &Arguments, body: &Value) -> Result<String, St
     loop {
         let tried = tokio::time::timeout(TRY_TIMEOUT, ask(&address, body.clone())).await;
         let failure = match tried {
-            Ok(Ok(yaml)) => {
+            Ok(Ok(answer)) => {
                 info!("the control plane {} sent the bootstrap", arguments.cp_address);
-                return Ok(yaml);
+                return Ok(answer);
             }
             Ok(Err(failure)) => failure,
             Err(_) => Failure::Retry(format!("no answer within {} s", TRY_TIMEOUT.as_secs())),
@@ -159,7 +168,7 @@ fn authorities(arguments: &Arguments) -> Result<(String, Vec<CertificateDer<'sta
     }
 }
 
-async fn ask(address: &Address, body: Bytes) -> Result<String, Failure> {
+async fn ask(address: &Address, body: Bytes) -> Result<Answer, Failure> {
     let retry = |what: &str, error: &dyn std::fmt::Display| Failure::Retry(format!("{what}: {error}"));
     let socket = TcpStream::connect((address.host.as_str(), address.port))
         .await
@@ -193,7 +202,7 @@ async fn ask(address: &Address, body: Bytes) -> Result<String, Failure> {
     }
 }
 
-async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Result<String, Failure>
+async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Result<Answer, Failure>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
@@ -220,11 +229,11 @@ where
 }
 
 /// What an answer means.
-fn judge(status: StatusCode, body: &[u8]) -> Result<String, Failure> {
+fn judge(status: StatusCode, body: &[u8]) -> Result<Answer, Failure> {
     let text = String::from_utf8_lossy(body);
     let said = text.trim();
     match status {
-        StatusCode::OK => yaml(&text).map_err(Failure::Final),
+        StatusCode::OK => unpack(&text).map_err(Failure::Final),
         StatusCode::NOT_FOUND if said.is_empty() => {
             Err(Failure::NotFound("the Dataplane is not there yet (404)".into()))
         }
@@ -237,15 +246,17 @@ fn judge(status: StatusCode, body: &[u8]) -> Result<String, Failure> {
 }
 
 /// The YAML within the JSON answer; an answer that is no JSON is the YAML itself.
-fn yaml(text: &str) -> Result<String, String> {
+fn unpack(text: &str) -> Result<Answer, String> {
     if !text.trim_start().starts_with('{') {
-        return Ok(text.to_owned());
+        return Ok(Answer { bootstrap: text.to_owned(), sidecar: Value::Null });
     }
-    let answer: Value = serde_json::from_str(text).map_err(|error| format!("its answer is no JSON: {error}"))?;
+    let mut answer: Value = serde_json::from_str(text).map_err(|error| format!("its answer is no JSON: {error}"))?;
     let encoded = answer.get("bootstrap").and_then(Value::as_str).ok_or("its answer has no field bootstrap")?;
     let bytes =
         base64::engine::general_purpose::STANDARD.decode(encoded).map_err(|error| format!("bootstrap: {error}"))?;
-    String::from_utf8(bytes).map_err(|error| format!("bootstrap: {error}"))
+    let bootstrap = String::from_utf8(bytes).map_err(|error| format!("bootstrap: {error}"))?;
+    let sidecar = answer.get_mut("kumaSidecarConfiguration").map_or(Value::Null, Value::take);
+    Ok(Answer { bootstrap, sidecar })
 }
 
 #[cfg(test)]
@@ -254,8 +265,12 @@ mod tests {
 
     #[test]
     fn answers_and_what_follows() {
-        assert_eq!(judge(StatusCode::OK, br#"{"bootstrap":"bm9kZToge30="}"#), Ok("node: {}".into()));
-        assert_eq!(judge(StatusCode::OK, b"node: {}"), Ok("node: {}".into()));
+        let answer = |sidecar: Value| Ok(Answer { bootstrap: "node: {}".into(), sidecar });
+        let full =
+            br#"{"bootstrap":"bm9kZToge30=","kumaSidecarConfiguration":{"networking":{"address":"192.168.0.1"}}}"#;
+        assert_eq!(judge(StatusCode::OK, full), answer(serde_json::json!({"networking": {"address": "192.168.0.1"}})));
+        assert_eq!(judge(StatusCode::OK, br#"{"bootstrap":"bm9kZToge30="}"#), answer(Value::Null));
+        assert_eq!(judge(StatusCode::OK, b"node: {}"), answer(Value::Null));
         assert!(matches!(judge(StatusCode::OK, b"{}"), Err(Failure::Final(_))));
         assert!(matches!(judge(StatusCode::NOT_FOUND, b""), Err(Failure::NotFound(_))));
         assert!(

@@ -5,13 +5,21 @@
 
 mod arguments;
 mod client;
+pub mod credentials;
+pub mod documents;
+mod fetch;
+mod http_server;
+pub mod metrics;
+pub mod probes;
 pub mod readiness;
 mod request;
 mod template;
+pub mod transparent;
 
 use std::{
     ffi::OsString,
     fs::{self, DirBuilder},
+    net::{IpAddr, Ipv4Addr},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -19,17 +27,21 @@ use std::{
 };
 
 use clap::Parser;
+use serde_json::Value;
 use shika_proto::{envoy::config::bootstrap::v3::Bootstrap, json};
 use tracing::{error, info};
 
 use crate::{
     app::{self, Role},
-    fail,
+    dns, fail,
     logging::{DEFAULT_FORMAT, Logging},
     options::{Level, Options},
     usage,
 };
 use arguments::Arguments;
+
+/// Longest name of a Unix socket before its suffix, bytes. Trap 6; kuma `pkg/core/xds/sockets.go`.
+const SOCKET_NAME: usize = 98;
 
 /// What the rest of the process needs to know of being a sidecar.
 pub struct Sidecar {
@@ -37,8 +49,27 @@ pub struct Sidecar {
     pub readiness_port: u16,
     /// In a pod: the kubelet has to reach the readiness server.
     pub in_pod: bool,
+    /// The proxy's own address in the mesh, where the control plane told it.
+    pub address: Option<IpAddr>,
+    /// Directory of sockets.
+    pub work_directory: PathBuf,
     /// File with the dataplane token; read again for each stream.
     pub token_file: Option<PathBuf>,
+    /// File with the control plane's CA, where that is where it came from.
+    pub ca_file: Option<PathBuf>,
+    /// Where DNS is served, and the file with the resolvers of what is not the mesh's.
+    pub dns: Option<(dns::Addresses, PathBuf)>,
+    /// The metrics endpoint.
+    pub metrics: Option<metrics::Setup>,
+    /// The application probe proxy, where there is one.
+    pub probes: Option<probes::Setup>,
+}
+
+/// The path of a socket in the work directory. The control plane makes the same name.
+pub fn socket_path(work_directory: &Path, name: &str) -> PathBuf {
+    let path = work_directory.join(name).display().to_string();
+    let end = (0..=SOCKET_NAME.min(path.len())).rev().find(|end| path.is_char_boundary(*end)).unwrap_or(0);
+    format!("{}.sock", path.get(..end).unwrap_or_default()).into()
 }
 
 /// Runs the subcommand. `arguments` are the program's without `run`.
@@ -60,14 +91,12 @@ pub fn main(arguments: Vec<OsString>, start: Instant) -> ExitCode {
         Ok(logging) => logging,
         Err(error) => return fail(&error),
     };
+    for (flag, why) in arguments.ineffective() {
+        info!("{flag} has no effect: {why}");
+    }
     match prepare(&arguments) {
-        Ok((bootstrap, options, directory)) => {
-            let sidecar = Sidecar {
-                readiness_port: arguments.readiness_port,
-                in_pod: std::env::var_os("POD_NAME").is_some(),
-                token_file: arguments.token_file.clone(),
-            };
-            let code = app::serve(options, bootstrap, logging, Role::Sidecar(sidecar), start);
+        Ok((bootstrap, sidecar, directory)) => {
+            let code = app::serve(options(&arguments), bootstrap, logging, Role::Sidecar(Box::new(sidecar)), start);
             drop(directory);
             code
         }
@@ -81,23 +110,63 @@ pub fn main(arguments: Vec<OsString>, start: Instant) -> ExitCode {
 }
 
 /// Everything up to the bootstrap: work directory, resource, token, and the control plane's answer.
-fn prepare(arguments: &Arguments) -> Result<(Bootstrap, Options, WorkDirectory), Vec<String>> {
+fn prepare(arguments: &Arguments) -> Result<(Bootstrap, Sidecar, WorkDirectory), Vec<String>> {
     let one = |error: String| vec![error];
-    let directory = WorkDirectory::new(arguments.work_dir.as_deref()).map_err(one)?;
+    let directory =
+        WorkDirectory::new(arguments.work_dir.as_deref().or(arguments.config_dir.as_deref())).map_err(one)?;
     let proxy = request::Proxy::new(arguments).map_err(one)?;
     let token = arguments.token().map_err(one)?;
-    let body = request::body(arguments, &proxy, token.as_deref(), directory.path()).map_err(one)?;
+    let transparent = arguments.transparent_proxy().map_err(one)?;
+    let dns_port = arguments.dns_port(transparent.is_some() || proxy.redirected);
+    let beside = request::Beside { transparent: transparent.as_ref(), dns_port, work_directory: directory.path() };
+    let body = request::body(arguments, &proxy, token.as_deref(), &beside).map_err(one)?;
     let runtime = app::control_runtime().map_err(|error| one(format!("runtime: {error}")))?;
     info!(
         "asking the control plane {} for the bootstrap of {} {:?} in mesh {:?}",
-        arguments.cp_address, arguments.proxy_type, proxy.name, proxy.mesh
+        arguments.cp_address,
+        arguments.proxy_type.name(),
+        proxy.name,
+        proxy.mesh
     );
-    let yaml = runtime.block_on(client::bootstrap(arguments, &body)).map_err(one)?;
+    let answer = runtime.block_on(client::bootstrap(arguments, &body)).map_err(one)?;
     drop(runtime);
-    let bootstrap = json::from_yaml(&yaml).map_err(|errors| {
+    let bootstrap = json::from_yaml(&answer.bootstrap).map_err(|errors| {
         errors.iter().map(|error| format!("the control plane's bootstrap: {error}")).collect::<Vec<_>>()
     })?;
-    Ok((bootstrap, options(arguments), directory))
+    let addresses = |port| {
+        let (dual_stack, vnet) = transparent
+            .as_ref()
+            .map_or((true, false), |transparent| (transparent.dual_stack, !transparent.networks.is_empty()));
+        dns::Addresses::new(port, transparent.is_some(), dual_stack, vnet)
+    };
+    let address = answer.sidecar.pointer("/networking/address").and_then(Value::as_str);
+    let in_pod = std::env::var_os("POD_NAME").is_some();
+    // In a pod the injector has set the redirection, whatever the flags say.
+    let redirected = transparent.is_some() || proxy.redirected || in_pod;
+    let ip = address.and_then(|address| address.parse::<IpAddr>().ok());
+    let probes = (arguments.application_probe_proxy_port != 0).then(|| probes::Setup {
+        port: arguments.application_probe_proxy_port,
+        address: ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        transparent: redirected,
+    });
+    let metrics = metrics::Setup {
+        socket: socket_path(directory.path(), &format!("kuma-mh-{}-{}", proxy.name, proxy.mesh)),
+        address: address.map(str::to_owned),
+        transparent: redirected,
+        aggregate: metrics::Application::aggregate(&answer.sidecar).map_err(one)?,
+    };
+    let sidecar = Sidecar {
+        metrics: Some(metrics),
+        probes,
+        readiness_port: arguments.readiness_port,
+        in_pod,
+        address: ip,
+        work_directory: directory.path().to_owned(),
+        token_file: arguments.token_file.clone(),
+        ca_file: arguments.ca_cert_file.clone().filter(|_| arguments.ca_cert.as_deref().is_none_or(str::is_empty)),
+        dns: dns_port.map(|port| (addresses(port), arguments.dns_resolv_conf.clone())),
+    };
+    Ok((bootstrap, sidecar, directory))
 }
 
 /// The flags with which kuma-dp would start Envoy.
@@ -150,4 +219,19 @@ impl WorkDirectory {
 /// kuma-dp's three levels and Envoy's, by name.
 fn level(name: &str) -> Option<Level> {
     Level::parse(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn socket_names_are_cut_as_the_control_plane_cuts_them() {
+        // Trap 6.
+        let path = |directory: &str, name: &str| socket_path(Path::new(directory), name).display().to_string();
+        assert_eq!(path("/tmp/kuma-dp-1", "kuma-mh-backend-default"), "/tmp/kuma-dp-1/kuma-mh-backend-default.sock");
+        let long = path("/tmp", &"x".repeat(200));
+        assert_eq!((long.len(), &long[..8], &long[95..]), (103, "/tmp/xxx", "xxx.sock"));
+        assert_eq!(path("/tmp", &"é".repeat(100)).len(), 5 + 92 + 5);
+    }
 }

@@ -1,6 +1,9 @@
 //! A real proxy process and a plain HTTP client.
 #![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
+pub mod control_plane;
+pub mod sidecar;
+
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
@@ -86,7 +89,7 @@ impl Proxy {
     /// Sends a signal.
     pub fn signal(&self, name: &str) {
         assert!(
-            Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap().success()
+            Command::new("sh").args(["-c", &format!("kill -s {name} {}", self.child.id())]).status().unwrap().success()
         );
     }
 

@@ -377,7 +377,7 @@ impl Compiler {
         }
     }
 
-    fn contexts_with(&self, name: &str) -> Result<Vec<NewContext<'_>>, String> {
+    pub(crate) fn contexts_with(&self, name: &str) -> Result<Vec<NewContext<'_>>, String> {
         let uses =
             |secrets: BTreeSet<crate::compile::tls::SecretRef>| secrets.iter().any(|secret| &*secret.name == name);
         let mut contexts = Vec::new();
@@ -428,13 +428,13 @@ impl Compiler {
 }
 
 /// A TLS context that was built and is to be put in force.
-enum NewContext<'a> {
+pub(crate) enum NewContext<'a> {
     Client(&'a ClientBinding, Arc<ClientContext>),
     Server(&'a ServerBinding, Arc<ServerContext>),
 }
 
 impl NewContext<'_> {
-    fn put_in_force(self) {
+    pub(crate) fn put_in_force(self) {
         match self {
             NewContext::Client(tls, context) => {
                 tls.handle.context.store(Some(context));

@@ -17,7 +17,7 @@ use shika_proto::{
             },
             metrics::v3::{StatsConfig, tag_specifier::TagValue},
         },
-        extensions::regex_engines::v3::GoogleRe2,
+        extensions::{regex_engines::v3::GoogleRe2, transport_sockets::tls::v3::Secret},
     },
     json, type_url,
 };
@@ -140,6 +140,40 @@ impl Compiler {
                 Err(fault) => refuse(type_url::LISTENER, &name, "listeners", index, fault),
             }
         }
+    }
+
+    /// Puts another value of a static secret in force, for whoever gave the first one and has a new one. What uses it has to work with it.
+    ///
+    /// # Errors
+    /// The secret is none of the bootstrap's, or cannot be used; the old value stays.
+    pub fn replace_static_secret(&mut self, from: &Secret) -> Result<(), Reject> {
+        let refuse = |reason: String| Reject::new(type_url::SECRET, &from.name, "", reason);
+        if !self.secrets.fixed.contains_key(from.name.as_str()) {
+            return Err(refuse("is no static secret".into()));
+        }
+        let value = secret::secret(from).map_err(|fault| refusal(type_url::SECRET, &from.name, fault))?;
+        let old = self.secrets.fixed.insert(from.name.as_str().into(), value);
+        match self.contexts_with(&from.name) {
+            Ok(contexts) => {
+                for context in contexts {
+                    context.put_in_force();
+                }
+            }
+            Err(reason) => {
+                self.secrets.fixed.extend(old.map(|old| (from.name.as_str().into(), old)));
+                return Err(refuse(reason));
+            }
+        }
+        let bytes = from.encode_to_vec();
+        let stored = Stored {
+            hash: content_hash(&bytes),
+            resource: shika_proto::google::protobuf::Any { type_url: type_url::SECRET.into(), value: bytes },
+            version: String::new(),
+            last_updated: SystemTime::now(),
+            warming: false,
+        };
+        self.store.of_mut(type_url::SECRET).fixed.insert(from.name.clone(), stored);
+        Ok(())
     }
 
     /// Everything but the static resources.

@@ -109,7 +109,6 @@ pub(super) fn without_effect(dataplane: &Dataplane) -> Vec<String> {
     note(dataplane.metrics.is_some(), "metrics");
     note(dataplane.probes.is_some(), "probes");
     let Some(networking) = &dataplane.networking else { return fields };
-    note(networking.transparent_proxying.is_some(), "networking.transparentProxying");
     note(!networking.listeners.is_empty(), "networking.listeners");
     let builtin = networking.gateway.as_ref().is_some_and(|gateway| gateway.kind == GatewayType::Builtin);
     note(builtin, "networking.gateway.type");

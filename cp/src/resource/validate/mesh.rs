@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{TagValues, Violation, positive_duration, tags};
-use crate::resource::{CaBackend, Mesh, MeshServicesMode, TagRule, parse_duration};
+use crate::resource::{CaBackend, Mesh, TagRule, parse_duration};
 
 pub(super) fn mesh(mesh: &Mesh, violations: &mut Vec<Violation>) {
     if let Some(mtls) = &mesh.mtls {
@@ -110,7 +110,5 @@ pub(super) fn without_effect(mesh: &Mesh) -> Vec<String> {
     note(routing.locality_aware_load_balancing, "routing.localityAwareLoadBalancing");
     note(routing.zone_egress, "routing.zoneEgress");
     note(routing.default_forbid_mesh_external_service_access, "routing.defaultForbidMeshExternalServiceAccess");
-    let mode = mesh.mesh_services.as_ref().map(|services| services.mode).unwrap_or_default();
-    note(mode != MeshServicesMode::Disabled, "meshServices.mode");
     fields
 }

@@ -1,12 +1,22 @@
 //! The rules that Kuma applies to a resource before it stores it, with Kuma's fields and messages
-//! (`pkg/core/resources/apis/mesh/*_validator.go` and `pkg/plugins/policies/meshtrafficpermission`).
+//! (`pkg/core/resources/apis/mesh/*_validator.go` and `pkg/plugins/policies/*/api`).
 //!
 //! [`resource`] needs the resource alone. Rules that compare it with what is stored stand in [`mesh_update`],
 //! [`immutable_labels`] and [`membership`].
 
+mod circuit_breaker;
 mod dataplane;
+mod external;
 mod mesh;
+mod metric;
 mod permission;
+mod policy;
+mod retry;
+mod route;
+mod service;
+mod target_ref;
+mod timeout;
+mod zone;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -50,8 +60,27 @@ pub fn resource(resource: &Resource) -> Vec<Violation> {
             mesh::mesh(spec, &mut violations);
         }
         Spec::Dataplane(spec) => dataplane::dataplane(spec, &resource.meta, &mut violations),
+        Spec::ZoneEgress(spec) => zone::egress(spec, &mut violations),
+        Spec::ZoneIngress(spec) => zone::ingress(spec, &mut violations),
+        Spec::ExternalService(spec) => external::external_service(spec, &mut violations),
+        Spec::HostnameGenerator(spec) => service::hostname_generator(spec, &mut violations),
+        Spec::MeshExternalService(spec) => external::mesh_external_service(spec, &resource.meta, &mut violations),
+        Spec::MeshMultiZoneService(spec) => service::mesh_multi_zone_service(spec, &mut violations),
+        Spec::MeshService(spec) => service::mesh_service(spec, &resource.meta, &mut violations),
+        Spec::MeshCircuitBreaker(spec) => circuit_breaker::circuit_breaker(spec, &mut violations),
+        Spec::MeshHTTPRoute(spec) => route::route(spec, &resource.meta, &mut violations),
+        Spec::MeshMetric(spec) => metric::metric(spec, &resource.meta, &mut violations),
+        Spec::MeshRetry(spec) => retry::retry(spec, &resource.meta, &mut violations),
+        Spec::MeshTimeout(spec) => timeout::timeout(spec, &resource.meta, &mut violations),
         Spec::MeshTrafficPermission(spec) => permission::permission(spec, &mut violations),
-        Spec::DataplaneInsight(_) | Spec::Secret(_) | Spec::GlobalSecret(_) => {}
+        Spec::Config(_)
+        | Spec::DataplaneInsight(_)
+        | Spec::GlobalSecret(_)
+        | Spec::Secret(_)
+        | Spec::Zone(_)
+        | Spec::ZoneEgressInsight(_)
+        | Spec::ZoneIngressInsight(_)
+        | Spec::ZoneInsight(_) => {}
     }
     violations
 }
@@ -61,8 +90,16 @@ pub fn without_effect(resource: &Resource) -> Vec<String> {
     match &resource.spec {
         Spec::Mesh(spec) => mesh::without_effect(spec),
         Spec::Dataplane(spec) => dataplane::without_effect(spec),
+        Spec::ExternalService(spec) => external::external_service_without_effect(spec),
+        Spec::HostnameGenerator(spec) => service::hostname_generator_without_effect(spec),
+        Spec::MeshExternalService(spec) => external::mesh_external_service_without_effect(spec),
+        Spec::MeshCircuitBreaker(spec) => circuit_breaker::without_effect(spec),
+        Spec::MeshHTTPRoute(spec) => route::without_effect(spec),
+        Spec::MeshMetric(spec) => metric::without_effect(spec),
+        Spec::MeshRetry(spec) => retry::without_effect(spec),
+        Spec::MeshTimeout(spec) => timeout::without_effect(spec),
         Spec::MeshTrafficPermission(spec) => permission::without_effect(spec),
-        Spec::DataplaneInsight(_) | Spec::Secret(_) | Spec::GlobalSecret(_) => Vec::new(),
+        _ => Vec::new(),
     }
 }
 
@@ -127,6 +164,11 @@ fn identifier(text: &str, allowed: impl Fn(&str) -> bool, message: &str) -> Opti
         text if !allowed(text) => Some(message.to_owned()),
         _ => None,
     }
+}
+
+/// Whether a text can be a host name: an RFC 1123 subdomain, lower case.
+pub fn is_hostname(text: &str) -> bool {
+    text.len() <= 253 && is_subdomain(text)
 }
 
 /// RFC 1123 subdomain, lower case.
@@ -223,6 +265,21 @@ fn tags(field: &str, tags: &BTreeMap<String, String>, values: TagValues, violati
     }
 }
 
+/// Kuma's limit for names that become a label of a host name.
+fn short_name(meta: &Meta, violations: &mut Vec<Violation>) {
+    let name = meta.labels.get("kuma.io/display-name").unwrap_or(&meta.name);
+    if name.len() > 63 {
+        violations.push(Violation::new("name", "must be no longer than 63 characters"));
+    }
+}
+
+fn one_of(field: String, value: &str, allowed: &[&str], violations: &mut Vec<Violation>) {
+    if !allowed.contains(&value) {
+        let name = field.rsplit('.').next().unwrap_or_default().to_owned();
+        violations.push(Violation::new(field, format!("{name:?} must be one of [{}]", allowed.join(", "))));
+    }
+}
+
 fn require_service(field: &str, tags: &BTreeMap<String, String>, violations: &mut Vec<Violation>) {
     if !tags.contains_key(SERVICE_TAG) {
         violations.push(Violation::new(field, format!("mandatory tag {SERVICE_TAG:?} is missing")));
@@ -242,3 +299,11 @@ fn positive_duration(field: &str, text: Option<&str>, violations: &mut Vec<Viola
 #[cfg(test)]
 #[path = "validate_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "kinds_tests.rs"]
+mod kinds_tests;
+
+#[cfg(test)]
+#[path = "policies_tests.rs"]
+mod policies_tests;

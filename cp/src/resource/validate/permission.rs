@@ -1,7 +1,8 @@
-//! Rules for a MeshTrafficPermission (Kuma `meshtrafficpermission/api/v1alpha1/validator.go`, `ValidateTargetRef`).
+//! Rules for a MeshTrafficPermission (Kuma `meshtrafficpermission/api/v1alpha1/validator.go`).
 
-use super::{TagValues, Violation, is_subdomain, tags};
-use crate::resource::{MeshTrafficPermission, RuleMatch, SpiffeIdMatchType, TargetRef, TargetRefKind};
+use super::target_ref::target_ref;
+use super::{Violation, is_subdomain};
+use crate::resource::{MeshTrafficPermission, RuleMatch, SpiffeIdMatchType, TargetRefKind};
 
 const TOP: [TargetRefKind; 5] = [
     TargetRefKind::Mesh,
@@ -40,7 +41,8 @@ pub(super) fn permission(permission: &MeshTrafficPermission, violations: &mut Ve
         }
         for (name, list) in lists {
             for (index, found) in list.iter().flatten().enumerate() {
-                rule_match(&format!("{at}.{name}[{index}]"), found, violations);
+                let empty = "at least one of 'spiffeID', 'sni' has to be defined";
+                rule_match(&format!("{at}.{name}[{index}]"), found, empty, violations);
             }
         }
     }
@@ -65,9 +67,10 @@ pub(super) fn without_effect(permission: &MeshTrafficPermission) -> Vec<String> 
     notes
 }
 
-fn rule_match(at: &str, found: &RuleMatch, violations: &mut Vec<Violation>) {
+/// Checks a match of a request; `empty` is said of one without any part.
+pub(super) fn rule_match(at: &str, found: &RuleMatch, empty: &str, violations: &mut Vec<Violation>) {
     if found.spiffe_id.is_none() && found.sni.is_none() {
-        violations.push(Violation::new(at, "at least one of 'spiffeID', 'sni' has to be defined"));
+        violations.push(Violation::new(at, empty));
     }
     if let Some(id) = &found.spiffe_id {
         // A prefix may end with a slash, an identity may not.
@@ -119,111 +122,4 @@ fn spiffe_id(id: &str) -> Result<(), &'static str> {
         }
     }
     Ok(())
-}
-
-fn target_ref(
-    at: &str,
-    target: &TargetRef,
-    supported: &[TargetRefKind],
-    sections: bool,
-    violations: &mut Vec<Violation>,
-) {
-    let TargetRef { kind, name, tags: found_tags, mesh, proxy_types, namespace, labels, section_name } = target;
-    let Some(kind) = *kind else {
-        violations.push(Violation::new(format!("{at}.kind"), "must be defined"));
-        return;
-    };
-    if !supported.contains(&kind) {
-        violations.push(Violation::new(format!("{at}.kind"), format!("value '{kind:?}' is not supported")));
-        return;
-    }
-    let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
-    let has_labels = labels.as_ref().is_some_and(|labels| !labels.is_empty());
-    let has_tags = found_tags.as_ref().is_some_and(|tags| !tags.is_empty());
-    let mut refuse = |present: bool, field: &str| {
-        if present {
-            violations.push(Violation::new(format!("{at}.{field}"), format!("must not be set with kind {kind:?}")));
-        }
-    };
-    refuse(set(mesh), "mesh");
-    match kind {
-        TargetRefKind::Mesh => {
-            refuse(has_tags, "tags");
-            refuse(has_labels, "labels");
-            refuse(set(namespace), "namespace");
-            refuse(set(section_name), "sectionName");
-            if set(name) {
-                let message = "using name with kind Mesh is not yet supported";
-                violations.push(Violation::new(format!("{at}.name"), message));
-            }
-            types_of_proxy(at, proxy_types.as_deref(), violations);
-        }
-        TargetRefKind::Dataplane => {
-            refuse(has_tags, "tags");
-            refuse(proxy_types.is_some(), "proxyTypes");
-            labels_or_name(at, has_labels, set(name) || set(namespace), violations);
-            if set(section_name) && !sections {
-                let message = "can only be used with inbound policies";
-                violations.push(Violation::new(format!("{at}.sectionName"), message));
-            }
-        }
-        TargetRefKind::MeshSubset => {
-            refuse(set(name), "name");
-            refuse(has_labels, "labels");
-            refuse(set(namespace), "namespace");
-            refuse(set(section_name), "sectionName");
-            tags(&format!("{at}.tags"), &found_tags.clone().unwrap_or_default(), TagValues::Plain, violations);
-            types_of_proxy(at, proxy_types.as_deref(), violations);
-        }
-        TargetRefKind::MeshService => {
-            refuse(has_tags, "tags");
-            refuse(proxy_types.is_some(), "proxyTypes");
-            name_characters(at, name.as_deref(), violations);
-            if !has_labels && !set(name) {
-                violations.push(Violation::new(at, "name or labels must be set when kind is MeshService"));
-            }
-            labels_or_name(at, has_labels, set(name) || set(namespace), violations);
-        }
-        TargetRefKind::MeshServiceSubset => {
-            refuse(proxy_types.is_some(), "proxyTypes");
-            refuse(has_labels, "labels");
-            refuse(set(namespace), "namespace");
-            refuse(set(section_name), "sectionName");
-            if !set(name) {
-                violations.push(Violation::new(format!("{at}.name"), "must be set when kind is MeshServiceSubset"));
-            }
-            name_characters(at, name.as_deref(), violations);
-            tags(&format!("{at}.tags"), &found_tags.clone().unwrap_or_default(), TagValues::Selector, violations);
-        }
-        // Not supported at either place, and refused above.
-        TargetRefKind::MeshGateway
-        | TargetRefKind::MeshExternalService
-        | TargetRefKind::MeshMultiZoneService
-        | TargetRefKind::MeshHTTPRoute => {}
-    }
-}
-
-fn labels_or_name(at: &str, labels: bool, name: bool, violations: &mut Vec<Violation>) {
-    if labels && name {
-        let message = "either labels or name and namespace must be specified";
-        violations.push(Violation::new(format!("{at}.labels"), message));
-    }
-}
-
-fn name_characters(at: &str, name: Option<&str>, violations: &mut Vec<Violation>) {
-    let valid = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_');
-    if name.is_some_and(|name| !name.bytes().all(valid)) {
-        let message = "invalid characters: must consist of lower case alphanumeric characters, '-', '.' and '_'.";
-        violations.push(Violation::new(format!("{at}.name"), message));
-    }
-}
-
-fn types_of_proxy(at: &str, types: Option<&[String]>, violations: &mut Vec<Violation>) {
-    let Some(types) = types else { return };
-    let valid = |kind: &String| kind == "Sidecar" || kind == "Gateway";
-    if types.is_empty() {
-        violations.push(Violation::new(format!("{at}.proxyTypes"), "must be undefined or have at least one element"));
-    } else if !types.iter().all(valid) {
-        violations.push(Violation::new(format!("{at}.proxyTypes"), "must be one of: Sidecar, Gateway"));
-    }
 }

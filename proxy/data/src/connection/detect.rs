@@ -70,7 +70,7 @@ pub(super) async fn detect(
             listener.stats.downstream_listener_filter_remote_close().inc();
             None
         }
-        Ok(Err(InspectError::Io(_))) => {
+        Ok(Err(InspectError::Io(_) | InspectError::TooLarge)) => {
             listener.stats.downstream_listener_filter_error().inc();
             None
         }

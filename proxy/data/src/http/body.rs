@@ -182,6 +182,18 @@ fn poll_incoming(
     }
 }
 
+impl RequestBody {
+    /// Whether there is a body whose length only its end will tell.
+    pub fn is_unsized(&self) -> bool {
+        match self {
+            RequestBody::Empty | RequestBody::Replay(_) => false,
+            RequestBody::Streaming { .. } | RequestBody::Repeatable(_) => {
+                !self.is_end_stream() && self.size_hint().exact().is_none()
+            }
+        }
+    }
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = RequestBodyError;

@@ -118,14 +118,21 @@ async fn serve_http1(
     }
     let service = service_fn(|request: Request<Incoming>| {
         let active = Active::new(life.clone());
-        let last = manager.max_requests_per_connection.is_some_and(|most| life.requests() >= most);
+        let number = life.requests();
+        let last = manager.max_requests_per_connection.is_some_and(|most| number >= most);
         let (connection, chain) = (connection.clone(), chain.clone());
         async move {
             let mut response = request::serve(request, connection, chain).await?;
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                // What hyper has of the refused bytes would be the beginning of the tunnel.
+                if life.refused().is_some() {
+                    return Err(request::Unanswered("its connection was refused before it could leave HTTP"));
+                }
                 active.leaves_http();
             } else if last {
                 End::Used.count(manager);
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            } else if life.is_leaving(number) {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, request::Unanswered>(response.map(|body| Answered::new(body, active)))

@@ -324,9 +324,18 @@ fn address(
             if request.uri().scheme().is_some() {
                 *request.uri_mut() = Uri::from(request.uri().path_and_query()?.clone());
             }
+            // hyper takes such a request for one without body unless it is told otherwise.
+            if matches!(*request.method(), Method::GET | Method::HEAD)
+                && request.body().is_unsized()
+                && !request.headers().contains_key(header::CONTENT_LENGTH)
+            {
+                request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
         }
         Protocol::Http2 => {
             request.headers_mut().remove(header::HOST);
+            // From an attempt over HTTP/1.
+            request.headers_mut().remove(header::TRANSFER_ENCODING);
             let mut parts = uri::Parts::default();
             parts.scheme = Some(if scheme == "https" { uri::Scheme::HTTPS } else { uri::Scheme::HTTP });
             parts.authority =

@@ -4,7 +4,10 @@
 //! one may have read such a request differently, so it is refused here, as Envoy does, before hyper sees the end of the head. The guard follows the
 //! framing of a connection's bytes; it copies nothing but the beginning of a line whose end has not come yet.
 //!
-//! Source: RFC 9112 sections 2.2, 3, 5 and 6.3; Envoy "HTTP/1 codec", `max_request_headers_kb`, response code details.
+//! It must never see the end of a body elsewhere than hyper does: a request that only one of them sees would go by unlooked at. So the lines of a chunked
+//! body end with CRLF and nothing else, and what the guard cannot follow ends the body. Behind a head that asks to leave HTTP nothing is looked at.
+//!
+//! Source: RFC 9112 sections 2.2, 3, 5, 6.3 and 7.1, RFC 9110 section 7.8; Envoy "HTTP/1 codec", `max_request_headers_kb`, response code details.
 
 use http::StatusCode;
 use memchr::memchr;
@@ -108,12 +111,22 @@ impl Refused {
     }
 }
 
+/// What is wrong with the bytes of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// With the head that is coming in: there is no request yet.
+    Head(Refused),
+    /// With the framing of the body of a request that is being served.
+    Body,
+}
+
 /// Follows the requests of one connection.
 #[derive(Debug)]
 pub struct Guard {
     place: Place,
     line: Vec<u8>,
     size: usize,
+    heads: u32,
     framing: Framing,
     max_head: usize,
     accept_http_10: bool,
@@ -129,14 +142,20 @@ enum Place {
     ChunkData(u64),
     ChunkEnd,
     Trailers,
-    /// A body that is none; hyper refuses it too, and nothing follows it.
-    Lost,
+    /// The last head asks to leave HTTP: what follows is no request, unless it is refused, and then the connection ends.
+    Leaving,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Framing {
     length: Option<u64>,
     chunked: bool,
+    /// The method is `CONNECT`.
+    connect: bool,
+    /// `connection` names `upgrade`.
+    connection_upgrade: bool,
+    /// 0: there is no `upgrade`; 1: it is `h2c` alone, which is served as HTTP/1; more: something else.
+    upgrades: u8,
 }
 
 impl Guard {
@@ -146,6 +165,7 @@ impl Guard {
             place: Place::Start,
             line: Vec::new(),
             size: 0,
+            heads: 0,
             framing: Framing::default(),
             max_head: max_head as usize,
             accept_http_10,
@@ -162,12 +182,17 @@ impl Guard {
         self.place == Place::Start && self.line.is_empty()
     }
 
-    /// Looks at the bytes that come next. An error is how many of them are sound, less than there are, and what is wrong with the rest.
-    pub fn inspect(&mut self, bytes: &[u8]) -> Result<(), (usize, Refused)> {
+    /// The number, from 1, of the request that asks to leave HTTP, if one has; nothing behind its head is looked at.
+    pub fn leaving(&self) -> Option<u32> {
+        (self.place == Place::Leaving).then_some(self.heads)
+    }
+
+    /// Looks at the bytes that come next. An error is how many of them are sound, less than there are, and what is wrong with the rest; it is the last word.
+    pub fn inspect(&mut self, bytes: &[u8]) -> Result<(), (usize, Fault)> {
         let mut at = 0;
         while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
             match &mut self.place {
-                Place::Lost => return Ok(()),
+                Place::Leaving => return Ok(()),
                 Place::Length(left) | Place::ChunkData(left) => {
                     let taken = (*left).min(rest.len() as u64);
                     *left -= taken;
@@ -182,13 +207,12 @@ impl Guard {
                         self.line.extend_from_slice(rest);
                         return match self.place {
                             Place::Start | Place::Head if self.size + self.line.len() > self.max_head => {
-                                Err((bytes.len() - 1, Refused::TooLarge))
+                                Err((bytes.len() - 1, Fault::Head(Refused::TooLarge)))
                             }
                             Place::ChunkSize | Place::ChunkEnd | Place::Trailers
                                 if self.line.len() > MAX_CHUNK_LINE =>
                             {
-                                self.place = Place::Lost;
-                                Ok(())
+                                Err((bytes.len() - 1, Fault::Body))
                             }
                             _ => Ok(()),
                         };
@@ -201,7 +225,7 @@ impl Guard {
                         whole.extend_from_slice(line);
                         self.take(&whole)
                     };
-                    outcome.map_err(|refused| (at + end, refused))?;
+                    outcome.map_err(|fault| (at + end, fault))?;
                     at += end + 1;
                 }
             }
@@ -210,41 +234,55 @@ impl Guard {
     }
 
     /// A line without its LF.
-    fn take(&mut self, line: &[u8]) -> Result<(), Refused> {
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
+    fn take(&mut self, line: &[u8]) -> Result<(), Fault> {
         match self.place {
-            Place::Start if line.is_empty() => {}
-            Place::Start => {
-                self.framing = Framing::default();
-                self.size = line.len();
-                self.place = Place::Head;
-                request_line(line, self.accept_http_10)?;
+            Place::Start | Place::Head => self.take_head(line.strip_suffix(b"\r").unwrap_or(line)).map_err(Fault::Head),
+            Place::ChunkSize | Place::ChunkEnd | Place::Trailers => self.take_chunked(line).ok_or(Fault::Body),
+            Place::Length(_) | Place::ChunkData(_) | Place::Leaving => Ok(()),
+        }
+    }
+
+    fn take_head(&mut self, line: &[u8]) -> Result<(), Refused> {
+        if self.place == Place::Start {
+            if line.is_empty() {
+                return Ok(());
             }
-            Place::Head if line.is_empty() => {
-                self.size = 0;
-                self.place = match self.framing {
-                    Framing { chunked: true, .. } => Place::ChunkSize,
-                    Framing { length: None | Some(0), .. } => Place::Start,
-                    Framing { length: Some(length), .. } => Place::Length(length),
-                };
-            }
-            Place::Head => {
-                // Without the colon and the space after it: names and values count.
-                self.size += line.len().saturating_sub(2);
-                self.framing.field(line)?;
-            }
-            Place::ChunkSize => {
-                self.place = match chunk_size(line) {
-                    Some(0) => Place::Trailers,
-                    Some(size) => Place::ChunkData(size),
-                    None => Place::Lost,
-                };
-            }
-            Place::ChunkEnd => self.place = if line.is_empty() { Place::ChunkSize } else { Place::Lost },
-            Place::Trailers if line.is_empty() => self.place = Place::Start,
-            Place::Trailers | Place::Length(_) | Place::ChunkData(_) | Place::Lost => {}
+            self.size = line.len();
+            self.place = Place::Head;
+            request_line(line, self.accept_http_10)?;
+            self.framing = Framing { connect: line.starts_with(b"CONNECT "), ..Framing::default() };
+        } else if line.is_empty() {
+            self.size = 0;
+            self.heads = self.heads.wrapping_add(1);
+            self.place = match self.framing {
+                framing if framing.leaves() => Place::Leaving,
+                Framing { chunked: true, .. } => Place::ChunkSize,
+                Framing { length: None | Some(0), .. } => Place::Start,
+                Framing { length: Some(length), .. } => Place::Length(length),
+            };
+        } else {
+            // Without the colon and the space after it: names and values count.
+            self.size += line.len().saturating_sub(2);
+            self.framing.field(line)?;
         }
         if self.size > self.max_head { Err(Refused::TooLarge) } else { Ok(()) }
+    }
+
+    /// `None`: not how a chunked body is written (RFC 9112 section 7.1).
+    fn take_chunked(&mut self, line: &[u8]) -> Option<()> {
+        let line =
+            line.strip_suffix(b"\r").filter(|line| line.len() <= MAX_CHUNK_LINE && memchr(b'\r', line).is_none())?;
+        self.place = match self.place {
+            Place::ChunkSize => match chunk_size(line)? {
+                0 => Place::Trailers,
+                size => Place::ChunkData(size),
+            },
+            Place::ChunkEnd if line.is_empty() => Place::ChunkSize,
+            Place::Trailers if line.is_empty() => Place::Start,
+            Place::Trailers => Place::Trailers,
+            _ => return None,
+        };
+        Some(())
     }
 }
 
@@ -271,7 +309,7 @@ impl Framing {
         match line.first() {
             // A folded line (RFC 9112 section 5.2) may be read as a header of its own elsewhere.
             Some(b' ' | b'\t') => return Err(Refused::Malformed),
-            Some(b'c' | b'C' | b't' | b'T') => {}
+            Some(b'c' | b'C' | b't' | b'T' | b'u' | b'U') => {}
             _ => return Ok(()),
         }
         let Some(colon) = memchr(b':', line) else { return Err(Refused::Malformed) };
@@ -291,105 +329,32 @@ impl Framing {
                 return Err(Refused::Coding);
             }
             self.chunked = true;
+        } else if name.eq_ignore_ascii_case(b"connection") {
+            let mut tokens = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+            self.connection_upgrade |= tokens.any(|token| token.eq_ignore_ascii_case(b"upgrade"));
+        } else if name.eq_ignore_ascii_case(b"upgrade") {
+            let weight = if self.upgrades == 0 && value.eq_ignore_ascii_case(b"h2c") { 1 } else { 2 };
+            self.upgrades = self.upgrades.saturating_add(weight);
         }
         Ok(())
     }
+
+    /// Whether the request asks to leave HTTP. At least whenever [`super::head::Head`] says so: where it does not, the connection ends with the answer.
+    fn leaves(&self) -> bool {
+        self.connect || (self.connection_upgrade && self.upgrades > 1)
+    }
 }
 
-/// The size at the start of a chunk's line; an extension may follow.
+/// The size at the start of a chunk's line; white space and an extension may follow.
 fn chunk_size(line: &[u8]) -> Option<u64> {
     let digits = line.iter().position(|byte| !byte.is_ascii_hexdigit()).unwrap_or(line.len());
-    u64::from_str_radix(std::str::from_utf8(line.get(..digits)?).ok()?, 16).ok()
+    let (size, rest) = line.split_at_checked(digits)?;
+    match rest.trim_ascii_start().first() {
+        None | Some(b';') => u64::from_str_radix(std::str::from_utf8(size).ok()?, 16).ok(),
+        Some(_) => None,
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn guard() -> Guard {
-        Guard::new(1024, false)
-    }
-
-    #[test]
-    fn methods_are_in_order() {
-        assert!(METHODS.is_sorted());
-    }
-
-    #[test]
-    fn what_two_hops_may_read_differently_is_refused_wherever_the_reads_end() {
-        use Refused::*;
-        for (bytes, expected) in [
-            ("GET / HTTP/1.1\r\nhost: a\r\n\r\n", None),
-            ("\r\n\r\nGET / HTTP/1.1\nhost: a\n\n", None),
-            ("POST / HTTP/1.1\r\ncontent-length: 4\r\n\r\nbodyGET / HTTP/1.1\r\n\r\n", None),
-            ("POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\nGET / HTTP/1.1\r\n\r\n", None),
-            (
-                "POST / HTTP/1.1\r\nTransfer-Encoding: CHUNKED\r\n\r\n4;a=b\r\nbody\r\n0\r\nx: y\r\n\r\nGET / HTTP/1.1\r\n\r\n",
-                None,
-            ),
-            ("POST / HTTP/1.1\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n", Some(Malformed)),
-            ("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\ncontent-length: 4\r\n\r\n", Some(Malformed)),
-            ("POST / HTTP/1.1\r\ncontent-length: 4\r\ncontent-length: 4\r\n\r\n", Some(Malformed)),
-            ("POST / HTTP/1.1\r\ncontent-length: 4, 4\r\n\r\n", Some(Malformed)),
-            ("POST / HTTP/1.1\r\ncontent-length: +4\r\n\r\n", Some(Malformed)),
-            ("POST / HTTP/1.1\r\ncontent-length:\r\n\r\n", Some(Malformed)),
-            ("POST / HTTP/1.1\r\ntransfer-encoding: chunked, chunked\r\n\r\n", Some(Coding)),
-            ("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n", Some(Coding)),
-            ("POST / HTTP/1.1\r\ntransfer-encoding: gzip\r\n\r\n", Some(Coding)),
-            ("GET / HTTP/1.1\r\nx: a\r\n b\r\n\r\n", Some(Malformed)),
-            ("BREW / HTTP/1.1\r\n\r\n", Some(Malformed)),
-            ("get / HTTP/1.1\r\n\r\n", Some(Malformed)),
-            ("GET /a b HTTP/1.1\r\n\r\n", Some(Malformed)),
-            ("GET / HTTP/1.0\r\n\r\n", Some(Version)),
-            ("GET / HTTP/9.9\r\n\r\n", Some(Version)),
-            ("GET /\r\n\r\n", Some(Version)),
-            ("GET /a#b HTTP/1.1\r\n\r\n", Some(Fragment)),
-            // Behind a body, in the same read.
-            ("POST / HTTP/1.1\r\ncontent-length: 4\r\n\r\nbodyBREW / HTTP/1.1\r\n\r\n", Some(Malformed)),
-            (
-                "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\nBREW / HTTP/1.1\r\n",
-                Some(Malformed),
-            ),
-        ] {
-            let whole = guard().inspect(bytes.as_bytes());
-            assert_eq!(whole.err().map(|(_, refused)| refused), expected, "{bytes:?}");
-            if let Err((sound, _)) = whole {
-                assert!(sound < bytes.len(), "{bytes:?}");
-            }
-            let mut guard = guard();
-            let pieces = bytes.as_bytes().chunks(1).find_map(|piece| guard.inspect(piece).err());
-            assert_eq!(pieces.map(|(_, refused)| refused), expected, "{bytes:?} in pieces");
-        }
-    }
-
-    #[test]
-    fn a_head_is_bounded_whether_it_ends_or_not() {
-        let head = |size: usize, end: &str| format!("GET / HTTP/1.1\r\nx: {}{end}", "a".repeat(size));
-        for (size, end, refused) in
-            [(900, "\r\n\r\n", false), (1100, "\r\n\r\n", true), (900, "", false), (1100, "", true)]
-        {
-            let outcome = guard().inspect(head(size, end).as_bytes());
-            assert_eq!(outcome.is_err_and(|(_, refused)| refused == Refused::TooLarge), refused, "{size} {end:?}");
-        }
-        let mut guard = guard();
-        for _ in 0..100 {
-            assert_eq!(guard.inspect(head(900, "\r\n\r\n").as_bytes()), Ok(()));
-        }
-    }
-
-    #[test]
-    fn a_head_under_way_is_known() {
-        let mut guard = guard();
-        assert!(!guard.in_head());
-        for (bytes, expected) in [
-            ("GE", true),
-            ("T / HTTP/1.1\r\n", true),
-            ("\r\n", false),
-            ("GET / HTTP/1.1\r\ncontent-length: 1\r\n\r\n", false),
-            ("x", false),
-        ] {
-            assert_eq!(guard.inspect(bytes.as_bytes()), Ok(()));
-            assert_eq!(guard.in_head(), expected, "{bytes:?}");
-        }
-    }
-}
+#[path = "guard_tests.rs"]
+mod tests;

@@ -3,12 +3,14 @@
 //! Source: Envoy `ConnectionManagerUtility` as documented under "HTTP header manipulation" and "HTTP header sanitizing".
 
 use std::{
-    fmt::Write,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::OnceLock,
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header, request::Parts};
+
+mod client_cert;
+mod hop;
 
 use super::{
     exchange::RequestHead,
@@ -22,10 +24,9 @@ use crate::{
     connection::Connection,
     error::ResponseFlag,
     model::{
-        http::{EscapedSlashes, ForwardClientCertMode, HttpConnectionManager, StripPort, Underscores},
+        http::{EscapedSlashes, HttpConnectionManager, StripPort, Underscores},
         rbac::RequestView,
     },
-    record::hex,
     stats::Origin,
 };
 
@@ -250,19 +251,11 @@ impl Head {
         if present.has(Present::ENVOY) {
             self.headers.remove(&names::ENVOY_INTERNAL);
         }
-        // hyper has answered it.
-        if present.has(Present::EXPECT)
-            && self
-                .headers
-                .get(header::EXPECT)
-                .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-        {
-            self.headers.remove(header::EXPECT);
+        if present.has(Present::EXPECT) {
+            self.take_expect();
         }
-        if present.has(Present::TE)
-            && self.headers.get(header::TE).is_some_and(|te| !te.as_bytes().eq_ignore_ascii_case(b"trailers"))
-        {
-            self.headers.remove(header::TE);
+        if present.has(Present::TE) {
+            self.take_te();
         }
         let scheme = if connection.tls.is_some() { "https" } else { "http" };
         let single = self.trust(manager, connection, scheme);
@@ -292,7 +285,7 @@ impl Head {
         if manager.generate_request_id && !keep_id {
             self.headers.insert(names::REQUEST_ID.clone(), names::new_request_id());
         }
-        self.client_certificate(manager, connection);
+        self.client_certificate(manager.client_cert, connection.tls.as_ref());
         if let Some(via) = &manager.via {
             names::append(&mut self.headers, header::VIA, via.to_str().unwrap_or(""), ", ");
         }
@@ -340,43 +333,6 @@ impl Head {
         }
     }
 
-    /// Acts on `connection`: what it names belongs to this hop. Envoy refuses to take away what others rely on.
-    fn take_connection(&mut self) -> Result<(), Refusal> {
-        if !self.present.has(Present::CONNECTION) {
-            if self.present.has(Present::UPGRADE) {
-                self.headers.remove(header::UPGRADE);
-            }
-            return Ok(());
-        }
-        let Some(connection) = self.headers.remove(header::CONNECTION) else { return Ok(()) };
-        let upgrade = self.headers.remove(header::UPGRADE);
-        let mut wants_upgrade = false;
-        for token in connection.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
-            if token.eq_ignore_ascii_case(b"upgrade") {
-                wants_upgrade = true;
-            } else if token.eq_ignore_ascii_case(b"keep-alive") {
-                self.keep_alive = true;
-            } else if token.is_empty() || token.eq_ignore_ascii_case(b"close") || token.eq_ignore_ascii_case(b"te") {
-                // `te` is looked at by itself.
-            } else if let Ok(name) = HeaderName::from_bytes(token) {
-                if name == names::FORWARDED_FOR || name == names::FORWARDED_HOST || name == names::FORWARDED_PROTO {
-                    return Err(self.malformed());
-                }
-                self.headers.remove(name);
-                self.present = Present::of(&self.headers);
-            } else {
-                return Err(self.malformed());
-            }
-        }
-        if wants_upgrade
-            && let Some(upgrade) = upgrade.and_then(|value| value.to_str().ok().map(str::to_ascii_lowercase))
-        {
-            // HTTP/2 by upgrade (h2c) is not something Envoy's codec takes either: the request is served as it is.
-            self.upgrade = (upgrade != "h2c").then_some(upgrade);
-        }
-        Ok(())
-    }
-
     /// Finds out who asks. Returns whether `x-forwarded-for` leaves no doubt about it.
     fn trust(&mut self, manager: &HttpConnectionManager, connection: &Connection, scheme: &'static str) -> bool {
         let trust = &manager.trust;
@@ -419,80 +375,6 @@ impl Head {
 
     fn remote_known(&self, manager: &HttpConnectionManager, connection: &Connection) -> bool {
         self.remote.is_some() || (connection.remote.is_none() && manager.trust.internal_unix)
-    }
-
-    fn drop_client_certificate(&mut self) {
-        if self.present.has(Present::CLIENT_CERT) {
-            self.headers.remove(&names::CLIENT_CERT);
-        }
-    }
-
-    fn client_certificate(&mut self, manager: &HttpConnectionManager, connection: &Connection) {
-        let what = manager.client_cert;
-        let peer = connection.tls.as_ref().filter(|tls| tls.fingerprint.is_some());
-        match what.mode {
-            ForwardClientCertMode::AlwaysForwardOnly => return,
-            ForwardClientCertMode::ForwardOnly if peer.is_some() => return,
-            ForwardClientCertMode::Sanitize | ForwardClientCertMode::ForwardOnly => {
-                self.drop_client_certificate();
-                return;
-            }
-            _ if peer.is_none() => {
-                self.drop_client_certificate();
-                return;
-            }
-            ForwardClientCertMode::AppendForward | ForwardClientCertMode::SanitizeSet => {}
-        }
-        let Some(peer) = peer else { return };
-        let mut text = String::with_capacity(256);
-        if let Some(uri) = &peer.own_uri {
-            text.push_str("By=");
-            text.push_str(uri);
-        }
-        if let Some(fingerprint) = &peer.fingerprint {
-            if !text.is_empty() {
-                text.push(';');
-            }
-            text.push_str("Hash=");
-            text.push_str(&hex(fingerprint));
-        }
-        if what.cert
-            && let Some(leaf) = peer.chain.first()
-        {
-            let _ = write!(text, ";Cert=\"{}\"", path::percent_encoded_pem(leaf));
-        }
-        if what.chain {
-            text.push_str(";Chain=\"");
-            peer.chain.iter().for_each(|certificate| text.push_str(&path::percent_encoded_pem(certificate)));
-            text.push('"');
-        }
-        if let Some(names) = &peer.names {
-            if what.subject {
-                text.push_str(";Subject=\"");
-                text.push_str(&names.subject.replace('"', "\\\""));
-                text.push('"');
-            }
-            if what.uri {
-                for uri in &names.uris {
-                    text.push_str(";URI=");
-                    text.push_str(uri);
-                }
-                if names.uris.is_empty() {
-                    text.push_str(";URI=");
-                }
-            }
-            if what.dns {
-                for dns in &names.dns {
-                    text.push_str(";DNS=");
-                    text.push_str(dns);
-                }
-            }
-        }
-        if what.mode == ForwardClientCertMode::AppendForward {
-            names::append(&mut self.headers, names::CLIENT_CERT.clone(), &text, ",");
-        } else if let Ok(value) = HeaderValue::from_str(&text) {
-            self.headers.insert(names::CLIENT_CERT.clone(), value);
-        }
     }
 }
 

@@ -38,6 +38,8 @@ pub struct Life {
     answering: AtomicBool,
     /// The connection has left HTTP.
     raw: AtomicBool,
+    /// The number of the request behind which nothing is looked at any more; 0 until there is one.
+    leaving: AtomicU32,
     refused: Mutex<Option<Refused>>,
     is_refused: AtomicBool,
     head_since: Mutex<Option<Instant>>,
@@ -52,6 +54,7 @@ impl Default for Life {
             requests: AtomicU32::new(0),
             answering: AtomicBool::new(false),
             raw: AtomicBool::new(false),
+            leaving: AtomicU32::new(0),
             refused: Mutex::default(),
             is_refused: AtomicBool::new(false),
             head_since: Mutex::default(),
@@ -110,6 +113,16 @@ impl Life {
     /// Why the connection's last request was refused before it was one.
     pub fn refused(&self) -> Option<Refused> {
         self.is_refused.load(Relaxed).then(|| *self.refused.lock()).flatten()
+    }
+
+    /// The request of this number, from 1, asks to leave HTTP: no other may follow it.
+    pub fn may_leave_http(&self, request: u32) {
+        self.leaving.store(request, Relaxed);
+    }
+
+    /// Whether the request that is being served, the `n`th, is the last that was looked at before hyper saw it.
+    pub fn is_leaving(&self, n: u32) -> bool {
+        self.leaving.load(Relaxed) == n
     }
 
     /// Whether the connection has left HTTP.

@@ -116,6 +116,26 @@ pub fn rewrite(path: &str, rewrite: &PathRewrite, matched: usize) -> String {
     }
 }
 
+/// The text with everything percent-encoded that a header value must not hold, or that is not ASCII.
+pub fn percent_encoded_controls(text: String) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return text;
+    }
+    let mut out = String::with_capacity(text.len() + 8);
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'~' => out.push(char::from(byte)),
+            byte => out.extend([
+                '%',
+                char::from(DIGITS[usize::from(byte >> 4)]),
+                char::from(DIGITS[usize::from(byte & 15)]),
+            ]),
+        }
+    }
+    out
+}
+
 /// A certificate as URL-encoded PEM, as `Cert=` in `x-forwarded-client-cert` has it.
 pub fn percent_encoded_pem(certificate: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -196,6 +216,18 @@ mod tests {
         let pattern = Regex::new("^/v([0-9]+)/(.*)$").expect("a valid expression");
         let regex = PathRewrite::Regex { pattern, substitution: "/${2}/v${1}".into() };
         assert_eq!(rewrite("/v2/x?q=/v3/", &regex, 0), "/x/v2?q=/v3/");
+    }
+
+    #[test]
+    fn what_no_header_value_holds_is_encoded() {
+        for (text, expected) in [
+            ("URI=spiffe://a/b;DNS=c d", "URI=spiffe://a/b;DNS=c d"),
+            ("a\r\nb\0\t\x7f", "a%0D%0Ab%00%09%7F"),
+            ("\u{fc}", "%C3%BC"),
+            ("", ""),
+        ] {
+            assert_eq!(percent_encoded_controls(text.into()), expected);
+        }
     }
 
     #[test]

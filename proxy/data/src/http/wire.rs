@@ -1,7 +1,8 @@
 //! The bytes of a downstream HTTP connection: counted, and for HTTP/1 guarded on their way to hyper.
 //!
 //! hyper ends a head that it cannot parse with an answer of its own. Here that answer is replaced by Envoy's, and a head that only the [`Guard`] refuses is
-//! cut off with a byte that no head may hold, so that hyper refuses it too: there is one way out for both.
+//! cut off with bytes that no head may hold, so that hyper refuses it too: there is one way out for both. Chunked bodies likewise. Then nothing comes any
+//! more: hyper reads the end of the stream.
 
 use std::{
     io,
@@ -17,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    guard::{Guard, Refused},
+    guard::{Fault, Guard, Refused},
     life::Life,
 };
 use crate::{
@@ -30,8 +31,9 @@ use crate::{
 /// How long a peer that may still be sending is read after the last answer: a close with unread bytes becomes a reset, which may overtake the answer.
 /// Source: Envoy `delayed_close_timeout`, default 1 s.
 const LINGER: Duration = Duration::from_secs(1);
-/// Ends a head: it is allowed neither in a request line nor in a header.
-const POISON: &[u8] = b"\0";
+/// Ends a head and a chunked body: wherever in them a carriage return may stand, a line feed must follow it. The empty line behind it makes hyper look: of a
+/// head that comes in pieces it waits for the end.
+const POISON: &[u8] = b"\r\0\n\n";
 
 /// A downstream connection whose first bytes were read to find its protocol, and whose bytes are counted.
 #[derive(Debug)]
@@ -46,6 +48,8 @@ pub struct Wire {
 #[derive(Debug)]
 struct Http1 {
     guard: Guard,
+    /// What is left to be read of [`POISON`], once something is wrong with what came.
+    poison: Option<&'static [u8]>,
     life: Arc<Life>,
     manager: Arc<HttpConnectionManager>,
     /// The answer to a refused head, and how much of it is written.
@@ -65,6 +69,7 @@ impl Wire {
         let guard = Guard::new(manager.max_request_headers, manager.http1.accept_http_10);
         self.http1 = Some(Box::new(Http1 {
             guard,
+            poison: None,
             life: life.clone(),
             manager: manager.clone(),
             answer: None,
@@ -107,6 +112,16 @@ impl Wire {
     }
 }
 
+impl Http1 {
+    /// What is left of the poison; nothing, the end of the stream, behind it.
+    fn serve_poison(&mut self, buf: &mut ReadBuf<'_>) {
+        let rest = self.poison.unwrap_or(POISON);
+        let (now, later) = rest.split_at(rest.len().min(buf.remaining()));
+        buf.put_slice(now);
+        self.poison = Some(later);
+    }
+}
+
 /// Envoy's local reply to a head that is none.
 fn answer(refused: Refused, manager: &HttpConnectionManager) -> Vec<u8> {
     let (status, body) = (refused.status(), refused.body());
@@ -136,10 +151,10 @@ fn answer(refused: Refused, manager: &HttpConnectionManager) -> Vec<u8> {
 impl AsyncRead for Wire {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if let Some(http1) = &this.http1
-            && http1.life.refused().is_some()
+        if let Some(http1) = this.http1.as_deref_mut().filter(|http1| !http1.life.is_raw())
+            && (http1.poison.is_some() || http1.life.refused().is_some())
         {
-            buf.put_slice(POISON.get(..buf.remaining()).unwrap_or(POISON));
+            http1.serve_poison(buf);
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
@@ -159,11 +174,16 @@ impl AsyncRead for Wire {
         if http1.manager.timeouts.request_headers.is_some() {
             http1.life.head_is_under_way(http1.guard.in_head());
         }
-        if let Err((sound, why)) = inspected {
-            http1.life.refuse(why);
-            // At least one byte was not sound, so there is room for this one.
+        if let Some(request) = http1.guard.leaving() {
+            http1.life.may_leave_http(request);
+        }
+        if let Err((sound, fault)) = inspected {
+            if let Fault::Head(why) = fault {
+                http1.life.refuse(why);
+            }
+            // At least one byte was not sound, so there is room for one.
             buf.set_filled(before + sound);
-            buf.put_slice(POISON);
+            http1.serve_poison(buf);
         }
         Poll::Ready(Ok(()))
     }

@@ -7,16 +7,14 @@ use rustls::{HandshakeKind, server::Acceptor};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
-use super::{FailureKind, VerifyFailure, cipher_name, info, sni as names, version_name};
+use super::{FailureKind, VerifyFailure, cipher_name, hello::HANDSHAKE, info, sni as names, version_name};
 use crate::{
     connection::PeerTls,
     io::Inspected,
     model::tls::{ServerContext, ServerTls},
+    record,
     stats::SslStats,
 };
-
-/// Content type of the records of a handshake (RFC 8446 section 5.1).
-const HANDSHAKE: u8 = 22;
 
 /// A handshake that was carried through.
 #[derive(Debug)]
@@ -55,7 +53,8 @@ pub async fn accept(tls: &ServerTls, io: Inspected, peer: Option<SocketAddr>) ->
         Err(error) => {
             let peer = peer.map_or_else(|| "a unix socket".to_owned(), |peer| peer.to_string());
             let sni = if sni.is_empty() { "none" } else { &sni };
-            return Err(AcceptError::Failed(format!("peer {peer}, SNI {sni}: {}", explain(&tls.stats, &error))));
+            let reason = format!("peer {peer}, SNI {sni}: {}", explain(&tls.stats, &error));
+            return Err(AcceptError::Failed(record::printable(&reason).into_owned()));
         }
     };
     let (_, session) = stream.get_ref();
@@ -74,7 +73,7 @@ pub async fn accept(tls: &ServerTls, io: Inspected, peer: Option<SocketAddr>) ->
         Err(error) => {
             // Without trust anchors nothing had read the certificate until now.
             tls.stats.connection_error().inc();
-            return Err(AcceptError::Failed(error.to_string()));
+            return Err(AcceptError::Failed(record::printable(&error.to_string()).into_owned()));
         }
     };
     let peer = PeerTls {
@@ -107,7 +106,10 @@ async fn handshake(context: &ServerContext, mut io: Inspected, sni: &mut String)
         }
         None => return Err(io::ErrorKind::UnexpectedEof.into()),
     }
-    names::incoming(&mut io).await?;
+    let asked = names::incoming(&mut io).await?;
+    if let Some(asked) = &asked {
+        sni.clone_from(&asked.name);
+    }
     let acceptor = LazyConfigAcceptor::new(Acceptor::default(), io);
     tokio::pin!(acceptor);
     let start = match acceptor.as_mut().await {
@@ -121,7 +123,11 @@ async fn handshake(context: &ServerContext, mut io: Inspected, sni: &mut String)
         }
     };
     let hello = start.client_hello();
-    *sni = names::shown(hello.server_name().unwrap_or_default()).to_ascii_lowercase();
+    match asked {
+        Some(asked) if asked.is_seen_as(hello.server_name()) => {}
+        Some(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "the server name can be read in two ways")),
+        None => *sni = hello.server_name().unwrap_or_default().to_ascii_lowercase(),
+    }
     let ours = &context.config.alpn_protocols;
     let disjoint = match hello.alpn() {
         Some(mut offers) => !offers.any(|offer| ours.iter().any(|own| own == offer)),

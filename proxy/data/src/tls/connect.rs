@@ -5,12 +5,11 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use rustls::ClientConnection;
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{accept::explain, sni};
+use super::{accept::explain, outgoing::Outgoing, sni};
 use crate::{
     error::ConnectError,
     io::{Socket, UpstreamIo},
@@ -18,6 +17,7 @@ use crate::{
         cluster::Endpoint,
         tls::{ClientContext, ClientTls},
     },
+    record,
     upstream::connect::AlpnChoice,
 };
 
@@ -53,7 +53,8 @@ pub async fn connect(
                 None => "none".into(),
             };
             let reason = explain(&tls.stats, &error);
-            Err(ConnectError::Tls { reason: format!("peer {}, SNI {sni}: {reason}", endpoint.address) })
+            let reason = format!("peer {}, SNI {sni}: {reason}", endpoint.address);
+            Err(ConnectError::Tls { reason: record::printable(&reason).into_owned() })
         }
     }
 }
@@ -66,22 +67,15 @@ pub async fn handshake<IO: AsyncRead + AsyncWrite + Unpin>(
     context: &ClientContext,
     alpn: Option<Vec<Vec<u8>>>,
     io: IO,
-) -> io::Result<TlsStream<IO>> {
+) -> io::Result<TlsStream<Outgoing<IO>>> {
     // Without SNI the library still wants a name to file sessions under; an IP address is never sent.
     let name = context.sni.clone().unwrap_or(ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into()));
-    // A name that the library does not send is put into the ClientHello on its way.
-    let stand_in = sni::is_stand_in(&name);
-    let mut hello = Vec::new();
-    let take = |session: &mut ClientConnection| {
-        while stand_in && session.wants_write() && session.write_tls(&mut hello).is_ok() {}
-    };
     let connector = TlsConnector::from(context.config.clone());
-    let mut connecting = match alpn {
-        None => connector.connect_with(name, io, take),
-        Some(offers) => connector.with_alpn(offers).connect_with(name, io, take),
+    let io = Outgoing::new(io, sni::is_stand_in(&name));
+    let mut stream = match alpn {
+        None => connector.connect(name, io).await?,
+        Some(offers) => connector.with_alpn(offers).connect(name, io).await?,
     };
-    if let Some(io) = connecting.get_mut().filter(|_| stand_in) {
-        io.write_all(&sni::outgoing(hello)).await?;
-    }
-    connecting.await
+    stream.get_mut().0.stop_renaming();
+    Ok(stream)
 }

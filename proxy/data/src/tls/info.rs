@@ -169,7 +169,7 @@ fn attribute(attribute: &AttributeTypeAndValue<'_>) -> String {
     }
 }
 
-/// RFC 2253 section 2.4.
+/// RFC 2253 section 2.4; what is not ASCII as OpenSSL writes it with `-nameopt RFC2253`, which is Envoy's way.
 fn escape(value: &str) -> String {
     let mut text = String::with_capacity(value.len());
     let last = value.chars().count().saturating_sub(1);
@@ -181,8 +181,13 @@ fn escape(value: &str) -> String {
             text.push(character);
         } else if character.is_ascii_control() {
             text.push_str(&format!("\\{:02X}", character as u32));
-        } else {
+        } else if character.is_ascii() {
             text.push(character);
+        } else {
+            let mut bytes = [0; 4];
+            for byte in character.encode_utf8(&mut bytes).bytes() {
+                text.push_str(&format!("\\{byte:02X}"));
+            }
         }
     }
     text
@@ -202,7 +207,7 @@ mod tests {
             ("a#b", "a#b"),
             ("line\nbreak", "line\\0Abreak"),
             ("", ""),
-            ("ü", "ü"),
+            ("ü", "\\C3\\BC"),
         ] {
             assert_eq!(escape(value), expected);
         }

@@ -5,7 +5,9 @@
 pub mod accept;
 pub mod connect;
 mod context;
+pub(crate) mod hello;
 pub mod info;
+pub mod outgoing;
 mod sni;
 mod verify;
 

@@ -3,9 +3,11 @@
 //! RFC 6066 allows only DNS names as SNI. BoringSSL, and so Envoy, sends and takes any text, and Kuma makes use of it: `backend{mesh=default}` is what its
 //! proxies say to each other. rustls neither sends such a name nor goes on when it gets one. So rustls sees a stand-in, a DNS name made of the real one's
 //! bytes, while the peer sees the real one: the ClientHello is changed on its way, and changed back wherever the handshake is hashed or signed, so that
-//! both sides agree on what was said.
+//! both sides agree on what was said. Stand-ins end in a label that is drawn by lot for each process and never leaves it: nobody else can make one, so no
+//! name that a peer says is ever taken for another.
 //!
-//! A HelloRetryRequest after such a name ends the handshake. Peers that share a default group, as all of Envoy's and rustls' do, never send one.
+//! A client may be asked for a second ClientHello, which is changed like the first. A server that has to ask for one, because it shares no group with the
+//! first, ends the handshake when that comes with such a name.
 
 use std::{borrow::Cow, io, ops::Range, sync::LazyLock};
 
@@ -18,10 +20,16 @@ use rustls::{
 use rustls_pki_types::{DnsName, ServerName};
 use tokio::io::AsyncReadExt;
 
+use super::hello::{CLIENT_HELLO, Gathered, Gathering};
 use crate::io::Inspected;
 
-/// What stand-ins end with. The top-level domain is reserved: RFC 2606.
-const SUFFIX: &str = ".sni.shika.invalid";
+/// What stand-ins end with: 80 random bits, and a top-level domain that is reserved by RFC 2606.
+static SUFFIX: LazyLock<String> = LazyLock::new(|| {
+    let mut bits = [0; 10];
+    // Without random numbers there are no handshakes either, so no name is ever seen.
+    let _ = aws_lc_rs::default_provider().secure_random.fill(&mut bits);
+    format!(".{}.invalid", symbols(&bits))
+});
 /// Longest DNS name.
 const LONGEST: usize = 253;
 /// Most symbols of a label.
@@ -30,38 +38,53 @@ const LONGEST_LABEL: usize = 63;
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 /// Largest ClientHello that is looked at, with its record headers: as much as rustls takes.
 const LARGEST_HELLO: usize = 0xffff;
-/// Type of a handshake message.
-const CLIENT_HELLO: u8 = 1;
 /// Most bytes of a record's content.
 const LARGEST_RECORD: usize = 1 << 14;
 
-/// The DNS name that stands for `name`; `None` where it would be too long.
-pub(super) fn stand_in(name: &[u8]) -> Option<String> {
-    let mut symbols = Vec::with_capacity(name.len() * 8 / 5 + 1);
-    for group in name.chunks(5) {
+/// Source: RFC 4648 section 6, without padding.
+fn symbols(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len() * 8 / 5 + 1);
+    for group in bytes.chunks(5) {
         let bits = group.iter().fold(0_u64, |bits, byte| bits << 8 | u64::from(*byte)) << (8 * (5 - group.len()));
         for at in 0..(group.len() * 8).div_ceil(5) {
-            symbols.push(*ALPHABET.get((bits >> (35 - 5 * at) & 31) as usize)?);
+            text.extend(ALPHABET.get((bits >> (35 - 5 * at) & 31) as usize).map(|symbol| char::from(*symbol)));
         }
+    }
+    text
+}
+
+/// The DNS name that stands for `name`; `None` where it would be too long.
+pub(super) fn stand_in(name: &[u8]) -> Option<String> {
+    if name.is_empty() || name.len() > LONGEST {
+        return None;
     }
     let mut text = String::with_capacity(LONGEST);
-    for label in symbols.chunks(LONGEST_LABEL) {
-        if !text.is_empty() {
+    for (at, symbol) in symbols(name).chars().enumerate() {
+        if at > 0 && at % LONGEST_LABEL == 0 {
             text.push('.');
         }
-        text.extend(label.iter().map(|symbol| char::from(*symbol)));
+        text.push(symbol);
     }
-    text.push_str(SUFFIX);
-    (text.len() <= LONGEST && !name.is_empty()).then_some(text)
+    text.push_str(&SUFFIX);
+    (text.len() <= LONGEST).then_some(text)
+}
+
+/// Whether a name ends as stand-ins do. DNS names have no case.
+fn ends_as_stand_in(name: &[u8]) -> bool {
+    let end = name.len().checked_sub(SUFFIX.len()).and_then(|at| name.get(at..));
+    end.is_some_and(|end| end.eq_ignore_ascii_case(SUFFIX.as_bytes()))
 }
 
 /// The name that a stand-in stands for; `None` for any other name.
 pub(super) fn original(name: &[u8]) -> Option<Vec<u8>> {
-    let labels = name.strip_suffix(SUFFIX.as_bytes())?;
+    if !ends_as_stand_in(name) {
+        return None;
+    }
+    let labels = name.get(..name.len().checked_sub(SUFFIX.len())?)?;
     let mut symbols = Vec::with_capacity(labels.len());
     for label in labels.split(|byte| *byte == b'.') {
         for symbol in label {
-            symbols.push(ALPHABET.iter().position(|known| known == symbol)? as u64);
+            symbols.push(ALPHABET.iter().position(|known| *known == symbol.to_ascii_lowercase())? as u64);
         }
     }
     let mut bytes = Vec::with_capacity(symbols.len());
@@ -79,7 +102,7 @@ pub(super) fn shown(name: &str) -> Cow<'_, str> {
 
 /// Whether the peer knows this server by another name.
 pub(super) fn is_stand_in(name: &ServerName<'_>) -> bool {
-    matches!(name, ServerName::DnsName(name) if name.as_ref().ends_with(SUFFIX))
+    matches!(name, ServerName::DnsName(name) if ends_as_stand_in(name.as_ref().as_bytes()))
 }
 
 /// The name under which rustls sends `name`; `None` if it can neither be sent nor stood in for.
@@ -187,43 +210,6 @@ pub(super) fn on_wire(messages: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// A ClientHello at the begin of TLS records, and how many bytes the records have.
-enum Gathered {
-    More,
-    Other,
-    Hello { message: Vec<u8>, consumed: usize },
-}
-
-fn gather(bytes: &[u8]) -> Gathered {
-    let mut message: Vec<u8> = Vec::new();
-    let mut cursor = Cursor { bytes, at: 0 };
-    loop {
-        match (bytes.get(cursor.at), bytes.get(cursor.at + 1)) {
-            (Some(22), Some(3) | None) => {}
-            (None, _) => return Gathered::More,
-            _ => return Gathered::Other,
-        }
-        cursor.at += 3;
-        let Some(length) = cursor.number(2) else { return Gathered::More };
-        let Some(content) = bytes.get(cursor.at..cursor.at + length) else { return Gathered::More };
-        cursor.at += length;
-        message.extend_from_slice(content);
-        match (message.first(), message.get(1..4)) {
-            (Some(&CLIENT_HELLO), Some(&[a, b, c])) => {
-                let wanted = 4 + (usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c));
-                if message.len() == wanted {
-                    return Gathered::Hello { message, consumed: cursor.at };
-                }
-                if message.len() > wanted {
-                    return Gathered::Other;
-                }
-            }
-            (Some(&CLIENT_HELLO), None) if length > 0 => {}
-            _ => return Gathered::Other,
-        }
-    }
-}
-
 /// Cuts a message into records.
 fn records(message: &[u8]) -> BytesMut {
     let mut bytes = BytesMut::with_capacity(message.len() + 16);
@@ -235,34 +221,61 @@ fn records(message: &[u8]) -> BytesMut {
     bytes
 }
 
-/// The records of a ClientHello that rustls made, with the real name in it.
+/// What rustls writes, with the real name in it if it is a ClientHello with a stand-in.
 pub(super) fn outgoing(bytes: Vec<u8>) -> Vec<u8> {
-    match gather(&bytes) {
-        Gathered::Hello { message, consumed } => match on_wire(&message) {
-            Cow::Owned(message) => {
-                let mut changed = records(&message);
-                changed.extend_from_slice(bytes.get(consumed..).unwrap_or_default());
-                changed.into()
-            }
-            Cow::Borrowed(_) => bytes,
-        },
-        Gathered::More | Gathered::Other => bytes,
+    let mut gathering = Gathering::default();
+    gathering.take(&bytes);
+    let Some((message, consumed)) = gathering.alone() else { return bytes };
+    match on_wire(message) {
+        Cow::Owned(message) => {
+            let mut changed = records(&message);
+            changed.extend_from_slice(bytes.get(consumed..).unwrap_or_default());
+            changed.into()
+        }
+        Cow::Borrowed(_) => bytes,
     }
 }
 
-/// Reads the ClientHello of a peer and puts a stand-in where rustls would not take the name. Everything else is left to rustls to judge.
+/// Which server a peer asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// The name in its ClientHello, in lower case.
+    pub name: String,
+    /// What rustls takes for it; `None` where that takes it for none, as it does addresses.
+    told: Option<String>,
+}
+
+impl Asked {
+    /// Whether this is what rustls has read.
+    pub fn is_seen_as(&self, seen: Option<&str>) -> bool {
+        match (&self.told, seen) {
+            (Some(told), Some(seen)) => told.eq_ignore_ascii_case(seen),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        }
+    }
+}
+
+/// Reads the ClientHello of a peer and puts a stand-in where rustls would not take the name. Everything else is left to rustls to judge. Returns the name
+/// that the peer said; `None` if it said none or if there is no ClientHello that could be read.
 ///
 /// # Errors
 /// Reading failed.
-pub(super) async fn incoming(io: &mut Inspected) -> io::Result<()> {
+pub(super) async fn incoming(io: &mut Inspected) -> io::Result<Option<Asked>> {
     let mut head = BytesMut::from(std::mem::take(&mut io.head));
+    let mut gathering = Gathering::default();
+    let mut asked = None;
     loop {
-        match gather(&head) {
-            Gathered::Hello { message, consumed } => {
-                if let Some(message) = acceptable(&message) {
-                    let mut changed = records(&message);
-                    changed.extend_from_slice(head.get(consumed..).unwrap_or_default());
-                    head = changed;
+        match gathering.take(&head) {
+            Gathered::Whole => {
+                if let Some((message, consumed)) = gathering.alone() {
+                    let (name, message) = acceptable(message).unzip();
+                    asked = name;
+                    if let Some(message) = message.flatten() {
+                        let mut changed = records(&message);
+                        changed.extend_from_slice(head.get(consumed..).unwrap_or_default());
+                        head = changed;
+                    }
                 }
                 break;
             }
@@ -276,20 +289,24 @@ pub(super) async fn incoming(io: &mut Inspected) -> io::Result<()> {
         }
     }
     io.head = if head.is_empty() { Bytes::new() } else { head.freeze() };
-    Ok(())
+    Ok(asked)
 }
 
-/// The message with a stand-in; `None` where it can stay as it is.
-fn acceptable(message: &[u8]) -> Option<Vec<u8>> {
+/// The name in a ClientHello, if there is one, and the message with a stand-in where it cannot stay as it is.
+fn acceptable(message: &[u8]) -> Option<(Asked, Option<Vec<u8>>)> {
     let place = place(message)?;
     let name = message.get(place.name.clone())?;
-    let text = std::str::from_utf8(name).ok();
-    // An address is taken for no name, and so is a DNS name for itself, unless it looks like a stand-in.
-    let plain = DnsName::try_from(name).is_ok() || text.is_some_and(|text| text.parse::<std::net::IpAddr>().is_ok());
-    if plain && !name.ends_with(SUFFIX.as_bytes()) {
-        return None;
+    let real = String::from_utf8_lossy(name).to_ascii_lowercase();
+    if real.parse::<std::net::IpAddr>().is_ok() {
+        return Some((Asked { name: real, told: None }, None));
     }
-    renamed(message, &place, stand_in(name)?.as_bytes())
+    // A DNS name is taken for itself, unless it looks like a stand-in.
+    if DnsName::try_from(name).is_ok() && !ends_as_stand_in(name) {
+        return Some((Asked { told: Some(real.clone()), name: real }, None));
+    }
+    let told = stand_in(name);
+    let changed = told.as_ref().and_then(|told| renamed(message, &place, told.as_bytes()));
+    Some((Asked { name: real, told: told.filter(|_| changed.is_some()) }, changed))
 }
 
 /// aws-lc-rs, with hashes that see handshakes as they are on the wire.

@@ -46,17 +46,61 @@ fn stand_ins_are_dns_names_and_lead_back() {
     }
     assert_eq!(stand_in(&[b'{'; 150]), None, "too long for a DNS name");
     assert_eq!(stand_in(b""), None);
-    for name in ["backend", ".sni.shika.invalid", "a.sni.shika.invalid", "a!.sni.shika.invalid", "AB.sni.shika.invalid"]
-    {
+    for name in ["backend".to_owned(), SUFFIX.clone(), format!("a{}", *SUFFIX), format!("a!{}", *SUFFIX)] {
         assert_eq!(original(name.as_bytes()), None, "{name}");
+    }
+    let shouted = stand_in(b"backend{mesh=demo}").unwrap().to_ascii_uppercase();
+    assert_eq!(original(shouted.as_bytes()).unwrap(), b"backend{mesh=demo}", "DNS names have no case");
+}
+
+#[test]
+fn nobody_else_can_say_a_stand_in() {
+    // `backend{mesh=default}` in the stand-in's alphabet, with what a process' own stand-ins do not end in.
+    let guessed = "mjqwg23fnzshw3lfonud2zdfmzqxk3dupu";
+    for name in [
+        format!("{guessed}.sni.shika.invalid"),
+        format!("{}.SNI.SHIKA.INVALID", guessed.to_ascii_uppercase()),
+        format!("{guessed}.aaaaaaaaaaaaaaaa.invalid"),
+    ] {
+        assert_eq!(shown(&name), name);
+        let (asked, changed) = acceptable(&with_name(name.as_bytes())).unwrap();
+        assert_eq!((asked.name.as_str(), changed), (&*name.to_ascii_lowercase(), None));
+        assert!(asked.is_seen_as(Some(&name)));
+    }
+    let label = SUFFIX.strip_prefix('.').unwrap().strip_suffix(".invalid").unwrap();
+    assert_eq!(label.len(), 16);
+    assert_ne!(label, "a".repeat(16), "it was drawn");
+    // And if it could be guessed, it would be taken for a name like any other.
+    let guessed = stand_in(b"backend{mesh=default}").unwrap();
+    for name in [guessed.clone(), guessed.to_ascii_uppercase()] {
+        let (asked, changed) = acceptable(&with_name(name.as_bytes())).unwrap();
+        assert_eq!(asked.name, guessed, "{name}");
+        assert_eq!(*on_wire(&changed.unwrap()), with_name(name.as_bytes()));
     }
 }
 
 #[test]
+fn what_was_asked_is_what_the_handshake_sees() {
+    for (name, real, seen) in [
+        ("Backend.Mesh", "backend.mesh", Some("backend.mesh")),
+        ("10.0.0.1", "10.0.0.1", None),
+        ("::1", "::1", None),
+        ("Backend{k=V}", "backend{k=v}", Some(stand_in(b"Backend{k=V}").unwrap().as_str())),
+    ] {
+        let (asked, _) = acceptable(&with_name(name.as_bytes())).unwrap();
+        assert_eq!(asked.name, real);
+        assert!(asked.is_seen_as(seen), "{name}");
+        assert!(!asked.is_seen_as(Some("other")), "{name}");
+        assert_eq!(asked.is_seen_as(None), seen.is_none(), "{name}");
+    }
+    assert_eq!(acceptable(&hello(&[])), None);
+}
+
+#[test]
 fn names_change_with_every_length_around_them() {
-    for name in [&b"backend{mesh=demo}"[..], b"{", b"not.a.stand-in.sni.shika.invalid"] {
+    for name in [&b"backend{mesh=demo}"[..], b"{", format!("not.a.stand-in{}", *SUFFIX).as_bytes()] {
         let theirs = with_name(name);
-        let ours = acceptable(&theirs).unwrap();
+        let ours = acceptable(&theirs).unwrap().1.unwrap();
         assert_eq!(ours, with_name(stand_in(name).unwrap().as_bytes()));
         assert_eq!(*on_wire(&ours), theirs);
         // What follows in a transcript, and what the binder of a resumption leaves out, changes nothing.
@@ -65,31 +109,8 @@ fn names_change_with_every_length_around_them() {
         assert_eq!(*on_wire(&ours[..cut]), theirs[..theirs.len() - 33]);
     }
     for fine in [with_name(b"backend.mesh"), with_name(b"10.0.0.1"), hello(&[]), with_name(&[b'{'; 150])] {
-        assert_eq!(acceptable(&fine), None);
+        assert_eq!(acceptable(&fine).and_then(|(_, changed)| changed), None);
         assert!(matches!(on_wire(&fine), Cow::Borrowed(_)));
-    }
-}
-
-#[test]
-fn hellos_are_gathered_however_they_are_cut() {
-    let message = with_name(b"backend{mesh=demo}");
-    for size in [1, 7, message.len()] {
-        let mut bytes = Vec::new();
-        for content in message.chunks(size) {
-            bytes.extend([22, 3, 1, 0, u8::try_from(content.len()).unwrap()]);
-            bytes.extend(content);
-        }
-        for end in 0..bytes.len() {
-            assert!(matches!(gather(&bytes[..end]), Gathered::More), "{size} {end}");
-        }
-        bytes.extend(b"rest");
-        let Gathered::Hello { message: found, consumed } = gather(&bytes) else { panic!("{size}") };
-        assert_eq!((found.as_slice(), consumed), (&message[..], bytes.len() - 4));
-    }
-    for other in
-        [&b"GET / HTTP/1.1"[..], &[22, 2], &[22, 3, 1, 0, 1, 2], &[22, 3, 1, 0, 0], &[22, 3, 1, 0, 5, 1, 0, 0, 0, 9]]
-    {
-        assert!(matches!(gather(other), Gathered::Other), "{other:?}");
     }
 }
 

@@ -137,6 +137,71 @@ async fn names_that_are_no_dns_names_are_said_as_they_are() {
 }
 
 #[tokio::test]
+async fn a_name_in_the_stand_ins_alphabet_is_no_other_name() {
+    let ca = Ca::new("ca");
+    // `backend{mesh=default}`, as a client would write it that hopes to be taken for it.
+    let name = "MJQWG23FNZSHW3LFONUD2ZDFMZQXK3DUPU.SNI.SHIKA.INVALID";
+    let client = ClientTlsSpec { sni: Some(name.into()), ..client_spec(None, None) };
+    let (client, accepted) = sides(&client, &server_spec(ca.issue(&["backend.mesh"]), None)).shake().await;
+    client.unwrap();
+    assert_eq!(*accepted.unwrap().sni, *name.to_ascii_lowercase());
+}
+
+#[tokio::test]
+async fn a_second_hello_says_the_real_name_too() {
+    let ca = Ca::new("ca");
+    let name = "backend{mesh=demo}";
+    let client = ClientTlsSpec { sni: Some(name.into()), ..client_spec(None, None) };
+    let sides = sides(&client, &server_spec(ca.issue(&["backend.mesh"]), None));
+    let (client, mut server) = testing::pair().await;
+    let endpoint = testing::endpoint(client.peer_addr().unwrap());
+    let peer = async {
+        let mut first = vec![0; 16 * 1024];
+        let n = server.read(&mut first).await.unwrap();
+        // A HelloRetryRequest for secp256r1 (RFC 8446 section 4.1.4), with the session id that the client made up.
+        let session = &first[43..44 + usize::from(first[43])];
+        let random = b"\xcf\x21\xad\x74\xe5\x9a\x61\x11\xbe\x1d\x8c\x02\x1e\x65\xb8\x91\xc2\xa2\x11\x16\x7a\xbb\x8c\x5e\x07\x9e\x09\xe2\xc8\xa8\x33\x9c";
+        let extensions = [0, 12, 0, 0x2b, 0, 2, 3, 4, 0, 0x33, 0, 2, 0, 0x17];
+        let body = [&[3, 3][..], random, session, &[0x13, 2, 0], &extensions].concat();
+        let retry = [&[22, 3, 3, 0, body.len() as u8 + 4, 2, 0, 0, body.len() as u8][..], &body].concat();
+        server.write_all(&retry).await.unwrap();
+        server.shutdown().await.unwrap();
+        let mut second = Vec::new();
+        server.read_to_end(&mut second).await.unwrap();
+        [&first[..n], &second].map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    };
+    let (result, seen) =
+        tokio::join!(connect(&sides.client, Socket::Tcp(client), &endpoint, AlpnChoice::Configured), peer);
+    assert!(result.is_err());
+    for hello in seen {
+        assert!(hello.contains(name) && !hello.contains("invalid"), "{hello:?}");
+    }
+}
+
+/// A connection whose client has said this already.
+async fn accept_after(server: &ServerTls, hello: &[u8]) -> Result<Accepted, AcceptError> {
+    let (mut client, socket) = testing::pair().await;
+    client.write_all(hello).await.unwrap();
+    client.shutdown().await.unwrap();
+    accept(server, replay(Default::default(), Socket::Tcp(socket)), None).await
+}
+
+#[tokio::test]
+async fn reasons_stay_within_their_line() {
+    let ca = Ca::new("ca");
+    let sides = sides(&client_spec(None, None), &server_spec(ca.issue(&["backend.mesh"]), None));
+    // A ClientHello that offers nothing but a name.
+    let name = b"evil{\nforged line";
+    let extension =
+        [&[0, 0, 0, name.len() as u8 + 5, 0, name.len() as u8 + 3, 0, 0, name.len() as u8][..], name].concat();
+    let body = [&[3, 3][..], &[7; 32], &[0, 0, 2, 0x13, 1, 1, 0, 0, extension.len() as u8], &extension].concat();
+    let hello = [&[22, 3, 1, 0, body.len() as u8 + 4, 1, 0, 0, body.len() as u8][..], &body].concat();
+    let reason = accept_after(&sides.server, &hello).await.unwrap_err().to_string();
+    assert!(reason.contains("SNI evil{\\nforged line: "), "{reason}");
+    assert!(!reason.contains('\n'), "{reason:?}");
+}
+
+#[tokio::test]
 async fn refusals_say_what_was_expected_and_what_was_shown() {
     let (ca, other) = (Ca::new("ca"), Ca::new("other"));
     let frontend = || Some(ca.issue(&["spiffe://mesh/frontend"]));

@@ -478,7 +478,7 @@ impl ServerCertVerifier for ServerVerifier {
         leaf: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(&sni::on_wire(message), leaf, dss, &self.0.provider.signature_verification_algorithms)
+        verify_tls12_signature(message, leaf, dss, &self.0.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(

@@ -3,6 +3,15 @@
 //! [`plan`] is a pure function of a [`MeshView`] and the proxy's name. Its parts implement `Hash`: a part whose hash did not change is
 //! neither emitted nor sent again (see [`crate::xds::Version`]). Names and defaults are those of Kuma 2.14 without Mesh* policies.
 
+mod admin;
+mod dns;
+mod external;
+mod features;
+mod outbound;
+mod reachable;
+mod transparent;
+mod zone;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -10,23 +19,16 @@ use crate::identity::leaf;
 use crate::mesh::{Endpoint, MeshView, Protocol};
 use crate::policy::permission::{Permission, permission};
 use crate::policy::select::Target;
-use crate::resource::{Dataplane, Inbound, Meta, MtlsMode, Outbound, SERVICE_TAG};
-use crate::xds::Version;
+use crate::resource::{Dataplane, Inbound, Kind, Meta};
 
-/// What the proxy announced that changes what it is given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ProxyFeatures {
-    /// `feature-reuse-port`: listeners share their port between workers.
-    pub reuse_port: bool,
-    /// `ipv6Enabled` of the node metadata.
-    pub ipv6: bool,
-}
-
-impl Default for ProxyFeatures {
-    fn default() -> Self {
-        ProxyFeatures { reuse_port: false, ipv6: true }
-    }
-}
+pub use admin::{AdminPlan, AdminTarget};
+pub(crate) use dns::TTL;
+pub use dns::{DNS_PATH, DnsPlan, Record};
+pub use external::{ExternalHostPlan, ExternalPlan};
+pub use features::{AdminEndpoint, ProxyFeatures, Redirection};
+pub(crate) use transparent::NO_PORT;
+pub use transparent::{CapturePlan, DirectAccessPlan, Family};
+pub use zone::{OutsideChain, ZoneChain, ZoneProxyPlan, egress, ingress};
 
 /// Everything that one proxy needs.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -39,8 +41,22 @@ pub struct ProxyPlan {
     pub outbounds: Vec<OutboundPlan>,
     /// One cluster for each destination, by cluster name.
     pub upstreams: BTreeMap<String, UpstreamPlan>,
-    /// The mesh's mutual TLS, if it is on.
-    pub mtls: Option<MtlsPlan>,
+    /// One cluster for each destination outside the mesh that is reached without an egress, by cluster name.
+    pub externals: BTreeMap<String, ExternalPlan>,
+    /// The listener of a zone ingress or egress.
+    pub zone_proxy: Option<ZoneProxyPlan>,
+    /// What takes in redirected traffic, one for each IP family.
+    pub captures: Vec<CapturePlan>,
+    /// Instances that are reached past load balancing.
+    pub direct_access: Option<DirectAccessPlan>,
+    /// What the proxy is told of names.
+    pub dns: Option<DnsPlan>,
+    /// What the proxy asks for on a socket of its own, by path.
+    pub dynamic: Option<DynamicPlan>,
+    /// What is offered of the admin interface.
+    pub admin: Option<AdminPlan>,
+    /// Mutual TLS of the mesh, if it is on; for a zone egress, of every mesh with it.
+    pub mtls: Vec<MtlsPlan>,
     /// What was asked for and is not done, in words; sorted.
     pub warnings: BTreeSet<String>,
 }
@@ -54,6 +70,8 @@ pub struct InboundPlan {
     pub address: String,
     /// Port to listen on.
     pub port: u32,
+    /// Whether to bind the address; otherwise only redirected traffic gets here.
+    pub bind: bool,
     /// Protocol of the application.
     pub protocol: Protocol,
     /// Name of the virtual host: the service, or the listener's name without one.
@@ -92,6 +110,8 @@ pub struct WorkloadPlan {
     pub address: String,
     /// Port of the application.
     pub port: u32,
+    /// Address from which to connect; absent for whatever the host chooses.
+    pub source: Option<&'static str>,
     /// What it speaks.
     pub protocol: Protocol,
 }
@@ -105,12 +125,18 @@ pub struct OutboundPlan {
     pub address: String,
     /// Port to listen on.
     pub port: u32,
+    /// Whether to bind the address; otherwise only redirected traffic gets here.
+    pub bind: bool,
     /// Protocol of the destination.
     pub protocol: Protocol,
-    /// Service that is called.
+    /// What is called: the service, or the name of the port of a service resource. Names the virtual host and the statistics.
     pub service: String,
+    /// Name of the route configuration.
+    pub route: String,
     /// Name of the cluster.
     pub cluster: String,
+    /// Whether it is outside the mesh, and goes by the name of its host.
+    pub outside: bool,
     /// Tags of the outbound.
     pub tags: BTreeMap<String, String>,
     /// Addresses that count as internal.
@@ -131,8 +157,21 @@ pub struct UpstreamPlan {
 pub struct ClusterPlan {
     /// Name: the service, with a hash if more tags than the service select it.
     pub name: String,
+    /// What is spoken with it.
+    pub speaks: Speaks,
     /// Mutual TLS; absent means plain text.
     pub tls: Option<UpstreamTls>,
+}
+
+/// What is spoken with a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Speaks {
+    /// HTTP/2 between the proxies of a mesh, whatever the workload speaks (trap 8).
+    Mesh,
+    /// What a service outside the mesh speaks.
+    Declared(Protocol),
+    /// Bytes, which a zone proxy passes on as they are.
+    Bytes,
 }
 
 /// Mutual TLS towards a destination.
@@ -142,8 +181,8 @@ pub struct UpstreamTls {
     pub mesh: String,
     /// Server name to ask for.
     pub sni: String,
-    /// Identity that the server must show.
-    pub expected: String,
+    /// Identities of which the server must show one; none means any of the mesh.
+    pub expected: Vec<String>,
 }
 
 /// What the certificate of the proxy must say, and whom it trusts.
@@ -155,6 +194,17 @@ pub struct MtlsPlan {
     pub trust_bundle: String,
     /// The certificate to issue.
     pub leaf: leaf::LeafRequest,
+}
+
+/// Documents that the proxy asks for, over HTTP on a socket of its own (Kuma `pkg/xds/dynconf`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct DynamicPlan {
+    /// Directory of the socket; empty means the directory in which the proxy was started.
+    pub work_dir: String,
+    /// Addresses that count as internal.
+    pub internal: Vec<Cidr>,
+    /// JSON by path.
+    pub documents: BTreeMap<&'static str, String>,
 }
 
 /// A range of addresses.
@@ -177,6 +227,14 @@ pub enum PlanError {
         /// Dataplane looked for.
         name: String,
     },
+    /// The zone has no such zone proxy (yet).
+    #[error("there is no {kind} {name:?}")]
+    NoZoneProxy {
+        /// ZoneIngress or ZoneEgress.
+        kind: Kind,
+        /// Name looked for.
+        name: String,
+    },
     /// Mutual TLS is on and the authority cannot be used. Nothing is planned without it: plain text in its place would be worse.
     #[error("mesh {mesh:?} has mTLS enabled, but its certificate authority cannot be used: {reason}")]
     NoAuthority {
@@ -196,7 +254,8 @@ pub fn plan(view: &MeshView, name: &str, features: ProxyFeatures) -> Result<Prox
         .dataplanes
         .get(name)
         .ok_or_else(|| PlanError::NoDataplane { mesh: view.name.clone(), name: name.to_owned() })?;
-    let mut plan = ProxyPlan { mtls: mtls(view, dataplane)?, ..ProxyPlan::default() };
+    let mtls = mtls(view, |mesh| leaf::uris(mesh, &dataplane.tags()))?;
+    let mut plan = ProxyPlan { mtls: mtls.into_iter().collect(), ..ProxyPlan::default() };
     let Dataplane { networking, metrics, probes } = dataplane.as_ref();
     for (field, set) in [("metrics", metrics.is_some()), ("probes", probes.is_some())] {
         if set {
@@ -204,26 +263,44 @@ pub fn plan(view: &MeshView, name: &str, features: ProxyFeatures) -> Result<Prox
         }
     }
     let Some(networking) = networking else { return Ok(plan) };
-    if networking.transparent_proxying.is_some() {
-        plan.warnings.insert(format!(
-            "Dataplane {name:?}: networking.transparentProxying has no effect; traffic reaches the proxy on the ports \
-             of inbound and outbound only"
-        ));
-    }
     if !networking.listeners.is_empty() {
         plan.warnings.insert(format!("Dataplane {name:?}: networking.listeners has no effect"));
     }
+    let redirection = Redirection::of(networking, &features);
     let internal = internal_addresses(features.ipv6);
-    for inbound in &networking.inbound {
-        plan_inbound(view, (meta, dataplane), inbound, features, &internal, &mut plan);
+    for inbound in networking.inbound.iter().filter(|inbound| inbound.port != NO_PORT) {
+        plan_inbound(view, (meta, dataplane), inbound, (&features, redirection), &internal, &mut plan);
     }
-    for (index, outbound) in networking.outbound.iter().enumerate() {
-        plan_outbound(view, name, (index, outbound), &internal, &mut plan);
+    outbound::outbounds(view, meta, networking, (&features, redirection), &internal, &mut plan);
+    if let Some(redirection) = redirection {
+        plan.captures = transparent::captures(view, networking, redirection, &features);
+        let taken = plan.outbounds.iter().map(|outbound| (outbound.address.clone(), outbound.port)).collect();
+        plan.direct_access = transparent::direct_access(view, name, networking, &taken);
+    }
+    match admin::admin(dataplane.address(), &features) {
+        Ok(admin) => plan.admin = admin,
+        Err(warning) => drop(plan.warnings.insert(format!("Dataplane {name:?}: {warning}"))),
+    }
+    if let Some(DnsPlan::Document(document)) = &plan.dns {
+        plan.add_document(&features, DNS_PATH, document.clone());
     }
     Ok(plan)
 }
 
-fn mtls(view: &MeshView, dataplane: &Dataplane) -> Result<Option<MtlsPlan>, PlanError> {
+impl ProxyPlan {
+    /// Adds a document to the dynamic configuration.
+    pub(crate) fn add_document(&mut self, features: &ProxyFeatures, path: &'static str, json: String) {
+        let dynamic = self.dynamic.get_or_insert_with(|| DynamicPlan {
+            work_dir: features.work_dir.clone(),
+            internal: loopback_addresses(features.ipv6),
+            documents: BTreeMap::new(),
+        });
+        dynamic.documents.insert(path, json);
+    }
+}
+
+/// Mutual TLS of a mesh, with a certificate of these URIs.
+fn mtls(view: &MeshView, uris: impl Fn(&str) -> Vec<String>) -> Result<Option<MtlsPlan>, PlanError> {
     let Some(backend) = view.mesh.enabled_backend() else { return Ok(None) };
     let authority = view
         .authority
@@ -239,7 +316,7 @@ fn mtls(view: &MeshView, dataplane: &Dataplane) -> Result<Option<MtlsPlan>, Plan
             mesh: view.name.clone(),
             backend: backend.name.clone(),
             authority: authority.fingerprint(),
-            uris: leaf::uris(&view.name, &dataplane.tags()),
+            uris: uris(&view.name),
             lifetime: backend.certificate_lifetime(),
         },
     }))
@@ -249,7 +326,7 @@ fn plan_inbound(
     view: &MeshView,
     (meta, dataplane): (&Meta, &Dataplane),
     inbound: &Inbound,
-    features: ProxyFeatures,
+    (features, redirection): (&ProxyFeatures, Option<Redirection>),
     internal: &[Cidr],
     plan: &mut ProxyPlan,
 ) {
@@ -261,15 +338,16 @@ fn plan_inbound(
     }
     let service_address =
         if inbound.service_address.is_empty() { address.clone() } else { inbound.service_address.clone() };
-    let workload = workload(service_address, inbound.application_port(), protocol, plan);
+    let source = redirection.and_then(|_| transparent::workload_source(&service_address));
+    let application = (service_address, inbound.application_port(), source);
+    let workload = workload(application, protocol, plan);
 
-    let tls = plan.mtls.is_some().then(|| {
+    let tls = (!plan.mtls.is_empty()).then(|| {
         let mut warnings = Vec::new();
         let policies = view.permissions.iter().map(|(meta, policy)| (meta, policy.as_ref()));
         let permission = permission(policies, Target { meta, dataplane }, inbound, &mut warnings);
         plan.warnings.extend(warnings);
-        let permissive = view.mesh.enabled_backend().is_some_and(|backend| backend.mode == MtlsMode::Permissive);
-        InboundTls { mesh: view.name.clone(), permissive, permission }
+        InboundTls { mesh: view.name.clone(), permissive: view.is_permissive(), permission }
     });
     plan.inbounds.push(InboundPlan {
         host: inbound.service().map_or_else(|| name.clone(), str::to_owned),
@@ -278,6 +356,7 @@ fn plan_inbound(
         name,
         address,
         port: inbound.port,
+        bind: redirection.is_none(),
         protocol,
         tags: inbound.tags.clone(),
         tls,
@@ -288,8 +367,12 @@ fn plan_inbound(
 
 /// The name of the application's cluster, which is added if it is not there. Kuma calls it `localhost:<port>` whatever the address, so
 /// that two applications on one port of two addresses become one; here the second is called `<address>:<port>`.
-fn workload(address: String, port: u32, protocol: Protocol, plan: &mut ProxyPlan) -> String {
-    let mut wanted = WorkloadPlan { name: format!("localhost:{port}"), address, port, protocol };
+fn workload(
+    (address, port, source): (String, u32, Option<&'static str>),
+    protocol: Protocol,
+    plan: &mut ProxyPlan,
+) -> String {
+    let mut wanted = WorkloadPlan { name: format!("localhost:{port}"), address, port, source, protocol };
     match plan.workloads.iter().find(|workload| workload.name == wanted.name) {
         Some(found) if *found == wanted => return wanted.name,
         Some(found) if found.address == wanted.address => {
@@ -305,72 +388,18 @@ fn workload(address: String, port: u32, protocol: Protocol, plan: &mut ProxyPlan
     name
 }
 
-fn plan_outbound(
-    view: &MeshView,
-    dataplane: &str,
-    (index, outbound): (usize, &Outbound),
-    internal: &[Cidr],
-    plan: &mut ProxyPlan,
-) {
-    let field = || format!("Dataplane {dataplane:?}: networking.outbound[{index}]");
-    if outbound.backend_ref.is_some() {
-        plan.warnings.insert(format!("{}.backendRef has no effect; name the service with tags", field()));
-        return;
-    }
-    let Some(service) = outbound.service() else {
-        plan.warnings.insert(format!("{} names no service with the tag {SERVICE_TAG}; it is left out", field()));
-        return;
-    };
-    let subset: BTreeMap<String, String> =
-        outbound.tags.iter().filter(|(tag, _)| *tag != SERVICE_TAG).map(|(k, v)| (k.clone(), v.clone())).collect();
-    let cluster =
-        if subset.is_empty() { service.to_owned() } else { format!("{service}-{}", Version::of(&outbound.tags)) };
-    let found = view.services.get(service);
-    let protocol = found.map_or(Protocol::Tcp, |service| service.protocol);
-    let address = outbound.listen_address().to_owned();
-    plan.outbounds.push(OutboundPlan {
-        name: format!("outbound:{}", host_port(&address, outbound.port)),
-        address,
-        port: outbound.port,
-        protocol,
-        service: service.to_owned(),
-        cluster: cluster.clone(),
-        tags: outbound.tags.clone(),
-        internal: internal.to_vec(),
-    });
-    if plan.upstreams.contains_key(&cluster) {
-        return;
-    }
-    let permissive = view.mesh.enabled_backend().is_some_and(|backend| backend.mode == MtlsMode::Permissive);
-    let tls_ready = !permissive || found.is_some_and(|service| service.tls_ready);
-    let tls = (plan.mtls.is_some() && tls_ready).then(|| UpstreamTls {
-        mesh: view.name.clone(),
-        sni: sni(service, &subset, &view.name),
-        expected: format!("spiffe://{}/{service}", view.name),
-    });
-    let endpoints = found.map(|service| service.endpoints.as_slice()).unwrap_or_default();
-    let matches = |endpoint: &&Endpoint| subset.iter().all(|(tag, value)| endpoint.tags.get(tag) == Some(value));
-    let upstream = UpstreamPlan {
-        cluster: ClusterPlan { name: cluster.clone(), tls },
-        endpoints: endpoints.iter().filter(matches).cloned().collect(),
-    };
-    plan.upstreams.insert(cluster, upstream);
-}
-
-/// Server name of a destination by tags: `<service>{mesh=<mesh>,<tag>=<value>}`, tags sorted (Kuma `pkg/xds/envoy/tls/sni.go`).
-fn sni(service: &str, tags: &BTreeMap<String, String>, mesh: &str) -> String {
-    let mut tags = tags.clone();
-    tags.insert("mesh".to_owned(), mesh.to_owned());
-    let pairs: Vec<String> = tags.iter().map(|(tag, value)| format!("{tag}={value}")).collect();
-    format!("{service}{{{}}}", pairs.join(","))
-}
-
 /// Kuma's `ipam.knownInternalCIDRs`; the IPv6 ranges only for a proxy that has IPv6.
 fn internal_addresses(ipv6: bool) -> Vec<Cidr> {
     let v4 = [("10.0.0.0", 8), ("192.168.0.0", 16), ("172.16.0.0", 12), ("127.0.0.1", 32)];
     let v6 = [("fc00::", 7), ("::1", 128)];
     let v6 = v6.iter().filter(|_| ipv6);
     v4.iter().chain(v6).map(|&(address, prefix)| Cidr { address, prefix }).collect()
+}
+
+/// What is internal to a listener that only the proxy's own host is meant to use.
+fn loopback_addresses(ipv6: bool) -> Vec<Cidr> {
+    let all = [("127.0.0.1", 32), ("::1", 128)];
+    all.iter().take(if ipv6 { 2 } else { 1 }).map(|&(address, prefix)| Cidr { address, prefix }).collect()
 }
 
 /// `<address>:<port>`, an IPv6 address in brackets.
