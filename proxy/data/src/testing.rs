@@ -134,7 +134,10 @@ pub fn weighted_endpoint(address: SocketAddr, weight: u32, health: Health) -> Ar
         hostname: None,
         weight,
         locality: Arc::default(),
+        labels: None,
+        tls_labels: None,
         health: (health as u8).into(),
+        monitor: Default::default(),
         stats: EndpointStats::default(),
     })
 }
@@ -146,13 +149,16 @@ pub fn cluster(registry: &Registry, id: u32, name: &str, endpoints: Vec<Arc<Endp
         name: name.into(),
         discovery: Discovery::Static,
         endpoints: ArcSwap::from_pointee(EndpointSet {
-            priorities: vec![Priority { endpoints, weighted }],
+            priorities: vec![Priority { endpoints, weighted, localities: Vec::new() }],
             overprovisioning: 140,
         }),
         balancer: Balancer::RoundRobin,
         panic_threshold: 50,
         connect_timeout: Duration::from_secs(5),
+        selection: Selection::default(),
+        outlier: None,
         tls: None,
+        tls_matches: Vec::new(),
         protocol: UpstreamProtocol::Http1,
         idle_timeout: None,
         max_connection: None,
@@ -172,6 +178,7 @@ pub fn tcp_proxy(registry: &Registry, cluster: u32) -> TcpProxy {
     TcpProxy {
         stats: TcpStats::new(registry, scope("tcp.test.")),
         clusters: ClusterChoice::One { id: ClusterId(cluster), name: "test".into() },
+        labels: None,
         idle_timeout: Some(Duration::from_secs(3600)),
         max_duration: None,
         max_connect_attempts: 1,

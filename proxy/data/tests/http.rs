@@ -18,7 +18,7 @@ use shika_data::{
         chain_match::{ChainMatch, ChainTable},
         cluster::{
             Balancer, Cluster, Discovery, Endpoint, EndpointAddress, EndpointSet, Limits, Locality, Priority,
-            UpstreamProtocol,
+            Selection, UpstreamProtocol,
         },
         header::HeaderMutations,
         http::{
@@ -80,7 +80,10 @@ fn cluster(setup: &mut Setup, registry: &Registry) -> Arc<Cluster> {
         hostname: None,
         weight: 1,
         locality: Arc::new(Locality::default()),
+        labels: None,
+        tls_labels: None,
         health: AtomicU8::new(0),
+        monitor: Default::default(),
         stats: EndpointStats::default(),
     });
     Arc::new(Cluster {
@@ -88,13 +91,16 @@ fn cluster(setup: &mut Setup, registry: &Registry) -> Arc<Cluster> {
         name: "upstream".into(),
         discovery: Discovery::Static,
         endpoints: ArcSwap::from_pointee(EndpointSet {
-            priorities: vec![Priority { endpoints: vec![endpoint], weighted: false }],
+            priorities: vec![Priority { endpoints: vec![endpoint], weighted: false, localities: Vec::new() }],
             overprovisioning: 140,
         }),
         balancer: Balancer::RoundRobin,
         panic_threshold: 50,
         connect_timeout: Duration::from_secs(5),
+        selection: Selection::default(),
+        outlier: None,
         tls: None,
+        tls_matches: Vec::new(),
         protocol: setup.protocol.clone(),
         idle_timeout: Some(Duration::from_secs(3600)),
         max_connection: None,
@@ -136,6 +142,10 @@ fn forward(id: ClusterId, timeout: Option<Duration>) -> RouteAction {
         append_forwarded_host: false,
         upgrades: Vec::new(),
         high_priority: false,
+        retry: None,
+        mirrors: Vec::new(),
+        buffer_limit: None,
+        labels: None,
     })
 }
 

@@ -46,7 +46,7 @@ fn contexts(snapshot: &Snapshot, mut each: impl FnMut(&[CertificateInfo], &[Cert
             }
         }
     }
-    for tls in snapshot.clusters.iter().flatten().filter_map(|cluster| cluster.tls.as_ref()) {
+    for tls in snapshot.clusters.iter().flatten().flat_map(|cluster| cluster.all_tls()) {
         if let Some(context) = tls.context.load().as_deref() {
             each(&context.certificates, &context.authorities);
         }

@@ -73,11 +73,16 @@ fn lines(out: &mut String, cluster: &Cluster, dynamic: bool) -> std::fmt::Result
                 writeln!(out, "{head}::{stat}::{value}")?;
             }
             writeln!(out, "{head}::hostname::{}", endpoint.hostname.as_deref().unwrap_or_default())?;
-            let flags = match endpoint.health() {
-                Health::Healthy => "healthy",
+            let mut flags = match endpoint.reported_health() {
+                Health::Healthy => "",
                 Health::Degraded => "/degraded_eds_health",
                 Health::Unhealthy => "/failed_eds_health",
-            };
+            }
+            .to_owned();
+            if endpoint.is_ejected() {
+                flags.insert_str(0, "/failed_outlier_check");
+            }
+            let flags = if flags.is_empty() { "healthy" } else { &flags };
             writeln!(out, "{head}::health_flags::{flags}")?;
             writeln!(out, "{head}::weight::{}", endpoint.weight)?;
             writeln!(out, "{head}::region::{}", endpoint.locality.region)?;
@@ -172,12 +177,15 @@ fn host(endpoint: &Endpoint, priority: usize) -> Value {
             Value::from(stat)
         })
         .collect();
-    let health = match endpoint.health() {
+    let health = match endpoint.reported_health() {
         Health::Healthy => "HEALTHY",
         Health::Degraded => "DEGRADED",
         Health::Unhealthy => "UNHEALTHY",
     };
     let mut status = json!({"address": address, "stats": stats, "health_status": {"eds_health_status": health}, "weight": endpoint.weight});
+    if endpoint.is_ejected() {
+        status["health_status"]["failed_outlier_check"] = true.into();
+    }
     if let Some(hostname) = endpoint.hostname.as_deref().filter(|hostname| !hostname.is_empty()) {
         status["hostname"] = hostname.into();
     }

@@ -232,7 +232,7 @@ impl Compiler {
     /// Takes a cluster.
     pub(crate) fn cluster_update(&mut self, from: &clusters::Cluster, fixed: bool, now: Instant) -> Compiled<()> {
         let compiled = self.with_context(&|_| true, |context, _| cluster::cluster(context, from))?;
-        if let Some(tls) = &compiled.tls {
+        for tls in &compiled.tls {
             let context =
                 tls.build(&self.secrets).map_err(|reason| Fault::new("transport_socket.typed_config", reason))?;
             tls.handle.context.store(context);
@@ -382,11 +382,12 @@ impl Compiler {
             |secrets: BTreeSet<crate::compile::tls::SecretRef>| secrets.iter().any(|secret| &*secret.name == name);
         let mut contexts = Vec::new();
         for state in self.clusters.values().flat_map(|slot| slot.active.iter().chain(&slot.warming)) {
-            if let Some(tls) = &state.compiled.tls
-                && uses(tls.secrets())
-                && let Some(context) = tls.build(&self.secrets)?
-            {
-                contexts.push(NewContext::Client(tls, context));
+            for tls in &state.compiled.tls {
+                if uses(tls.secrets())
+                    && let Some(context) = tls.build(&self.secrets)?
+                {
+                    contexts.push(NewContext::Client(tls, context));
+                }
             }
         }
         for state in self.listeners.values().flat_map(|slot| slot.active.iter().chain(&slot.warming)) {
@@ -413,6 +414,7 @@ impl Compiler {
             registry: &self.registry,
             log_sink: &mut **log_sink,
             hostname,
+            bind_source: self.bind_source,
             clusters: &mut self.cluster_ids,
             cluster_exists,
             static_secret_exists: &|name| fixed.contains_key(name),

@@ -237,7 +237,7 @@ async fn connect(cluster: &Cluster, at: usize) -> std::io::Result<Box<dyn Connec
         }
         EndpointAddress::Unix(path) => Box::new(UnixStream::connect(path).await.map_err(place)?),
     };
-    let Some(client) = &cluster.tls else { return Ok(plain) };
+    let Some(client) = cluster.tls_for(endpoint) else { return Ok(plain) };
     let context =
         client.context.load_full().ok_or_else(|| std::io::Error::other("the TLS context waits for its secrets"))?;
     // gRPC needs HTTP/2, and many servers want it named.

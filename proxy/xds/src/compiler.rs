@@ -66,6 +66,8 @@ pub struct Compiler {
     pub(crate) store: Store,
     pub(crate) harmless: HarmlessSeen,
     pub(crate) cluster_ids: ClusterIds,
+    /// `cluster_manager.upstream_bind_config` of the bootstrap.
+    pub(crate) bind_source: Option<IpAddr>,
     pub(crate) route_ids: HashMap<RouteKey, RouteTableId>,
     pub(crate) clusters: BTreeMap<Arc<str>, ClusterSlot>,
     pub(crate) listeners: BTreeMap<Arc<str>, ListenerSlot>,
@@ -115,6 +117,7 @@ impl Compiler {
             store: Store::default(),
             harmless: HarmlessSeen::default(),
             cluster_ids: ClusterIds::default(),
+            bind_source: None,
             route_ids: HashMap::new(),
             clusters: BTreeMap::new(),
             listeners: BTreeMap::new(),

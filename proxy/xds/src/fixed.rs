@@ -46,6 +46,12 @@ impl Compiler {
             faults.into_iter().map(|fault| refusal(type_url::BOOTSTRAP, "", fault)).collect::<Vec<_>>()
         })?;
         let mut rejects = Vec::new();
+        // First, because static clusters have it too.
+        let bind = bootstrap.cluster_manager.as_ref().and_then(|manager| manager.upstream_bind_config.as_ref());
+        match bind.map(address::source).transpose().within("upstream_bind_config").within("cluster_manager") {
+            Ok(source) => self.bind_source = source.flatten(),
+            Err(fault) => rejects.push(refusal(type_url::BOOTSTRAP, "", fault)),
+        }
         self.static_resources(bootstrap, now, &mut rejects);
         let plan = match self.rest(bootstrap) {
             Ok(plan) if rejects.is_empty() => plan,

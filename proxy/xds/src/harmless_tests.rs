@@ -48,12 +48,9 @@ fn what_the_table_does_not_mention_is_refused_with_its_path() {
     assert_eq!(check("{ name: a, connect_timeout: 1s }"), Ok(Vec::new()));
     assert_eq!(
         faults(
-            "{ name: a, health_checks: [{ timeout: 1s, interval: 1s, tcp_health_check: {} }], outlier_detection: { interval: 1s } }"
+            "{ name: a, health_checks: [{ timeout: 1s, interval: 1s, tcp_health_check: {} }], ring_hash_lb_config: {} }"
         ),
-        [
-            "health_checks: active health checks are not supported",
-            "outlier_detection: outlier detection is not supported"
-        ]
+        ["health_checks: active health checks are not supported", "ring_hash_lb_config: ring hash is not supported"]
     );
     assert_eq!(
         faults(

@@ -174,7 +174,7 @@ impl ClusterState {
 
     /// Secrets that it needs.
     pub fn secrets(&self) -> BTreeSet<SecretRef> {
-        self.compiled.tls.as_ref().map(|tls| tls.secrets()).unwrap_or_default()
+        self.compiled.tls.iter().flat_map(|tls| tls.secrets()).collect()
     }
 
     /// Puts the endpoints of its own assignment in force. `old` gives those whose counters go on.
@@ -230,9 +230,7 @@ impl ClusterState {
                 missing.push(format!("DNS/{name}"));
             }
         }
-        if let Some(tls) = &self.compiled.tls
-            && tls.handle.context.load().is_none()
-        {
+        for tls in self.compiled.tls.iter().filter(|tls| tls.handle.context.load().is_none()) {
             missing
                 .extend(tls.secrets().iter().map(|secret| format!("{}/{}", short_type(type_url::SECRET), secret.name)));
         }

@@ -17,6 +17,11 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
+mod kept;
+
+pub(super) use kept::{KeptFrame, Repeatable};
+pub use kept::{Replay, Sending};
+
 use super::exchange::Exchange;
 use crate::{error::ResponseFlag, upstream::pool::Lease};
 
@@ -115,6 +120,10 @@ pub enum RequestBody {
         /// HTTP/1 trailers are dropped unless the listener enables them, as in Envoy.
         trailers: bool,
     },
+    /// Streamed, and kept for further tries and for copies.
+    Repeatable(Sending),
+    /// Of a copy: all there.
+    Replay(Replay),
 }
 
 /// A request's body that ends before its end.
@@ -128,10 +137,60 @@ pub enum RequestBodyError {
     Abandoned,
 }
 
+/// The next frame from the downstream.
+fn poll_incoming(
+    inner: &mut Incoming,
+    progress: &Progress,
+    trailers: bool,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+    loop {
+        if progress.abandoned.load(Relaxed) {
+            return Poll::Ready(Some(Err(RequestBodyError::Abandoned)));
+        }
+        let Poll::Ready(frame) = Pin::new(&mut *inner).poll_frame(cx) else {
+            progress.reader.register(cx.waker());
+            // Abandoned between the look and the registration: the waker was not there to be woken.
+            if progress.abandoned.load(Relaxed) {
+                continue;
+            }
+            return Poll::Pending;
+        };
+        progress.touch();
+        match frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    progress.bytes.fetch_add(data.remaining() as u64, Relaxed);
+                } else if !trailers {
+                    continue;
+                }
+                if inner.is_end_stream() {
+                    progress.done.store(true, Relaxed);
+                }
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            Some(Err(error)) => {
+                let how = if broken_by_protocol(&error) { Broken::Malformed } else { Broken::Aborted };
+                let _ = progress.broken.set(how);
+                return Poll::Ready(Some(Err(error.into())));
+            }
+            None => {
+                progress.done.store(true, Relaxed);
+                return Poll::Ready(None);
+            }
+        }
+    }
+}
+
 impl RequestBody {
     /// Whether there is a body whose length only its end will tell.
     pub fn is_unsized(&self) -> bool {
-        matches!(self, RequestBody::Streaming { inner, .. } if !inner.is_end_stream() && inner.size_hint().exact().is_none())
+        match self {
+            RequestBody::Empty | RequestBody::Replay(_) => false,
+            RequestBody::Streaming { .. } | RequestBody::Repeatable(_) => {
+                !self.is_end_stream() && self.size_hint().exact().is_none()
+            }
+        }
     }
 }
 
@@ -140,42 +199,11 @@ impl Body for RequestBody {
     type Error = RequestBodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
-        let RequestBody::Streaming { inner, progress, trailers } = self.get_mut() else { return Poll::Ready(None) };
-        loop {
-            if progress.abandoned.load(Relaxed) {
-                return Poll::Ready(Some(Err(RequestBodyError::Abandoned)));
-            }
-            let Poll::Ready(frame) = Pin::new(&mut *inner).poll_frame(cx) else {
-                progress.reader.register(cx.waker());
-                // Abandoned between the look and the registration: the waker was not there to be woken.
-                if progress.abandoned.load(Relaxed) {
-                    continue;
-                }
-                return Poll::Pending;
-            };
-            progress.touch();
-            match frame {
-                Some(Ok(frame)) => {
-                    if let Some(data) = frame.data_ref() {
-                        progress.bytes.fetch_add(data.remaining() as u64, Relaxed);
-                    } else if !*trailers {
-                        continue;
-                    }
-                    if inner.is_end_stream() {
-                        progress.done.store(true, Relaxed);
-                    }
-                    return Poll::Ready(Some(Ok(frame)));
-                }
-                Some(Err(error)) => {
-                    let how = if broken_by_protocol(&error) { Broken::Malformed } else { Broken::Aborted };
-                    let _ = progress.broken.set(how);
-                    return Poll::Ready(Some(Err(error.into())));
-                }
-                None => {
-                    progress.done.store(true, Relaxed);
-                    return Poll::Ready(None);
-                }
-            }
+        match self.get_mut() {
+            RequestBody::Empty => Poll::Ready(None),
+            RequestBody::Streaming { inner, progress, trailers } => poll_incoming(inner, progress, *trailers, cx),
+            RequestBody::Repeatable(sending) => sending.poll(cx),
+            RequestBody::Replay(replay) => Poll::Ready(replay.next().map(Ok)),
         }
     }
 
@@ -183,6 +211,8 @@ impl Body for RequestBody {
         match self {
             RequestBody::Empty => true,
             RequestBody::Streaming { inner, .. } => inner.is_end_stream(),
+            RequestBody::Repeatable(sending) => sending.is_at_end(),
+            RequestBody::Replay(replay) => replay.is_at_end(),
         }
     }
 
@@ -190,6 +220,8 @@ impl Body for RequestBody {
         match self {
             RequestBody::Empty => SizeHint::with_exact(0),
             RequestBody::Streaming { inner, .. } => inner.size_hint(),
+            RequestBody::Repeatable(sending) => sending.left(),
+            RequestBody::Replay(replay) => replay.left(),
         }
     }
 }

@@ -19,7 +19,9 @@ use crate::{
         rbac::RequestView,
     },
     record::{self, Record},
+    snapshot::Snapshot,
     stats::Origin,
+    upstream::outlier::{self, Report},
 };
 
 /// A request's state. Dropping it ends the request: counters fall and the access log is written, whichever way it went.
@@ -118,6 +120,7 @@ pub struct UpstreamRequest {
     /// Our address on the connection.
     pub local: Option<SocketAddr>,
     high_priority: bool,
+    released: bool,
 }
 
 impl UpstreamRequest {
@@ -136,22 +139,36 @@ impl UpstreamRequest {
             version: Version::HTTP_11,
             local: None,
             high_priority,
+            released: false,
         }
     }
 
-    /// Counts the outcome for the endpoint.
-    pub fn succeeded(&self, ok: bool) {
+    /// Counts the outcome for the endpoint, and tells outlier detection.
+    pub(super) fn ended(&self, report: Report) {
         let stats = &self.endpoint.stats;
+        let ok = matches!(report, Report::Response(code) if code < 500);
         if ok { &stats.rq_success } else { &stats.rq_error }.fetch_add(1, Relaxed);
+        if let Report::Response(_) = report {
+            outlier::report(&self.cluster, &self.endpoint, Report::Connected);
+        }
+        outlier::report(&self.cluster, &self.endpoint, report);
+    }
+
+    /// Takes its share of the gauges and limits away; done by `Drop` at the latest.
+    pub(super) fn release(&mut self) {
+        if std::mem::replace(&mut self.released, true) {
+            return;
+        }
+        let limits = if self.high_priority { &self.cluster.high_limits } else { &self.cluster.limits };
+        limits.requests.fetch_sub(1, Relaxed);
+        self.cluster.stats.upstream_rq_active().dec();
+        self.endpoint.stats.rq_active.fetch_sub(1, Relaxed);
     }
 }
 
 impl Drop for UpstreamRequest {
     fn drop(&mut self) {
-        let limits = if self.high_priority { &self.cluster.high_limits } else { &self.cluster.limits };
-        limits.requests.fetch_sub(1, Relaxed);
-        self.cluster.stats.upstream_rq_active().dec();
-        self.endpoint.stats.rq_active.fetch_sub(1, Relaxed);
+        self.release();
     }
 }
 
@@ -192,6 +209,11 @@ impl Exchange {
             grpc: false,
             complete: false,
         })
+    }
+
+    /// How much of a request may be kept, by its listener.
+    pub(super) fn buffer_limit(&self, snapshot: &Snapshot) -> Option<u32> {
+        snapshot.listener(self.connection.listener).map(|listener| listener.buffer_limit)
     }
 
     /// Whether all of the request is here.

@@ -19,6 +19,8 @@ use crate::{error::ResponseFlag, model::cluster::Cluster, upstream::pool::Acquir
 pub(super) enum Failure {
     Acquire(AcquireError),
     Send(hyper::Error),
+    /// A further try found no endpoint.
+    NoHost,
     BadTarget,
 }
 
@@ -66,6 +68,12 @@ pub(super) fn fail(
             }
             (reason, flag, status)
         }
+        Failure::NoHost => {
+            cluster.stats.count_code(exchange.origin, 503);
+            let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream", "no_healthy_upstream")
+                .flag(ResponseFlag::NoHealthyUpstream);
+            return reply(exchange, head, Some(matched), refusal);
+        }
         Failure::BadTarget => {
             return reply(
                 exchange,
@@ -86,6 +94,12 @@ pub(super) fn fail(
     }
     let refusal = Refusal::new(status, body, format!("upstream_reset_before_response_started{{{details}}}")).flag(flag);
     reply(exchange, head, Some(matched), refusal)
+}
+
+/// The upstream refused the stream: it has not looked at the request.
+pub(super) fn is_refused(error: &hyper::Error) -> bool {
+    source_of::<h2::Error>(error)
+        .is_some_and(|reset| reset.is_reset() && reset.reason() == Some(h2::Reason::REFUSED_STREAM))
 }
 
 fn classify(error: &hyper::Error) -> (&'static str, ResponseFlag, StatusCode) {
@@ -131,6 +145,11 @@ pub(super) fn expire(
             cluster.stats.upstream_rq_timeout().inc();
             cluster.stats.count_code(exchange.origin, 504);
             Refusal::new(StatusCode::GATEWAY_TIMEOUT, "upstream request timeout", "response_timeout")
+                .flag(ResponseFlag::UpstreamRequestTimeout)
+        }
+        Expired::Try => {
+            cluster.stats.count_code(exchange.origin, 504);
+            Refusal::new(StatusCode::GATEWAY_TIMEOUT, "upstream request timeout", "upstream_per_try_timeout")
                 .flag(ResponseFlag::UpstreamRequestTimeout)
         }
         Expired::Idle { request_done } => {

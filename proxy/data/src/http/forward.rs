@@ -16,10 +16,12 @@ use super::{
     failure::{Failure, expire, fail, overflow},
     head::{Head, Path},
     headers::{self as names, mutate, strip_hop_by_hop, values},
-    limits::Limits,
+    limits::{Expired, Limits},
     local_reply::Refusal,
+    mirror::mirror,
     path,
     request::{Matched, Unanswered, finish_headers, matched_length, reply},
+    retry::{Retry, Tries},
     route::path_only,
     upgrade,
 };
@@ -32,6 +34,7 @@ use crate::{
     snapshot::Snapshot,
     stats::Origin,
     upstream::{
+        outlier::Report,
         pick::{self, PickContext},
         pool::{self, Lease, Protocol, Sender},
     },
@@ -83,7 +86,12 @@ pub(super) async fn forward(
         request: manager.timeouts.request,
     };
     let connection = &exchange.connection;
-    let context = PickContext { original_destination: connection.local.filter(|_| connection.restored), tried: &[] };
+    let labels = match weighted {
+        Some(weighted) => weighted.labels.as_ref(),
+        None => action.labels.as_ref(),
+    };
+    let original = connection.local.filter(|_| connection.restored);
+    let context = PickContext { original_destination: original, labels, ..PickContext::default() };
     let endpoint = match pick::choose(&cluster, &context) {
         Ok(endpoint) => endpoint,
         Err(_) => {
@@ -96,7 +104,7 @@ pub(super) async fn forward(
 
     rewrite(head, &exchange, matched, action, weighted, &endpoint);
     if !manager.suppress_envoy_headers
-        && let Some(timeout) = timeout
+        && let Some(timeout) = action.retry.as_ref().and_then(|retry| retry.first_timeout(timeout)).or(timeout)
     {
         head.headers.insert(names::ENVOY_ATTEMPT_TIMEOUT.clone(), HeaderValue::from(timeout.as_millis() as u64));
     }
@@ -126,6 +134,7 @@ pub(super) async fn forward(
             trailers: downstream == Protocol::Http2 || manager.http1.enable_trailers,
         }
     };
+    let retry = action.retry.as_deref().and_then(|policy| Retry::new(policy, &head.view()));
     let client_upgrade = switching.is_some().then(|| extensions.remove::<hyper::upgrade::OnUpgrade>()).flatten();
     let request = match outbound(head, body, switching.as_deref()) {
         Some(request) => request,
@@ -136,11 +145,29 @@ pub(super) async fn forward(
     };
 
     let progress = exchange.progress.clone();
-    let attempt = std::pin::pin!(attempt(&cluster, &endpoint, downstream, request, head));
-    let (response, lease) = match limits.watch(attempt, progress.as_deref()).await {
+    let buffer = || action.buffer_limit.or_else(|| exchange.buffer_limit(snapshot)).unwrap_or(1 << 20);
+    let request = match action.mirrors.is_empty() {
+        true => request,
+        false => mirror(snapshot, action, head, downstream, request, buffer()),
+    };
+    let outcome = match retry {
+        None => {
+            let attempt = attempt(&cluster, &endpoint, downstream, request, &head.authority, head.scheme);
+            limits.watch(std::pin::pin!(attempt), progress.as_deref()).await
+        }
+        Some(retry) => {
+            let buffer = buffer();
+            let (exchange, upstream, head) = (&mut *exchange, &mut upstream, &mut *head);
+            let tries =
+                Tries { retry, exchange, upstream, head, action, labels, downstream, original, timeout, buffer };
+            // Boxed: requests of routes without a retry policy must not be larger for it.
+            limits.watch(Box::pin(tries.run(request)).as_mut(), progress.as_deref()).await.and_then(|ended| ended)
+        }
+    };
+    let (response, lease) = match outcome {
         Ok(Ok((response, lease))) => (response, lease),
         Ok(Err(failure)) => {
-            upstream.succeeded(false);
+            upstream.ended(Report::Failed);
             exchange.upstream = Some(upstream);
             return match exchange.progress.as_ref().and_then(|progress| progress.broken()) {
                 // Dropping the exchange records that the client left.
@@ -154,15 +181,17 @@ pub(super) async fn forward(
             };
         }
         Err(expired) => {
-            upstream.succeeded(false);
-            endpoint.stats.rq_timeout.fetch_add(1, Relaxed);
+            upstream.ended(Report::TimedOut);
+            if expired != Expired::Try {
+                upstream.endpoint.stats.rq_timeout.fetch_add(1, Relaxed);
+            }
             exchange.upstream = Some(upstream);
             return Ok(expire(exchange, head, matched, &cluster, expired));
         }
     };
     upstream.local = lease.local;
     upstream.version = if lease.protocol() == Protocol::Http2 { Version::HTTP_2 } else { Version::HTTP_11 };
-    upstream.succeeded(!response.status().is_server_error());
+    upstream.ended(Report::Response(response.status().as_u16()));
     Ok(respond(exchange, upstream, response, lease, matched, &limits, weighted, client_upgrade))
 }
 
@@ -321,16 +350,17 @@ fn address(
 
 /// Gets a connection and sends the request. A pooled connection may have been closed by the other side a moment ago: as long as the request has not left
 /// us, it is sent over another one.
-async fn attempt(
+pub(super) async fn attempt(
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
     downstream: Protocol,
     mut request: Request<RequestBody>,
-    head: &Head,
+    authority: &HeaderValue,
+    scheme: &'static str,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     loop {
         let mut lease = pool::acquire(cluster, endpoint, downstream).await.map_err(Failure::Acquire)?;
-        address(&mut request, lease.protocol(), &head.authority, head.scheme).ok_or(Failure::BadTarget)?;
+        address(&mut request, lease.protocol(), authority, scheme).ok_or(Failure::BadTarget)?;
         let reused = lease.reused;
         let sent = match lease.sender() {
             Some(Sender::Http1(sender)) => sender.try_send_request(request).await,

@@ -29,6 +29,8 @@ pub(super) struct Limits {
 pub(super) enum Expired {
     /// `timeout` of the route.
     Response,
+    /// `per_try_timeout` of its retry policy.
+    Try,
     /// `stream_idle_timeout`, or the route's.
     Idle {
         /// The request was complete.

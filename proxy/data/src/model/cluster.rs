@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU8, AtomicU32, Ordering},
     },
     time::Duration,
@@ -14,7 +14,13 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-use super::{ClusterId, http::Http2Options, tls::ClientTls};
+use super::{
+    ClusterId,
+    http::Http2Options,
+    labels::Labels,
+    outlier::{Monitor, Outlier},
+    tls::ClientTls,
+};
 use crate::stats::{ClusterStats, EndpointStats};
 
 /// A cluster: everything about it is fixed but its endpoints, its secrets and its counters. A changed cluster is a new value, with new pools.
@@ -34,8 +40,14 @@ pub struct Cluster {
     pub panic_threshold: u8,
     /// TCP connect and TLS handshake together. Envoy's default 5 s.
     pub connect_timeout: Duration,
+    /// Which part of the endpoints is chosen from.
+    pub selection: Selection,
+    /// Leaves out endpoints that fail.
+    pub outlier: Option<Box<Outlier>>,
     /// `None`: plain text.
     pub tls: Option<Arc<ClientTls>>,
+    /// `transport_socket_matches`: the first whose labels the endpoint has counts, before `tls`; `None` is plain text.
+    pub tls_matches: Vec<(Labels, Option<Arc<ClientTls>>)>,
     /// What is spoken to it.
     pub protocol: UpstreamProtocol,
     /// An unused pooled connection is closed after this. Envoy's default 1 h.
@@ -63,10 +75,38 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// The TLS that an endpoint is spoken to with.
+    pub fn tls_for(&self, endpoint: &Endpoint) -> Option<&Arc<ClientTls>> {
+        let labels = endpoint.tls_labels.as_deref();
+        let matched = self.tls_matches.iter().find(|(wanted, _)| match labels {
+            Some(labels) => labels.holds(wanted),
+            None => wanted.is_empty(),
+        });
+        matched.map_or(self.tls.as_ref(), |(_, tls)| tls.as_ref())
+    }
+
+    /// Every TLS context that an endpoint may be spoken to with.
+    pub fn all_tls(&self) -> impl Iterator<Item = &Arc<ClientTls>> {
+        self.tls.iter().chain(self.tls_matches.iter().filter_map(|(_, tls)| tls.as_ref()))
+    }
+
     /// Puts a set of endpoints in force and tells `membership_*`.
     pub fn put_endpoints(&self, endpoints: EndpointSet) {
+        let before = self.endpoints.load();
+        let total = endpoints.all().count() as u64;
+        if self.stats.membership_total().value() != total
+            || before.all().zip(endpoints.all()).any(|(before, after)| !Arc::ptr_eq(before, after))
+        {
+            self.stats.membership_change().inc();
+        }
+        self.endpoints.store(Arc::new(endpoints));
+        self.count_membership();
+    }
+
+    /// Tells how many endpoints there are, by health.
+    pub fn count_membership(&self) {
         let (mut total, mut healthy, mut degraded) = (0, 0, 0);
-        for endpoint in endpoints.priorities.iter().flat_map(|priority| &priority.endpoints) {
+        for endpoint in self.endpoints.load().all() {
             total += 1;
             match endpoint.health() {
                 Health::Healthy => healthy += 1,
@@ -74,20 +114,11 @@ impl Cluster {
                 Health::Unhealthy => {}
             }
         }
-        let before = self.endpoints.load();
-        let before = || before.priorities.iter().flat_map(|priority| &priority.endpoints);
-        let after = || endpoints.priorities.iter().flat_map(|priority| &priority.endpoints);
         let stats = &self.stats;
-        if stats.membership_total().value() != total as u64
-            || before().zip(after()).any(|(before, after)| !Arc::ptr_eq(before, after))
-        {
-            stats.membership_change().inc();
-        }
-        stats.membership_total().set(total as u64);
+        stats.membership_total().set(total);
         stats.membership_healthy().set(healthy);
         stats.membership_degraded().set(degraded);
         stats.membership_excluded().set(0);
-        self.endpoints.store(Arc::new(endpoints));
     }
 }
 
@@ -124,6 +155,39 @@ pub enum Balancer {
     Provided,
 }
 
+/// Which part of a cluster's endpoints is chosen from.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// `locality_weighted_lb_config`: first a locality by its weight and health, then an endpoint in it.
+    pub by_locality: bool,
+    /// `fail_traffic_on_panic`: too few healthy endpoints are none.
+    pub fail_on_panic: bool,
+    /// `lb_subset_config`
+    pub subsets: Option<Subsets>,
+}
+
+/// Envoy `LbSubsetConfig`.
+#[derive(Clone, Debug)]
+pub struct Subsets {
+    /// Sets of keys, each sorted, with what is done when no endpoint has the values asked for.
+    pub selectors: Vec<(Vec<Box<str>>, Option<Fallback>)>,
+    /// What is done otherwise.
+    pub fallback: Fallback,
+    /// For [`Fallback::Default`].
+    pub default: Arc<Labels>,
+}
+
+/// Envoy `LbSubsetFallbackPolicy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallback {
+    /// No endpoint.
+    None,
+    /// Any.
+    Any,
+    /// One of the default subset.
+    Default,
+}
+
 /// Which protocol is spoken to a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UpstreamProtocol {
@@ -148,6 +212,8 @@ pub struct Limits {
     pub max_requests: u32,
     /// Envoy's default 3.
     pub max_retries: u32,
+    /// `retry_budget`, instead of `max_retries`.
+    pub retry_budget: Option<RetryBudget>,
     /// Gauges `remaining_*` are kept.
     pub track_remaining: bool,
     /// Live connections.
@@ -167,12 +233,37 @@ impl Default for Limits {
             max_pending: 1024,
             max_requests: 1024,
             max_retries: 3,
+            retry_budget: None,
             track_remaining: false,
             connections: AtomicU32::new(0),
             pending: AtomicU32::new(0),
             requests: AtomicU32::new(0),
             retries: AtomicU32::new(0),
         }
+    }
+}
+
+/// Envoy `RetryBudget`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RetryBudget {
+    /// Share of the requests on their way or waiting that may be retries, percent; Envoy's default 20.
+    pub percent: f64,
+    /// So many may be retries whatever the share; Envoy's default 3.
+    pub least: u32,
+}
+
+impl Limits {
+    /// Whether one more retry may be on its way.
+    pub fn may_retry(&self) -> bool {
+        let most = match self.retry_budget {
+            None => self.max_retries,
+            Some(RetryBudget { percent, least }) => {
+                let requests =
+                    self.requests.load(Ordering::Relaxed).saturating_add(self.pending.load(Ordering::Relaxed));
+                least.max((f64::from(requests) * percent / 100.0) as u32)
+            }
+        };
+        self.retries.load(Ordering::Relaxed) < most
     }
 }
 
@@ -196,6 +287,13 @@ pub struct EndpointSet {
     pub overprovisioning: u32,
 }
 
+impl EndpointSet {
+    /// Those of all priorities.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.priorities.iter().flat_map(|priority| &priority.endpoints)
+    }
+}
+
 /// Endpoints of equal priority.
 #[derive(Debug, Default)]
 pub struct Priority {
@@ -203,6 +301,8 @@ pub struct Priority {
     pub endpoints: Vec<Arc<Endpoint>>,
     /// Not all weights are equal.
     pub weighted: bool,
+    /// Weights of localities, where the configuration gives any.
+    pub localities: Vec<(Arc<Locality>, u32)>,
 }
 
 /// One endpoint. The same `Arc` survives updates that leave its address and attributes alone, and with it its counters and pools.
@@ -216,15 +316,36 @@ pub struct Endpoint {
     pub weight: u32,
     /// Envoy's region/zone/sub_zone.
     pub locality: Arc<Locality>,
+    /// Metadata `envoy.lb`, for subsets.
+    pub labels: Option<Arc<Labels>>,
+    /// Metadata `envoy.transport_socket_match`.
+    pub tls_labels: Option<Arc<Labels>>,
     /// What EDS and health checks say.
     pub health: AtomicU8,
+    /// What outlier detection remembers; made at the first request to an endpoint of a cluster that has it.
+    pub monitor: OnceLock<Box<Monitor>>,
     /// Counters and gauges of this endpoint.
     pub stats: EndpointStats,
 }
 
 impl Endpoint {
-    /// What EDS and health checks say.
+    /// What EDS, health checks and outlier detection say.
     pub fn health(&self) -> Health {
+        if self.is_ejected() { Health::Unhealthy } else { self.reported_health() }
+    }
+
+    /// Whether outlier detection has ejected it.
+    pub fn is_ejected(&self) -> bool {
+        self.monitor.get().is_some_and(|monitor| monitor.ejected.load(Ordering::Relaxed))
+    }
+
+    /// What outlier detection remembers of it.
+    pub fn monitor(&self) -> &Monitor {
+        self.monitor.get_or_init(Box::default)
+    }
+
+    /// What EDS and health checks say.
+    pub fn reported_health(&self) -> Health {
         match self.health.load(Ordering::Relaxed) {
             0 => Health::Healthy,
             1 => Health::Degraded,

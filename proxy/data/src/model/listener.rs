@@ -7,8 +7,8 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use bytes::Bytes;
 
 use super::{
-    ChainId, ListenerId, access_log::AccessLog, chain_match::ChainTable, http::HttpConnectionManager, rbac::Rbac,
-    route::ClusterChoice, tls::ServerTls,
+    ChainId, ListenerId, access_log::AccessLog, chain_match::ChainTable, http::HttpConnectionManager, labels::Labels,
+    rbac::Rbac, route::ClusterChoice, tls::ServerTls,
 };
 use crate::{
     denial::Denials,
@@ -152,6 +152,8 @@ pub struct TcpProxy {
     pub stats: TcpStats,
     /// Destination, chosen once per connection.
     pub clusters: ClusterChoice,
+    /// What is asked of endpoints (`metadata_match`), unless the weighted cluster says it.
+    pub labels: Option<Arc<Labels>>,
     /// No bytes in either direction for this long closes the connection; Envoy's default 1 h.
     pub idle_timeout: Option<Duration>,
     /// Bound on the life of the connection. Envoy's default: none.

@@ -9,9 +9,12 @@ pub mod cluster;
 pub mod format;
 pub mod header;
 pub mod http;
+pub mod labels;
 pub mod listener;
 pub mod matcher;
+pub mod outlier;
 pub mod rbac;
+pub mod retry;
 pub mod route;
 pub mod tls;
 

@@ -13,7 +13,9 @@ use super::{
     ClusterId, RouteTableId,
     format::Format,
     header::HeaderMutations,
+    labels::Labels,
     matcher::{HeaderMatcher, QueryMatcher},
+    retry::RetryPolicy,
 };
 
 /// Envoy `RouteConfiguration`.
@@ -178,6 +180,27 @@ pub struct Forward {
     pub upgrades: Vec<(Box<str>, bool)>,
     /// Circuit breaker of high priority.
     pub high_priority: bool,
+    /// What is tried again; `None`: nothing. Of the route, else of its virtual host.
+    pub retry: Option<Box<RetryPolicy>>,
+    /// Most bytes of a request that are kept for further tries; `None`: what the listener buffers.
+    pub buffer_limit: Option<u32>,
+    /// What is asked of endpoints (`metadata_match`); heeded by clusters with subsets.
+    pub labels: Option<Arc<Labels>>,
+    /// Who gets copies. Of the route, else of its virtual host, else of the table.
+    pub mirrors: Vec<Mirror>,
+}
+
+/// Envoy `RouteAction.RequestMirrorPolicy`.
+#[derive(Clone, Debug)]
+pub struct Mirror {
+    /// Slot in the snapshot; may be empty.
+    pub cluster: ClusterId,
+    /// For messages when it is.
+    pub name: Arc<str>,
+    /// Share of the requests; `None`: all.
+    pub fraction: Option<Fraction>,
+    /// The host gets `-shadow`; Envoy's default.
+    pub suffix: bool,
 }
 
 /// Which cluster takes a request or a connection.
@@ -215,6 +238,8 @@ pub struct WeightedCluster {
     pub name: Arc<str>,
     /// Share of the total.
     pub weight: u32,
+    /// What is asked of endpoints: the weight's `metadata_match` over the route's.
+    pub labels: Option<Arc<Labels>>,
     /// `host_rewrite_literal` of the weight.
     pub host_rewrite: Option<HeaderValue>,
     /// On requests, before those of the route.

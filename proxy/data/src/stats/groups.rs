@@ -258,6 +258,9 @@ stat_group!(
         counter upstream_rq_retry_success = "upstream_rq_retry_success",
         counter upstream_rq_retry_overflow = "upstream_rq_retry_overflow",
         counter upstream_rq_retry_limit_exceeded = "upstream_rq_retry_limit_exceeded",
+        counter upstream_rq_retry_backoff_exponential = "upstream_rq_retry_backoff_exponential",
+        counter upstream_rq_retry_backoff_ratelimited = "upstream_rq_retry_backoff_ratelimited",
+        counter retry_or_shadow_abandoned = "retry_or_shadow_abandoned",
         histogram upstream_rq_time = "upstream_rq_time",
         histogram internal_upstream_rq_time = "internal.upstream_rq_time",
         histogram external_upstream_rq_time = "external.upstream_rq_time",
@@ -298,6 +301,30 @@ stat_group!(
         level high_rq_open = "circuit_breakers.high.rq_open",
         level high_rq_pending_open = "circuit_breakers.high.rq_pending_open",
         level high_rq_retry_open = "circuit_breakers.high.rq_retry_open",
+    }
+);
+
+stat_group!(
+    /// `cluster.<name or alt_stat_name>.outlier_detection.`
+    OutlierStats {
+        level ejections_active = "ejections_active",
+        counter ejections_overflow = "ejections_overflow",
+        counter ejections_total = "ejections_total",
+        counter ejections_enforced_total = "ejections_enforced_total",
+        counter ejections_detected_consecutive_5xx = "ejections_detected_consecutive_5xx",
+        counter ejections_enforced_consecutive_5xx = "ejections_enforced_consecutive_5xx",
+        counter ejections_detected_consecutive_gateway_failure = "ejections_detected_consecutive_gateway_failure",
+        counter ejections_enforced_consecutive_gateway_failure = "ejections_enforced_consecutive_gateway_failure",
+        counter ejections_detected_consecutive_local_origin_failure = "ejections_detected_consecutive_local_origin_failure",
+        counter ejections_enforced_consecutive_local_origin_failure = "ejections_enforced_consecutive_local_origin_failure",
+        counter ejections_detected_success_rate = "ejections_detected_success_rate",
+        counter ejections_enforced_success_rate = "ejections_enforced_success_rate",
+        counter ejections_detected_local_origin_success_rate = "ejections_detected_local_origin_success_rate",
+        counter ejections_enforced_local_origin_success_rate = "ejections_enforced_local_origin_success_rate",
+        counter ejections_detected_failure_percentage = "ejections_detected_failure_percentage",
+        counter ejections_enforced_failure_percentage = "ejections_enforced_failure_percentage",
+        counter ejections_detected_local_origin_failure_percentage = "ejections_detected_local_origin_failure_percentage",
+        counter ejections_enforced_local_origin_failure_percentage = "ejections_enforced_local_origin_failure_percentage",
     }
 );
 

@@ -16,11 +16,12 @@ use tokio::{
 use super::copy::{self, End, Limits, Meter, Side};
 use crate::{
     connection::Connection,
-    error::ResponseFlag,
+    error::{ConnectError, ResponseFlag},
     io::{DownstreamIo, UpstreamIo},
     model::{
         ClusterId,
         cluster::{Cluster, Endpoint},
+        labels::Labels,
         listener::TcpProxy,
         route::ClusterChoice,
     },
@@ -28,7 +29,8 @@ use crate::{
     stats::{ClusterStats, TcpStats},
     upstream::{
         connect::{self, AlpnChoice, UpstreamConnection},
-        pick::{self, PickContext},
+        outlier::{self, Report},
+        pick::{self, Avoid, PickContext},
     },
     worker,
 };
@@ -98,7 +100,7 @@ impl Early {
 
 /// Chooses cluster and endpoint and connects, as often as the filter allows, to another endpoint each time where there is one.
 async fn establish(connection: &Connection, proxy: &TcpProxy, outcome: &mut Outcome) -> Option<UpstreamConnection> {
-    let id = choose_cluster(&proxy.clusters)?;
+    let (id, labels) = choose_cluster(proxy)?;
     let Some(cluster) = worker::snapshot().cluster(id).cloned() else {
         proxy.stats.downstream_cx_no_route().inc();
         outcome.flags.set(ResponseFlag::NoCluster);
@@ -111,8 +113,11 @@ async fn establish(connection: &Connection, proxy: &TcpProxy, outcome: &mut Outc
     }
     let mut tried: Vec<Arc<Endpoint>> = Vec::new();
     while outcome.attempts < proxy.max_connect_attempts.max(1) {
-        let context =
-            PickContext { original_destination: connection.local.filter(|_| connection.restored), tried: &tried };
+        let context = PickContext {
+            original_destination: connection.local.filter(|_| connection.restored),
+            labels,
+            avoid: Avoid { hosts: &tried, reselections: RESELECTIONS, ..Avoid::default() },
+        };
         let Ok(endpoint) = pick::choose(&cluster, &context) else {
             outcome.flags.set(ResponseFlag::NoHealthyUpstream);
             return None;
@@ -126,12 +131,15 @@ async fn establish(connection: &Connection, proxy: &TcpProxy, outcome: &mut Outc
         };
         match attempt {
             Ok(upstream) => {
+                outlier::report(&cluster, &endpoint, Report::ConnectedFinally);
                 outcome.upstream_local = upstream.io.local_address();
                 return Some(upstream);
             }
             Err(error) => {
                 tracing::debug!(connection = connection.id, cluster = %cluster.name, endpoint = %endpoint.address, "cannot connect: {error}");
                 cluster.stats.upstream_rq_pending_failure_eject().inc();
+                let timed_out = error == ConnectError::Timeout;
+                outlier::report(&cluster, &endpoint, if timed_out { Report::TimedOut } else { Report::Failed });
                 outcome.flags.set(ResponseFlag::UpstreamConnectionFailure);
                 outcome.upstream_failure = Some(error.to_string());
                 tried.push(endpoint);
@@ -212,10 +220,13 @@ async fn pass_on(io: &mut DownstreamIo, greeting: &[u8], connection: &Connection
     }
 }
 
-/// One cluster, or one of several by weight. Header-driven choice is for HTTP and never compiled into a TCP proxy.
-fn choose_cluster(choice: &ClusterChoice) -> Option<ClusterId> {
-    match choice {
-        ClusterChoice::One { id, .. } => Some(*id),
+/// How often a choice is repeated to avoid an endpoint that was tried before.
+const RESELECTIONS: u32 = 5;
+
+/// One cluster, or one of several by weight, and what is asked of its endpoints. Header-driven choice is for HTTP and never compiled into a TCP proxy.
+fn choose_cluster(proxy: &TcpProxy) -> Option<(ClusterId, Option<&Arc<Labels>>)> {
+    match &proxy.clusters {
+        ClusterChoice::One { id, .. } => Some((*id, proxy.labels.as_ref())),
         ClusterChoice::Weighted { clusters, total } => {
             let mut drawn = (worker::random() % u64::from((*total).max(1))) as u32;
             let chosen = clusters.iter().find(|cluster| match drawn.checked_sub(cluster.weight) {
@@ -225,7 +236,7 @@ fn choose_cluster(choice: &ClusterChoice) -> Option<ClusterId> {
                 }
                 None => true,
             });
-            chosen.map(|cluster| cluster.id)
+            chosen.map(|cluster| (cluster.id, cluster.labels.as_ref()))
         }
         ClusterChoice::Header { .. } => None,
     }

@@ -49,7 +49,7 @@ pub async fn connect(
     let mut guard = ConnectionGuard::new(cluster.clone(), endpoint.clone());
     let attempt = async {
         let (socket, passed_on) = open(cluster, endpoint).await?;
-        let io = match &cluster.tls {
+        let io = match cluster.tls_for(endpoint) {
             None => UpstreamIo::Plain(socket),
             // Boxed: a handshake's state is large and short-lived.
             Some(tls) => Box::pin(tls::connect::connect(tls, socket, endpoint, alpn)).await?,

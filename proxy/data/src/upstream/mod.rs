@@ -3,5 +3,6 @@
 pub mod connect;
 pub mod lb;
 mod metered;
+pub(crate) mod outlier;
 pub mod pick;
 pub mod pool;

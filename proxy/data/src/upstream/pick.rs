@@ -2,9 +2,12 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use super::lb;
+use super::lb::{self, Wanted};
 use crate::{
-    model::cluster::{Cluster, Discovery, Endpoint, EndpointAddress, Locality},
+    model::{
+        cluster::{Cluster, Discovery, Endpoint, EndpointAddress, Locality},
+        labels::Labels,
+    },
     stats::EndpointStats,
     worker,
 };
@@ -14,8 +17,30 @@ use crate::{
 pub struct PickContext<'a> {
     /// The restored original destination of the downstream connection; `None` when it was not redirected.
     pub original_destination: Option<SocketAddr>,
-    /// Endpoints that were tried before; another is taken where there is one.
-    pub tried: &'a [Arc<Endpoint>],
+    /// What the route asks of endpoints (`metadata_match`); heeded by clusters with subsets.
+    pub labels: Option<&'a Arc<Labels>>,
+    /// For tries after the first.
+    pub avoid: Avoid<'a>,
+}
+
+/// What a further try avoids, as far as there is something else.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Avoid<'a> {
+    /// These endpoints.
+    pub hosts: &'a [Arc<Endpoint>],
+    /// Endpoints with all labels of one of these.
+    pub labels: &'a [Arc<Labels>],
+    /// The priorities of these endpoints.
+    pub priorities_of: &'a [Arc<Endpoint>],
+    /// How often a choice is repeated for the sake of hosts and labels.
+    pub reselections: u32,
+}
+
+impl Avoid<'_> {
+    fn avoids(&self, endpoint: &Arc<Endpoint>) -> bool {
+        self.hosts.iter().any(|tried| Arc::ptr_eq(tried, endpoint))
+            || endpoint.labels.as_ref().is_some_and(|have| self.labels.iter().any(|labels| have.holds(labels)))
+    }
 }
 
 /// There is no endpoint to choose: Envoy's `UH`, `no_healthy_upstream`.
@@ -23,21 +48,19 @@ pub struct PickContext<'a> {
 #[error("no healthy upstream")]
 pub struct NoHost;
 
-/// How often a choice is repeated to avoid an endpoint that was tried before. Source: Envoy `host_selection_retry_max_attempts`.
-const RESELECTIONS: usize = 5;
-
 /// Chooses an endpoint by the cluster's policy, with this worker's own balancing state. Counts `upstream_cx_none_healthy` and `lb_healthy_panic`.
 pub fn choose(cluster: &Cluster, context: &PickContext<'_>) -> Result<Arc<Endpoint>, NoHost> {
     if cluster.discovery == Discovery::OriginalDst {
         return original_destination(cluster, context);
     }
+    let wanted = Wanted { labels: context.labels, other_priorities_than: context.avoid.priorities_of };
     let endpoint = worker::with_balances(|balances| {
         let balance = balances.of(cluster);
-        let mut choice = balance.choose(cluster, &mut worker::random);
-        for _ in 0..RESELECTIONS {
+        let mut choice = balance.choose(cluster, &wanted, &mut worker::random);
+        for _ in 0..context.avoid.reselections {
             match &choice {
-                Some(endpoint) if context.tried.iter().any(|tried| Arc::ptr_eq(tried, endpoint)) => {
-                    choice = balance.choose(cluster, &mut worker::random);
+                Some(endpoint) if context.avoid.avoids(endpoint) => {
+                    choice = balance.choose(cluster, &wanted, &mut worker::random);
                 }
                 _ => break,
             }
@@ -60,7 +83,10 @@ fn original_destination(cluster: &Cluster, context: &PickContext<'_>) -> Result<
                 hostname: None,
                 weight: 1,
                 locality: Arc::new(Locality::default()),
+                labels: None,
+                tls_labels: None,
                 health: lb::HEALTHY.into(),
+                monitor: Default::default(),
                 stats: EndpointStats::default(),
             })
         })

@@ -20,10 +20,11 @@ use crate::{
     drain::{DrainScope, Phase},
     model::{
         ListenerId,
+        cluster::Cluster,
         listener::{BindAddress, Listener, TrafficDirection},
     },
     snapshot::Snapshot,
-    upstream::{lb::Balances, pool::Pools},
+    upstream::{lb::Balances, outlier, pool::Pools},
 };
 
 /// A snapshot as one worker holds it. Cloning touches a reference count that no other worker touches.
@@ -36,6 +37,8 @@ pub(super) struct Published {
     snapshot: Arc<Snapshot>,
     by_address: Arc<HashMap<SocketAddr, ListenerId>>,
     inbound: Arc<Inbound>,
+    /// Clusters that detect outliers.
+    outliers: Arc<[Arc<Cluster>]>,
 }
 
 /// What tells inbound connections from outbound ones where both are redirected to one listener.
@@ -76,7 +79,9 @@ impl Published {
                 }
             }
         }
-        Published { snapshot, by_address: Arc::new(by_address), inbound: Arc::new(inbound) }
+        let outliers =
+            snapshot.clusters.iter().flatten().filter(|cluster| cluster.outlier.is_some()).cloned().collect();
+        Published { snapshot, by_address: Arc::new(by_address), inbound: Arc::new(inbound), outliers }
     }
 }
 
@@ -219,6 +224,20 @@ pub(super) fn housekeep() {
         pools.retain(&snapshot);
         pools.sweep(Instant::now());
     });
+}
+
+/// Whether a cluster of the configuration detects outliers.
+pub(super) fn detects_outliers() -> bool {
+    LOCAL.with(|local| !local.snapshot.borrow().0.outliers.is_empty())
+}
+
+/// Looks at the endpoints of clusters that detect outliers, as far as their interval is over.
+pub(super) fn look_for_outliers() {
+    let snapshot = snapshot();
+    let now = Instant::now();
+    for cluster in snapshot.0.outliers.iter() {
+        outlier::tick(cluster, now);
+    }
 }
 
 /// The connections in a scope now.

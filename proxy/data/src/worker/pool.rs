@@ -79,7 +79,7 @@ impl Workers {
                 move || {
                     stats::enter_worker(index);
                     local::enter(live);
-                    runtime.block_on(run(config, receiver));
+                    runtime.block_on(run(index, config, receiver));
                     // Connections that outlived the deadline end here, as dropped futures on this thread.
                     drop(runtime);
                 }
@@ -180,11 +180,20 @@ impl Workers {
 /// How often a worker looks for upstream connections that are idle or belong to endpoints that are gone.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
+/// How exactly the intervals of outlier detection are kept.
+const OUTLIER_TICK: Duration = Duration::from_millis(100);
+
 /// One worker's own task: carries out commands in order.
-async fn run(config: WorkerConfig, mut commands: mpsc::UnboundedReceiver<(Command, oneshot::Sender<()>)>) {
+async fn run(
+    index: usize,
+    config: WorkerConfig,
+    mut commands: mpsc::UnboundedReceiver<(Command, oneshot::Sender<()>)>,
+) {
     let mut accepting: Vec<(ListenerId, AbortHandle)> = Vec::new();
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut outliers = tokio::time::interval(OUTLIER_TICK);
+    outliers.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let (command, done) = tokio::select! {
             command = commands.recv() => match command {
@@ -193,6 +202,11 @@ async fn run(config: WorkerConfig, mut commands: mpsc::UnboundedReceiver<(Comman
             },
             _ = housekeeping.tick() => {
                 local::housekeep();
+                continue;
+            }
+            // One worker looks for all: what is counted is the endpoints' own.
+            _ = outliers.tick(), if index == 0 && local::detects_outliers() => {
+                local::look_for_outliers();
                 continue;
             }
         };

@@ -4,16 +4,22 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use shika_data::{
-    model::cluster::{Balancer, Cluster, Discovery, EndpointSet, Limits},
+    model::cluster::{Balancer, Cluster, Discovery, EndpointSet, Fallback, Limits, RetryBudget, Selection, Subsets},
     stats::{ClusterStats, Scope},
 };
 use shika_proto::envoy::{
     config::{
         cluster::v3::{
             self as proto, CircuitBreakers,
-            cluster::{ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, LbConfig, LbPolicy},
+            cluster::{
+                ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, LbConfig, LbPolicy, LbSubsetConfig,
+                common_lb_config::LocalityConfigSpecifier,
+                lb_subset_config::{
+                    LbSubsetFallbackPolicy, lb_subset_selector::LbSubsetSelectorFallbackPolicy as SelectorFallback,
+                },
+            },
         },
-        core::v3::RoutingPriority,
+        core::v3::{RoutingPriority, TransportSocket},
     },
     extensions::upstreams::http::v3::HttpProtocolOptions,
 };
@@ -21,7 +27,7 @@ use shika_proto::envoy::{
 use super::{
     Compiled, Context, Fault, Within, address,
     endpoints::{self, Assignment, Names},
-    enumeration, non_empty, positive, required, source,
+    enumeration, labels, non_empty, outlier, positive, required, source,
     tls::{self, ClientBinding, Transport},
     unpack, upstream_http, wrapped,
 };
@@ -43,8 +49,8 @@ pub(crate) struct CompiledCluster {
     pub eds: Option<(Arc<str>, Source)>,
     /// DNS settings.
     pub dns: Option<Dns>,
-    /// TLS, if any.
-    pub tls: Option<ClientBinding>,
+    /// TLS contexts: that of the cluster, and those for endpoints with certain labels.
+    pub tls: Vec<ClientBinding>,
 }
 
 /// How names of a cluster are resolved.
@@ -96,7 +102,7 @@ pub(crate) fn cluster(context: &mut Context<'_>, from: &proto::Cluster) -> Compi
             }
         };
     let bind_source = match &from.upstream_bind_config {
-        None => None,
+        None => context.bind_source,
         Some(config) => address::source(config).within("upstream_bind_config")?,
     };
     let keepalive = from
@@ -105,20 +111,34 @@ pub(crate) fn cluster(context: &mut Context<'_>, from: &proto::Cluster) -> Compi
         .and_then(|options| options.tcp_keepalive.as_ref())
         .map(address::keepalive);
     let scope = scope(from);
-    let tls = match &from.transport_socket {
-        None => None,
-        Some(socket) => {
-            let ssl = Scope {
-                prefix: format!("{}ssl.", scope.prefix),
-                stem: "cluster.ssl.".into(),
-                tags: scope.tags.clone(),
-            };
-            match tls::upstream(context, socket, ssl).within("transport_socket")? {
-                Transport::Plain => None,
-                Transport::Tls(binding) => Some(binding),
+    let mut bindings = Vec::new();
+    let mut bind = |context: &mut Context<'_>, socket: &Option<TransportSocket>| -> Compiled<_> {
+        let Some(socket) = socket else { return Ok(None) };
+        let ssl =
+            Scope { prefix: format!("{}ssl.", scope.prefix), stem: "cluster.ssl.".into(), tags: scope.tags.clone() };
+        match tls::upstream(context, socket, ssl).within("transport_socket")? {
+            Transport::Plain => Ok(None),
+            Transport::Tls(binding) => {
+                let handle = binding.handle.clone();
+                bindings.push(binding);
+                Ok(Some(handle))
             }
         }
     };
+    let tls = bind(context, &from.transport_socket)?;
+    let mut tls_matches = Vec::with_capacity(from.transport_socket_matches.len());
+    for (index, one) in from.transport_socket_matches.iter().enumerate() {
+        non_empty(&one.name, "name").at("transport_socket_matches", index)?;
+        let labels = one.r#match.as_ref().map(labels::labels).unwrap_or_default();
+        tls_matches.push((labels, bind(context, &one.transport_socket).at("transport_socket_matches", index)?));
+    }
+    let outlier = match &from.outlier_detection {
+        None => None,
+        Some(outlier) => {
+            Some(Box::new(outlier::outlier(context.registry, outlier, &scope).within("outlier_detection")?))
+        }
+    };
+    let selection = selection(from)?;
     let (id, name) = context.clusters.intern(&from.name);
     let endpoints = match kind {
         DiscoveryType::Static => assignment.endpoints(&HashMap::new(), false, None),
@@ -134,7 +154,10 @@ pub(crate) fn cluster(context: &mut Context<'_>, from: &proto::Cluster) -> Compi
         balancer,
         panic_threshold,
         connect_timeout: positive(&from.connect_timeout, "connect_timeout")?.unwrap_or(Duration::from_secs(5)),
-        tls: tls.as_ref().map(|binding| binding.handle.clone()),
+        selection,
+        outlier,
+        tls,
+        tls_matches,
         protocol: http.protocol,
         idle_timeout: http.idle_timeout,
         max_connection: http.max_connection,
@@ -148,7 +171,7 @@ pub(crate) fn cluster(context: &mut Context<'_>, from: &proto::Cluster) -> Compi
         buffer_limit: wrapped(&from.per_connection_buffer_limit_bytes).unwrap_or(1 << 20),
         stats: ClusterStats::new(context.registry, scope),
     };
-    Ok(CompiledCluster { cluster: Arc::new(cluster), assignment, eds, dns, tls })
+    Ok(CompiledCluster { cluster: Arc::new(cluster), assignment, eds, dns, tls: bindings })
 }
 
 type Found = (Discovery, Option<(Arc<str>, Source)>, Assignment);
@@ -158,7 +181,7 @@ fn discovery(from: &proto::Cluster, kind: DiscoveryType) -> Compiled<Found> {
         return Err(Fault::new("eds_cluster_config", "cannot set EDS config for a cluster whose type is not EDS"));
     }
     let own = |names| match &from.load_assignment {
-        None => Ok(Assignment { overprovisioning: 140, hosts: Vec::new() }),
+        None => Ok(Assignment { overprovisioning: 140, ..Assignment::default() }),
         Some(assignment) => endpoints::assignment(assignment, names).within("load_assignment"),
     };
     match kind {
@@ -181,7 +204,7 @@ fn discovery(from: &proto::Cluster, kind: DiscoveryType) -> Compiled<Found> {
                     "ORIGINAL_DST clusters must have no load assignment configured",
                 ));
             }
-            Ok((Discovery::OriginalDst, None, Assignment { overprovisioning: 140, hosts: Vec::new() }))
+            Ok((Discovery::OriginalDst, None, Assignment { overprovisioning: 140, ..Assignment::default() }))
         }
         DiscoveryType::Eds => {
             if from.load_assignment.is_some() {
@@ -199,10 +222,55 @@ fn discovery(from: &proto::Cluster, kind: DiscoveryType) -> Compiled<Found> {
             Ok((
                 Discovery::Eds(name.clone()),
                 Some((name, source)),
-                Assignment { overprovisioning: 140, hosts: Vec::new() },
+                Assignment { overprovisioning: 140, ..Assignment::default() },
             ))
         }
     }
+}
+
+/// Which endpoints are chosen from.
+fn selection(from: &proto::Cluster) -> Compiled<Selection> {
+    let mut selection = Selection::default();
+    match from.common_lb_config.as_ref().and_then(|common| common.locality_config_specifier.as_ref()) {
+        None => {}
+        Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => selection.by_locality = true,
+        Some(LocalityConfigSpecifier::ZoneAwareLbConfig(zones)) => {
+            selection.fail_on_panic = zones.fail_traffic_on_panic;
+        }
+    }
+    selection.subsets = from.lb_subset_config.as_ref().map(subsets).transpose().within("lb_subset_config")?.flatten();
+    Ok(selection)
+}
+
+/// `None` without selectors: Envoy then has no subsets.
+fn subsets(from: &LbSubsetConfig) -> Compiled<Option<Subsets>> {
+    if from.subset_selectors.is_empty() {
+        return Ok(None);
+    }
+    let mut selectors = Vec::with_capacity(from.subset_selectors.len());
+    for (index, selector) in from.subset_selectors.iter().enumerate() {
+        let mut keys: Vec<Box<str>> = selector.keys.iter().map(|key| key.as_str().into()).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let fallback = match enumeration(selector.fallback_policy, "fallback_policy").at("subset_selectors", index)? {
+            SelectorFallback::NotDefined => None,
+            SelectorFallback::NoFallback => Some(Fallback::None),
+            SelectorFallback::AnyEndpoint => Some(Fallback::Any),
+            SelectorFallback::DefaultSubset => Some(Fallback::Default),
+            SelectorFallback::KeysSubset => {
+                let fault = Err(Fault::new("fallback_policy", "KEYS_SUBSET is not supported"));
+                return fault.at("subset_selectors", index);
+            }
+        };
+        selectors.push((keys, fallback));
+    }
+    let fallback = match enumeration(from.fallback_policy, "fallback_policy")? {
+        LbSubsetFallbackPolicy::NoFallback => Fallback::None,
+        LbSubsetFallbackPolicy::AnyEndpoint => Fallback::Any,
+        LbSubsetFallbackPolicy::DefaultSubset => Fallback::Default,
+    };
+    let default = Arc::new(from.default_subset.as_ref().map(labels::labels).unwrap_or_default());
+    Ok(Some(Subsets { selectors, fallback, default }))
 }
 
 fn balancer(from: &proto::Cluster, kind: DiscoveryType) -> Compiled<Balancer> {
@@ -322,6 +390,10 @@ fn limits(from: &CircuitBreakers) -> Compiled<(Limits, Limits)> {
         limits.max_pending = wrapped(&threshold.max_pending_requests).unwrap_or(limits.max_pending);
         limits.max_requests = wrapped(&threshold.max_requests).unwrap_or(limits.max_requests);
         limits.max_retries = wrapped(&threshold.max_retries).unwrap_or(limits.max_retries);
+        limits.retry_budget = threshold.retry_budget.as_ref().map(|budget| RetryBudget {
+            percent: budget.budget_percent.as_ref().map_or(20.0, |percent| percent.value.clamp(0.0, 100.0)),
+            least: wrapped(&budget.min_retry_concurrency).unwrap_or(3),
+        });
         limits.track_remaining = threshold.track_remaining;
     }
     Ok((default, high))

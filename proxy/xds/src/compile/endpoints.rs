@@ -7,7 +7,10 @@ use std::{
 };
 
 use shika_data::{
-    model::cluster::{Endpoint, EndpointAddress, EndpointSet, Health, Locality, Priority},
+    model::{
+        cluster::{Endpoint, EndpointAddress, EndpointSet, Health, Locality, Priority},
+        labels::Labels,
+    },
     stats::EndpointStats,
 };
 use shika_proto::envoy::{
@@ -21,7 +24,7 @@ use shika_proto::envoy::{
 use super::{
     Compiled, Fault, Within,
     address::{self, Target},
-    enumeration, required, wrapped,
+    enumeration, labels, required, wrapped,
 };
 
 /// Highest priority number that Envoy takes.
@@ -34,6 +37,8 @@ pub(crate) struct Assignment {
     pub overprovisioning: u32,
     /// All hosts, in order.
     pub hosts: Vec<Host>,
+    /// Weights of localities by priority, where there are any.
+    pub localities: Vec<(u32, Arc<Locality>, u32)>,
 }
 
 /// One host of an assignment.
@@ -45,6 +50,8 @@ pub(crate) struct Host {
     locality: Arc<Locality>,
     priority: u32,
     health: Health,
+    labels: Option<Arc<Labels>>,
+    tls_labels: Option<Arc<Labels>>,
 }
 
 /// Addresses of names, as the resolver found them.
@@ -69,14 +76,14 @@ pub(crate) fn assignment(from: &ClusterLoadAssignment, names: Names) -> Compiled
             None => 140,
         },
     };
-    let mut hosts = Vec::new();
+    let mut assignment = Assignment { overprovisioning, ..Assignment::default() };
     for (index, group) in from.endpoints.iter().enumerate() {
-        locality(group, names, &mut hosts).at("endpoints", index)?;
+        locality(group, names, &mut assignment).at("endpoints", index)?;
     }
-    Ok(Assignment { overprovisioning, hosts })
+    Ok(assignment)
 }
 
-fn locality(group: &LocalityLbEndpoints, names: Names, hosts: &mut Vec<Host>) -> Compiled<()> {
+fn locality(group: &LocalityLbEndpoints, names: Names, assignment: &mut Assignment) -> Compiled<()> {
     if group.priority > LAST_PRIORITY {
         return Err(Fault::new(
             "priority",
@@ -84,6 +91,13 @@ fn locality(group: &LocalityLbEndpoints, names: Names, hosts: &mut Vec<Host>) ->
         ));
     }
     let locality = Arc::new(group.locality.as_ref().map(self::place).unwrap_or_default());
+    if let Some(weight) = wrapped(&group.load_balancing_weight) {
+        if weight == 0 {
+            return Err(Fault::new("load_balancing_weight", "value must be greater than or equal to 1"));
+        }
+        assignment.localities.push((group.priority, locality.clone(), weight));
+    }
+    let hosts = &mut assignment.hosts;
     let add = |endpoints: &[LbEndpoint], hosts: &mut Vec<Host>| -> Compiled<()> {
         for (index, endpoint) in endpoints.iter().enumerate() {
             hosts.push(host(endpoint, names, &locality, group.priority).at("lb_endpoints", index)?);
@@ -141,7 +155,17 @@ fn host(from: &LbEndpoint, names: Names, locality: &Arc<Locality>, priority: u32
         (_, "") => None,
         (_, name) => Some(name.into()),
     };
-    Ok(Host { target, hostname, weight, locality: locality.clone(), priority, health })
+    let metadata = from.metadata.as_ref();
+    Ok(Host {
+        target,
+        hostname,
+        weight,
+        locality: locality.clone(),
+        priority,
+        health,
+        labels: labels::namespace(metadata, labels::LB),
+        tls_labels: labels::namespace(metadata, labels::TRANSPORT_SOCKET_MATCH),
+    })
 }
 
 impl Assignment {
@@ -180,7 +204,8 @@ impl Assignment {
             for address in addresses {
                 let same = known
                     .remove(&(address.clone(), host.hostname.clone()))
-                    .filter(|old| old.weight == host.weight && old.locality == host.locality);
+                    .filter(|old| old.weight == host.weight && old.locality == host.locality)
+                    .filter(|old| old.labels == host.labels && old.tls_labels == host.tls_labels);
                 let endpoint = match same {
                     Some(endpoint) => {
                         endpoint.health.store(host.health as u8, std::sync::atomic::Ordering::Relaxed);
@@ -191,11 +216,19 @@ impl Assignment {
                         hostname: host.hostname.clone(),
                         weight: host.weight,
                         locality: host.locality.clone(),
+                        labels: host.labels.clone(),
+                        tls_labels: host.tls_labels.clone(),
+                        monitor: Default::default(),
                         health: AtomicU8::new(host.health as u8),
                         stats: EndpointStats::default(),
                     }),
                 };
                 priority.endpoints.push(endpoint);
+            }
+        }
+        for (at, locality, weight) in &self.localities {
+            if let Some(priority) = priorities.get_mut(*at as usize) {
+                priority.localities.push((locality.clone(), *weight));
             }
         }
         for priority in &mut priorities {

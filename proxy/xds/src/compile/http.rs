@@ -19,7 +19,7 @@ use shika_proto::{
     envoy::{
         config::core::v3::{Http1ProtocolOptions, http_protocol_options::HeadersWithUnderscoresAction},
         extensions::filters::{
-            http::{rbac::v3::Rbac as HttpRbac, router::v3::Router},
+            http::{grpc_stats::v3::FilterConfig as GrpcStats, rbac::v3::Rbac as HttpRbac, router::v3::Router},
             network::http_connection_manager::v3::{
                 self as proto, http_connection_manager as hcm, http_connection_manager::RouteSpecifier, http_filter,
             },
@@ -281,6 +281,10 @@ fn filters(
     };
     let mut filters = Vec::with_capacity(others.len());
     for (index, one) in others.iter().enumerate() {
+        // Keeps statistics by gRPC method and nothing else, as the table of harmless fields says.
+        if content(one).is_ok_and(|content| any::is::<GrpcStats>(content)) {
+            continue;
+        }
         filters.push(filter(context, one, stat_prefix).at("http_filters", index)?);
     }
     let router = (|| {

@@ -9,6 +9,7 @@ use shika_data::{
     model::{
         ChainId, ListenerId, RouteTableId,
         chain_match::{ChainMatch, ChainTable, SourceType},
+        labels::Labels,
         listener::{BindAddress, FilterChain, Inspect, Listener, NetworkFilter, TcpProxy, Terminal, TrafficDirection},
         route::{ClusterChoice, WeightedCluster},
     },
@@ -43,7 +44,7 @@ use super::{
     filter::rbac,
     flag,
     http::{self, Routes},
-    non_empty, positive, required, source,
+    kafka, labels, non_empty, positive, required, source,
     tls::{self, ServerBinding, Transport},
     unpack, wrapped,
 };
@@ -313,6 +314,9 @@ fn chain(
     let mut terminal = Terminal::Close;
     if let Some((last, others)) = from.filters.split_last() {
         for (index, filter) in others.iter().enumerate() {
+            if content(filter).and_then(kafka::is_counter).at("filters", index)? {
+                continue;
+            }
             filters.push(network_filter(context, filter).at("filters", index)?);
         }
         (terminal, routes) = self::terminal(context, last, route_ids).at("filters", others.len())?;
@@ -402,13 +406,14 @@ fn terminal(
 /// `filters.network.tcp_proxy.v3.TcpProxy`
 fn tcp(context: &mut Context<'_>, from: &ProtoTcpProxy) -> Compiled<TcpProxy> {
     let stat_prefix = non_empty(&from.stat_prefix, "stat_prefix")?;
+    let asked = labels::namespace(from.metadata_match.as_ref(), labels::LB);
     let clusters = match &from.cluster_specifier {
         Some(tcp_proxy::ClusterSpecifier::Cluster(name)) => {
             let (id, name) = context.clusters.intern(non_empty(name, "cluster")?);
             ClusterChoice::One { id, name }
         }
         Some(tcp_proxy::ClusterSpecifier::WeightedClusters(weighted)) => {
-            tcp_weighted(context, &weighted.clusters).within("weighted_clusters")?
+            tcp_weighted(context, asked.as_deref(), &weighted.clusters).within("weighted_clusters")?
         }
         None => return Err(Fault::new("cluster_specifier", "value is required")),
     };
@@ -435,6 +440,7 @@ fn tcp(context: &mut Context<'_>, from: &ProtoTcpProxy) -> Compiled<TcpProxy> {
     Ok(TcpProxy {
         stats: TcpStats::new(context.registry, scope),
         clusters,
+        labels: asked,
         idle_timeout: bound(&from.idle_timeout, "idle_timeout", Some(Duration::from_secs(3_600)))?,
         max_duration: positive(&from.max_downstream_connection_duration, "max_downstream_connection_duration")?,
         max_connect_attempts,
@@ -445,6 +451,7 @@ fn tcp(context: &mut Context<'_>, from: &ProtoTcpProxy) -> Compiled<TcpProxy> {
 
 fn tcp_weighted(
     context: &mut Context<'_>,
+    asked: Option<&Labels>,
     from: &[proto_tcp::tcp_proxy::weighted_cluster::ClusterWeight],
 ) -> Compiled<ClusterChoice> {
     if from.is_empty() {
@@ -465,6 +472,11 @@ fn tcp_weighted(
             id,
             name,
             weight: one.weight,
+            labels: match (asked, labels::namespace(one.metadata_match.as_ref(), labels::LB)) {
+                (Some(asked), Some(own)) => Some(Arc::new(asked.clone().with(&own))),
+                (Some(asked), None) => Some(Arc::new(asked.clone())),
+                (None, own) => own,
+            },
             host_rewrite: None,
             request_headers: Default::default(),
             response_headers: Default::default(),

@@ -82,3 +82,43 @@ fn what_stands_behind_a_permission_check_is_kept() {
         assert_eq!(reason(other), None, "{other}");
     }
 }
+
+/// The filter is unknown to the schema, so it comes as bytes.
+#[test]
+fn a_filter_that_counts_kafka_messages_is_left_out_and_one_that_does_more_refused() {
+    use shika_proto::{any, envoy::config::listener::v3::filter::ConfigType, google::protobuf::Any};
+    let text = "name: l
+address: { socket_address: { address: 127.0.0.1, port_value: 1 } }
+filter_chains:
+- filters:
+  - { name: kafka, typed_config: { '@type': type.googleapis.com/envoy.extensions.filters.network.echo.v3.Echo } }
+  - name: tcp
+    typed_config: { '@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, cluster: c, stat_prefix: s }";
+    let mut listener: ProtoListener = crate::compile::testing::yaml(text);
+    let mut kafka = |value: &[u8]| {
+        listener.filter_chains[0].filters[0].config_type = Some(ConfigType::TypedConfig(Any {
+            type_url: "type.googleapis.com/envoy.extensions.filters.network.kafka_broker.v3.KafkaBroker".into(),
+            value: value.to_vec(),
+        }));
+        let update = crate::compiler::Update {
+            type_url: shika_proto::type_url::LISTENER.into(),
+            resources: vec![crate::compiler::Resource {
+                name: String::new(),
+                version: "1".into(),
+                resource: any::pack(&listener),
+            }],
+            removed: Vec::new(),
+            kind: crate::compiler::UpdateKind::Delta,
+            version: "1".into(),
+        };
+        compiler().apply(update, Instant::now()).rejects.iter().map(|reject| reject.to_string()).collect::<String>()
+    };
+    // `stat_prefix: "k"`; then with `force_response_rewrite: true`; then no message at all.
+    assert_eq!(kafka(b"\x0a\x01k"), "");
+    let refused = kafka(b"\x0a\x01k\x10\x01");
+    assert!(
+        refused.contains("filter_chains[0].filters[0].typed_config") && refused.contains("nothing but stat_prefix"),
+        "{refused}"
+    );
+    assert!(kafka(b"\x0a").contains("nothing but stat_prefix"));
+}

@@ -12,8 +12,12 @@ pub(crate) mod filter;
 pub(crate) mod format;
 pub(crate) mod header;
 pub(crate) mod http;
+pub(crate) mod kafka;
+pub(crate) mod labels;
 pub(crate) mod listener;
 pub(crate) mod matcher;
+pub(crate) mod outlier;
+pub(crate) mod retry;
 pub(crate) mod route;
 pub(crate) mod secret;
 pub(crate) mod source;
@@ -87,6 +91,8 @@ pub(crate) struct Context<'a> {
     pub log_sink: &'a mut (dyn FnMut(&str) -> LogSink + Send),
     /// `%HOSTNAME%`
     pub hostname: &'a str,
+    /// Source address of upstream connections of clusters that name none.
+    pub bind_source: Option<std::net::IpAddr>,
     /// Ids of clusters by name; a new name gets one.
     pub clusters: &'a mut ClusterIds,
     /// Whether a cluster of this name exists, warming ones included.

@@ -1,48 +1,46 @@
 //! `config.route.v3.RouteConfiguration`.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use foldhash::HashMap;
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 use shika_data::model::{
     RouteTableId,
     access_log::LogFormat,
     route::{
-        ClusterChoice, DirectResponse, Domains, Forward, Fraction, HostRewrite, PathMatch, PathRewrite, Redirect,
-        RedirectPath, RequireTls, Route, RouteAction, RouteTable, VirtualHost, WeightedCluster,
+        DirectResponse, Domains, Fraction, PathMatch, PathRewrite, Redirect, RedirectPath, RequireTls, Route,
+        RouteAction, RouteTable, VirtualHost,
     },
 };
 use shika_proto::envoy::{
-    config::{
-        core::v3::RoutingPriority,
-        route::v3::{
-            self as proto, RouteConfiguration,
-            redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier},
-            route as proto_route,
-            route_action::{ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier},
-            route_match::PathSpecifier,
-            virtual_host::TlsRequirementType,
-            weighted_cluster::cluster_weight,
-        },
+    config::route::v3::{
+        self as proto, RouteConfiguration,
+        redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier},
+        route as proto_route,
+        route_action::RequestMirrorPolicy,
+        route_match::PathSpecifier,
+        virtual_host::TlsRequirementType,
     },
     r#type::v3::{FractionalPercent, fractional_percent::DenominatorType},
 };
 
 use super::{
-    Compiled, Context, Fault, Within, bound, duration, enumeration, flag, format,
+    Compiled, Context, Fault, Within, enumeration, flag, format,
     header::{self, Mutations},
-    matcher, non_empty, required, source, wrapped,
+    matcher, non_empty, required, retry, source, wrapped,
 };
 
-/// Envoy's default route timeout.
-const TIMEOUT: Duration = Duration::from_secs(15);
+mod forward;
+
+use forward::{Host, forward, header_value};
 
 /// What holds for the whole table.
 struct Table<'t> {
     name: &'t str,
     validate_clusters: bool,
     largest_body: usize,
+    mirrors: &'t [RequestMirrorPolicy],
 }
 
 /// A route table. `inline`: it stands in a connection manager, where Envoy checks by default that clusters exist.
@@ -56,6 +54,7 @@ pub(crate) fn table(
         name: &from.name,
         validate_clusters: flag(&from.validate_clusters, inline),
         largest_body: wrapped(&from.max_direct_response_body_size_bytes).unwrap_or(4096) as usize,
+        mirrors: &from.request_mirror_policies,
     };
     let mut domains = Domains::default();
     let mut virtual_hosts = Vec::with_capacity(from.virtual_hosts.len());
@@ -117,8 +116,16 @@ fn virtual_host(
         TlsRequirementType::All => RequireTls::All,
     };
     let mut routes = Vec::with_capacity(from.routes.len());
+    if let Some(policy) = &from.retry_policy {
+        retry::policy(policy).within("retry_policy")?;
+    }
+    let host = Host {
+        retry: from.retry_policy.as_ref(),
+        mirrors: if from.request_mirror_policies.is_empty() { table.mirrors } else { &from.request_mirror_policies },
+        buffer_limit: buffer_limit(&from.per_request_buffer_limit_bytes, &from.request_body_buffer_limit),
+    };
     for (at, route) in from.routes.iter().enumerate() {
-        routes.push(self::route(context, table, route).at("routes", at)?);
+        routes.push(self::route(context, table, &host, route).at("routes", at)?);
     }
     Ok(VirtualHost {
         name: from.name.as_str().into(),
@@ -166,7 +173,7 @@ fn domain(domains: &mut Domains, domain: &str, index: u32, table: &str) -> Compi
     }
 }
 
-fn route(context: &mut Context<'_>, table: &Table<'_>, from: &proto::Route) -> Compiled<Route> {
+fn route(context: &mut Context<'_>, table: &Table<'_>, host: &Host<'_>, from: &proto::Route) -> Compiled<Route> {
     let matched = required(&from.r#match, "match")?;
     let ignore_case = !flag(&matched.case_sensitive, true);
     let text = |value: &str| -> Box<str> { if ignore_case { value.to_ascii_lowercase().into() } else { value.into() } };
@@ -209,7 +216,10 @@ fn route(context: &mut Context<'_>, table: &Table<'_>, from: &proto::Route) -> C
     };
     let action = match &from.action {
         Some(proto_route::Action::Route(action)) => {
-            RouteAction::Forward(forward(context, table, action).within("route")?)
+            let mut forward = forward(context, table, host, action).within("route")?;
+            forward.buffer_limit = buffer_limit(&from.per_request_buffer_limit_bytes, &from.request_body_buffer_limit)
+                .or(host.buffer_limit);
+            RouteAction::Forward(forward)
         }
         Some(proto_route::Action::Redirect(action)) => RouteAction::Redirect(redirect(action).within("redirect")?),
         Some(proto_route::Action::DirectResponse(action)) => {
@@ -242,6 +252,14 @@ fn route(context: &mut Context<'_>, table: &Table<'_>, from: &proto::Route) -> C
     })
 }
 
+/// `per_request_buffer_limit_bytes`, or the newer field in its place.
+fn buffer_limit(
+    old: &Option<shika_proto::google::protobuf::UInt32Value>,
+    new: &Option<shika_proto::google::protobuf::UInt64Value>,
+) -> Option<u32> {
+    new.as_ref().map(|limit| u32::try_from(limit.value).unwrap_or(u32::MAX)).or(wrapped(old))
+}
+
 /// A fraction.
 pub(crate) fn fraction(from: &FractionalPercent) -> Compiled<Fraction> {
     let denominator = match enumeration(from.denominator, "denominator")? {
@@ -262,152 +280,6 @@ fn cluster(
         return Err(Fault::new("", format!("route: unknown cluster '{name}'")));
     }
     Ok(context.clusters.intern(name))
-}
-
-fn forward(context: &mut Context<'_>, table: &Table<'_>, from: &proto::RouteAction) -> Compiled<Forward> {
-    let clusters = match &from.cluster_specifier {
-        Some(ClusterSpecifier::Cluster(name)) => {
-            let (id, name) = cluster(context, table, non_empty(name, "cluster")?).within("cluster")?;
-            ClusterChoice::One { id, name }
-        }
-        Some(ClusterSpecifier::ClusterHeader(name)) => ClusterChoice::Header {
-            name: matcher::header_name(name, "cluster_header")?,
-            names: context.clusters.shared(),
-        },
-        Some(ClusterSpecifier::WeightedClusters(weighted)) => {
-            self::weighted(context, table, weighted).within("weighted_clusters")?
-        }
-        Some(ClusterSpecifier::ClusterSpecifierPlugin(_)) => {
-            return Err(Fault::new("cluster_specifier_plugin", "is not supported"));
-        }
-        Some(ClusterSpecifier::InlineClusterSpecifierPlugin(_)) => {
-            return Err(Fault::new("inline_cluster_specifier_plugin", "is not supported"));
-        }
-        None => return Err(Fault::new("cluster_specifier", "value is required")),
-    };
-    let cluster_not_found = match enumeration(from.cluster_not_found_response_code, "cluster_not_found_response_code")?
-    {
-        ClusterNotFoundResponseCode::ServiceUnavailable => StatusCode::SERVICE_UNAVAILABLE,
-        ClusterNotFoundResponseCode::NotFound => StatusCode::NOT_FOUND,
-        ClusterNotFoundResponseCode::InternalServerError => StatusCode::INTERNAL_SERVER_ERROR,
-    };
-    let path_rewrite = match (from.prefix_rewrite.as_str(), &from.regex_rewrite) {
-        ("", None) => None,
-        (prefix, None) => Some(PathRewrite::Prefix(prefix.into())),
-        ("", Some(rewrite)) => {
-            let (pattern, substitution) = matcher::substitution(rewrite).within("regex_rewrite")?;
-            Some(PathRewrite::Regex { pattern, substitution })
-        }
-        _ => return Err(Fault::new("regex_rewrite", "Cannot specify both prefix rewrite and regex rewrite")),
-    };
-    let host_rewrite = match &from.host_rewrite_specifier {
-        None => None,
-        Some(HostRewriteSpecifier::HostRewriteLiteral(text)) => {
-            Some(HostRewrite::Literal(header_value(text, "host_rewrite_literal")?))
-        }
-        Some(HostRewriteSpecifier::AutoHostRewrite(value)) => value.value.then_some(HostRewrite::Auto),
-        Some(HostRewriteSpecifier::HostRewriteHeader(name)) => {
-            Some(HostRewrite::Header(matcher::header_name(name, "host_rewrite_header")?))
-        }
-        Some(HostRewriteSpecifier::HostRewritePathRegex(rewrite)) => {
-            let (pattern, substitution) = matcher::substitution(rewrite).within("host_rewrite_path_regex")?;
-            Some(HostRewrite::PathRegex { pattern, substitution })
-        }
-        Some(HostRewriteSpecifier::HostRewrite(_)) => {
-            return Err(Fault::new("host_rewrite", "is not supported; use host_rewrite_literal"));
-        }
-    };
-    let max_stream_duration = match &from.max_stream_duration {
-        None => None,
-        Some(limits) => switch(&limits.max_stream_duration, "max_stream_duration").within("max_stream_duration")?,
-    };
-    let mut upgrades = Vec::with_capacity(from.upgrade_configs.len());
-    for upgrade in &from.upgrade_configs {
-        upgrades.push((upgrade.upgrade_type.to_ascii_lowercase().into(), flag(&upgrade.enabled, true)));
-    }
-    Ok(Forward {
-        clusters,
-        cluster_not_found,
-        timeout: bound(&from.timeout, "timeout", Some(TIMEOUT))?,
-        idle_timeout: switch(&from.idle_timeout, "idle_timeout")?,
-        max_stream_duration,
-        path_rewrite,
-        host_rewrite,
-        append_forwarded_host: from.append_x_forwarded_host,
-        upgrades,
-        high_priority: match enumeration(from.priority, "priority")? {
-            RoutingPriority::Default => false,
-            RoutingPriority::High => true,
-        },
-    })
-}
-
-/// Unset leaves the outer limit, `0s` turns it off.
-fn switch(value: &Option<shika_proto::google::protobuf::Duration>, field: &str) -> Compiled<Option<Option<Duration>>> {
-    Ok(duration(value, field)?.map(|limit| Some(limit).filter(|limit| !limit.is_zero())))
-}
-
-fn header_value(text: &str, field: &str) -> Compiled<HeaderValue> {
-    HeaderValue::from_str(text).map_err(|_| Fault::new(field, "is not a valid header value"))
-}
-
-fn weighted(context: &mut Context<'_>, table: &Table<'_>, from: &proto::WeightedCluster) -> Compiled<ClusterChoice> {
-    if from.clusters.is_empty() {
-        return Err(Fault::new("clusters", "value must contain at least 1 item(s)"));
-    }
-    let mut clusters = Vec::with_capacity(from.clusters.len());
-    let mut total: u32 = 0;
-    for (index, one) in from.clusters.iter().enumerate() {
-        let cluster = weight(context, table, one).at("clusters", index)?;
-        total = total
-            .checked_add(cluster.weight)
-            .ok_or_else(|| Fault::new("clusters", "The sum of weights of all weighted clusters exceeds 4294967295"))?;
-        clusters.push(cluster);
-    }
-    if total == 0 {
-        return Err(Fault::new("clusters", "Sum of weights in the weighted_cluster must be greater than 0."));
-    }
-    if let Some(wanted) = wrapped(&from.total_weight)
-        && wanted != total
-    {
-        return Err(Fault::new(
-            "total_weight",
-            format!("Sum of weights in the weighted_cluster must equal {wanted}, but is {total}"),
-        ));
-    }
-    Ok(ClusterChoice::Weighted { clusters, total })
-}
-
-fn weight(
-    context: &mut Context<'_>,
-    table: &Table<'_>,
-    from: &proto::weighted_cluster::ClusterWeight,
-) -> Compiled<WeightedCluster> {
-    let (id, name) = cluster(context, table, non_empty(&from.name, "name")?).within("name")?;
-    let host_rewrite = match &from.host_rewrite_specifier {
-        None => None,
-        Some(cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(text)) => {
-            Some(header_value(text, "host_rewrite_literal")?)
-        }
-    };
-    Ok(WeightedCluster {
-        id,
-        name,
-        weight: wrapped(&from.weight).unwrap_or(0),
-        host_rewrite,
-        request_headers: header::mutations(
-            context,
-            Mutations { side: "request", add: &from.request_headers_to_add, remove: &from.request_headers_to_remove },
-        )?,
-        response_headers: header::mutations(
-            context,
-            Mutations {
-                side: "response",
-                add: &from.response_headers_to_add,
-                remove: &from.response_headers_to_remove,
-            },
-        )?,
-    })
 }
 
 fn redirect(from: &proto::RedirectAction) -> Compiled<Redirect> {

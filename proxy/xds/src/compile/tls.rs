@@ -203,8 +203,10 @@ pub(crate) fn upstream(
     }
     (|| {
         let tls: UpstreamTlsContext = unpack(content)?;
-        let mut common =
-            common(context, required(&tls.common_tls_context, "common_tls_context")?).within("common_tls_context")?;
+        let mut common = match &tls.common_tls_context {
+            None => common(context, &CommonTlsContext::default()),
+            Some(from) => common(context, from).within("common_tls_context"),
+        }?;
         if common.identities.len() > 1 {
             return Err(Fault::new(
                 "common_tls_context",

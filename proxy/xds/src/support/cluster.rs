@@ -1,6 +1,6 @@
 //! Clusters, endpoints and TLS contexts.
 
-use super::{INFO, Message, NO_HEALTH, NO_SUBSET, STATS};
+use super::{INFO, Message, NO_HEALTH, STATS};
 
 /// Their part of the table.
 pub(super) const TABLE: &[Message] = &[
@@ -9,7 +9,8 @@ pub(super) const TABLE: &[Message] = &[
         honoured: "name alt_stat_name type eds_cluster_config connect_timeout per_connection_buffer_limit_bytes lb_policy load_assignment \
                    max_requests_per_connection circuit_breakers common_http_protocol_options http_protocol_options http2_protocol_options \
                    typed_extension_protocol_options dns_refresh_rate respect_dns_ttl dns_lookup_family upstream_bind_config common_lb_config \
-                   transport_socket protocol_selection upstream_connection_options least_request_lb_config round_robin_lb_config",
+                   transport_socket protocol_selection upstream_connection_options least_request_lb_config round_robin_lb_config \
+                   outlier_detection lb_subset_config transport_socket_matches",
         harmless: &[
             ("metadata", INFO),
             ("stats_matcher", STATS),
@@ -30,16 +31,10 @@ pub(super) const TABLE: &[Message] = &[
         ],
         refused: &[
             ("health_checks", "active health checks are not supported"),
-            ("outlier_detection", "outlier detection is not supported"),
-            ("lb_subset_config", "subset load balancing is not supported"),
             ("ring_hash_lb_config", "ring hash is not supported"),
             ("maglev_lb_config", "Maglev is not supported"),
             ("original_dst_lb_config", "the connection's own destination is the only one supported"),
             ("load_balancing_policy", "is not supported; use lb_policy"),
-            (
-                "transport_socket_matches",
-                "transport sockets by endpoint metadata are not supported; use transport_socket",
-            ),
             ("cluster_type", "custom cluster types are not supported"),
             ("connection_pool_per_downstream_connection", "pools are shared by all downstream connections"),
         ],
@@ -52,22 +47,30 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.config.cluster.v3.Cluster.CommonLbConfig",
-        honoured: "healthy_panic_threshold",
+        honoured: "healthy_panic_threshold locality_weighted_lb_config zone_aware_lb_config",
         harmless: &[
             ("update_merge_window", "updates are put in force at once"),
             ("ignore_new_hosts_until_first_hc", NO_HEALTH),
-            (
-                "zone_aware_lb_config",
-                "without a local cluster (cluster_manager.local_cluster_name, which is refused) no zone is preferred",
-            ),
         ],
-        refused: &[("locality_weighted_lb_config", "locality weights are not supported")],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.cluster.v3.Cluster.CommonLbConfig.LocalityWeightedLbConfig",
+        honoured: "",
+        harmless: &[],
+        refused: &[],
     },
     Message {
         name: "envoy.config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfig",
-        honoured: "",
-        harmless: &[("routing_enabled", NO_SUBSET), ("min_cluster_size", "no zone is preferred")],
-        refused: &[("fail_traffic_on_panic", "is not supported; set healthy_panic_threshold to 0")],
+        honoured: "fail_traffic_on_panic",
+        harmless: &[
+            (
+                "routing_enabled",
+                "without a local cluster (cluster_manager.local_cluster_name, which is refused) no zone is preferred",
+            ),
+            ("min_cluster_size", "no zone is preferred"),
+        ],
+        refused: &[],
     },
     Message {
         name: "envoy.config.cluster.v3.Cluster.LeastRequestLbConfig",
@@ -89,24 +92,55 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.config.cluster.v3.CircuitBreakers.Thresholds",
-        honoured: "priority max_connections max_pending_requests max_requests max_retries track_remaining",
-        harmless: &[
-            (
-                "max_connection_pools",
-                "there is one pool for each endpoint and worker, and max_connections bounds their connections",
-            ),
-            ("retry_budget", "retries are refused, so there is nothing to budget"),
-        ],
+        honoured: "priority max_connections max_pending_requests max_requests max_retries retry_budget track_remaining",
+        harmless: &[(
+            "max_connection_pools",
+            "there is one pool for each endpoint and worker, and max_connections bounds their connections",
+        )],
         refused: &[],
     },
     Message {
         name: "envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget",
-        honoured: "",
-        harmless: &[
-            ("budget_percent", "retries are refused, so there is nothing to budget"),
-            ("budget_interval", "retries are refused, so there is nothing to budget"),
-            ("min_retry_concurrency", "retries are refused, so there is nothing to budget"),
+        honoured: "budget_percent min_retry_concurrency",
+        harmless: &[],
+        refused: &[("budget_interval", "the budget is a share of the requests on their way; leave it out")],
+    },
+    Message {
+        name: "envoy.config.cluster.v3.OutlierDetection",
+        honoured: "consecutive_5xx interval base_ejection_time max_ejection_percent enforcing_consecutive_5xx enforcing_success_rate \
+                   success_rate_minimum_hosts success_rate_request_volume success_rate_stdev_factor consecutive_gateway_failure \
+                   enforcing_consecutive_gateway_failure split_external_local_origin_errors consecutive_local_origin_failure \
+                   enforcing_consecutive_local_origin_failure enforcing_local_origin_success_rate failure_percentage_threshold \
+                   enforcing_failure_percentage enforcing_failure_percentage_local_origin failure_percentage_minimum_hosts \
+                   failure_percentage_request_volume max_ejection_time max_ejection_time_jitter always_eject_one_host",
+        harmless: &[("successful_active_health_check_uneject_host", NO_HEALTH)],
+        refused: &[
+            ("monitors", "detector extensions are not supported"),
+            ("detect_degraded_hosts", "endpoints are ejected or not"),
         ],
+    },
+    Message {
+        name: "envoy.config.cluster.v3.Cluster.LbSubsetConfig",
+        honoured: "fallback_policy default_subset subset_selectors",
+        harmless: &[],
+        refused: &[
+            ("locality_weight_aware", "localities have no weight within subsets"),
+            ("scale_locality_weight", "localities have no weight within subsets"),
+            ("panic_mode_any", "is not supported"),
+            ("list_as_any", "is not supported"),
+            ("metadata_fallback_policy", "is not supported"),
+        ],
+    },
+    Message {
+        name: "envoy.config.cluster.v3.Cluster.LbSubsetConfig.LbSubsetSelector",
+        honoured: "keys fallback_policy",
+        harmless: &[],
+        refused: &[("single_host_per_subset", "is not supported"), ("fallback_keys_subset", "is not supported")],
+    },
+    Message {
+        name: "envoy.config.cluster.v3.Cluster.TransportSocketMatch",
+        honoured: "name match transport_socket",
+        harmless: &[],
         refused: &[],
     },
     Message {
@@ -135,12 +169,8 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.config.endpoint.v3.LocalityLbEndpoints",
-        honoured: "locality lb_endpoints priority load_balancer_endpoints",
-        harmless: &[
-            ("metadata", INFO),
-            ("load_balancing_weight", "read by locality weighted load balancing only, which is refused"),
-            ("proximity", INFO),
-        ],
+        honoured: "locality lb_endpoints priority load_balancer_endpoints load_balancing_weight",
+        harmless: &[("metadata", INFO), ("proximity", INFO)],
         refused: &[("leds_cluster_locality_config", "LEDS is not supported")],
     },
     Message {
@@ -151,8 +181,8 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.config.endpoint.v3.LbEndpoint",
-        honoured: "endpoint health_status load_balancing_weight",
-        harmless: &[("metadata", "read by subset load balancing and transport_socket_matches only, which are refused")],
+        honoured: "endpoint health_status load_balancing_weight metadata",
+        harmless: &[],
         refused: &[],
     },
     Message {
@@ -199,9 +229,14 @@ pub(super) const TABLE: &[Message] = &[
     Message {
         name: "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
         honoured: "common_tls_context sni max_session_keys",
-        harmless: &[("enforce_rsa_key_usage", "key usage is always enforced")],
+        harmless: &[
+            ("enforce_rsa_key_usage", "key usage is always enforced"),
+            (
+                "allow_renegotiation",
+                "a server that asks for renegotiation, which TLS 1.3 does not have, ends the connection",
+            ),
+        ],
         refused: &[
-            ("allow_renegotiation", "the TLS library never renegotiates"),
             ("auto_host_sni", "SNI from the endpoint's host name is not supported; set sni"),
             ("auto_sni_san_validation", "is not supported; give match_typed_subject_alt_names"),
         ],

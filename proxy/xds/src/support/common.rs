@@ -6,7 +6,7 @@ use super::{CODEC, ENGINE, INFO, Message, NAME, NO_RUNTIME, STATS};
 pub(super) const TABLE: &[Message] = &[
     Message {
         name: "envoy.config.bootstrap.v3.Bootstrap",
-        honoured: "node static_resources dynamic_resources stats_config layered_runtime admin stats_flush_interval default_regex_engine",
+        honoured: "node static_resources dynamic_resources stats_config layered_runtime admin stats_flush_interval default_regex_engine cluster_manager",
         harmless: &[
             (
                 "hds_config",
@@ -30,6 +30,16 @@ pub(super) const TABLE: &[Message] = &[
             ("enable_worker_cpu_affinity", "where threads run"),
         ],
         refused: &[("overload_manager", "overload actions and limits on all connections are not supported")],
+    },
+    Message {
+        name: "envoy.config.bootstrap.v3.ClusterManager",
+        honoured: "upstream_bind_config",
+        harmless: &[
+            ("load_stats_config", "load reports tell the control plane about traffic; nothing here depends on them"),
+            ("outlier_detection", "ejections are told by the log and by statistics, not by a file of events"),
+            ("enable_deferred_cluster_creation", "saves memory of clusters without traffic"),
+        ],
+        refused: &[("local_cluster_name", "zone aware routing is not supported")],
     },
     Message {
         name: "envoy.config.bootstrap.v3.Bootstrap.StaticResources",
@@ -209,8 +219,8 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.config.core.v3.Metadata",
-        honoured: "",
-        harmless: &[("filter_metadata", INFO), ("typed_filter_metadata", INFO)],
+        honoured: "filter_metadata",
+        harmless: &[("typed_filter_metadata", INFO)],
         refused: &[],
     },
     Message {

@@ -1,6 +1,6 @@
 //! The HTTP connection manager, routes and access logs.
 
-use super::{INFO, Message, NAME, NO_LIMIT, NO_MIRROR, NO_RETRIES, NO_RETRY, NO_RUNTIME, NO_SUBSET, STATS, TRACING};
+use super::{INFO, Message, NAME, NO_LIMIT, NO_RUNTIME, STATS, TRACING};
 
 /// Their part of the table.
 pub(super) const TABLE: &[Message] = &[
@@ -66,28 +66,30 @@ pub(super) const TABLE: &[Message] = &[
         refused: &[("upstream_log", "logs of tries are not supported; use access_log")],
     },
     Message {
+        name: "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig",
+        honoured: "",
+        harmless: &[
+            ("emit_filter_state", INFO),
+            ("individual_method_stats_allowlist", STATS),
+            ("stats_for_all_methods", STATS),
+            ("enable_upstream_stats", STATS),
+            ("replace_dots_in_grpc_service_name", STATS),
+        ],
+        refused: &[],
+    },
+    Message {
         name: "envoy.config.route.v3.RouteConfiguration",
         honoured: "name virtual_hosts response_headers_to_add response_headers_to_remove request_headers_to_add request_headers_to_remove \
-                   most_specific_header_mutations_wins validate_clusters max_direct_response_body_size_bytes ignore_port_in_host_matching",
+                   most_specific_header_mutations_wins validate_clusters max_direct_response_body_size_bytes ignore_port_in_host_matching \
+                   request_mirror_policies",
         harmless: &[("metadata", INFO)],
-        refused: &[("vhds", "VHDS is not supported"), ("request_mirror_policies", NO_MIRROR)],
+        refused: &[("vhds", "VHDS is not supported")],
     },
     Message {
         name: "envoy.config.route.v3.VirtualHost",
-        honoured: "name domains routes require_tls request_headers_to_add request_headers_to_remove response_headers_to_add response_headers_to_remove",
-        harmless: &[
-            ("virtual_clusters", STATS),
-            ("rate_limits", NO_LIMIT),
-            ("metadata", INFO),
-            ("per_request_buffer_limit_bytes", NO_RETRY),
-            ("request_body_buffer_limit", NO_RETRY),
-        ],
-        refused: &[
-            ("retry_policy", NO_RETRIES),
-            ("request_mirror_policies", NO_MIRROR),
-            ("matcher", "is not supported; use routes"),
-            ("cors", "CORS is not supported"),
-        ],
+        honoured: "name domains routes require_tls retry_policy request_mirror_policies per_request_buffer_limit_bytes request_body_buffer_limit request_headers_to_add request_headers_to_remove response_headers_to_add response_headers_to_remove",
+        harmless: &[("virtual_clusters", STATS), ("rate_limits", NO_LIMIT), ("metadata", INFO)],
+        refused: &[("matcher", "is not supported; use routes"), ("cors", "CORS is not supported")],
     },
     Message {
         name: "envoy.config.route.v3.VirtualCluster",
@@ -98,15 +100,8 @@ pub(super) const TABLE: &[Message] = &[
     Message {
         name: "envoy.config.route.v3.Route",
         honoured: "name match route redirect direct_response non_forwarding_action request_headers_to_add request_headers_to_remove \
-                   response_headers_to_add response_headers_to_remove",
-        harmless: &[
-            ("metadata", INFO),
-            ("decorator", TRACING),
-            ("tracing", TRACING),
-            ("stat_prefix", STATS),
-            ("per_request_buffer_limit_bytes", NO_RETRY),
-            ("request_body_buffer_limit", NO_RETRY),
-        ],
+                   response_headers_to_add response_headers_to_remove per_request_buffer_limit_bytes request_body_buffer_limit",
+        harmless: &[("metadata", INFO), ("decorator", TRACING), ("tracing", TRACING), ("stat_prefix", STATS)],
         refused: &[
             ("filter_action", "is not supported"),
             ("typed_per_filter_config", "per-route settings of filters are not supported"),
@@ -164,21 +159,93 @@ pub(super) const TABLE: &[Message] = &[
         name: "envoy.config.route.v3.RouteAction",
         honoured: "cluster cluster_header weighted_clusters cluster_not_found_response_code prefix_rewrite regex_rewrite host_rewrite_literal \
                    auto_host_rewrite host_rewrite_header host_rewrite_path_regex append_x_forwarded_host timeout idle_timeout priority \
-                   upgrade_configs max_stream_duration",
+                   upgrade_configs max_stream_duration retry_policy metadata_match request_mirror_policies",
         harmless: &[
-            ("metadata_match", NO_SUBSET),
             ("rate_limits", NO_LIMIT),
             ("include_vh_rate_limits", NO_LIMIT),
             ("early_data_policy", "early data is not accepted"),
         ],
         refused: &[
-            ("retry_policy", NO_RETRIES),
             ("hash_policy", "hash load balancing is not supported"),
-            ("request_mirror_policies", NO_MIRROR),
             ("hedge_policy", "hedging is not supported"),
             ("internal_redirect_policy", "internal redirects are not supported"),
             ("cors", "CORS is not supported"),
         ],
+    },
+    Message {
+        name: "envoy.config.route.v3.RouteAction.RequestMirrorPolicy",
+        honoured: "cluster runtime_fraction disable_shadow_host_suffix_append",
+        harmless: &[("trace_sampled", TRACING)],
+        refused: &[
+            ("cluster_header", "is not supported; name the cluster"),
+            ("request_headers_mutations", "copies have the headers of the request"),
+            ("host_rewrite_literal", "is not supported"),
+        ],
+    },
+    Message {
+        name: "envoy.config.route.v3.RetryPolicy",
+        honoured: "retry_on num_retries per_try_timeout retry_priority retry_host_predicate host_selection_retry_max_attempts \
+                   retriable_status_codes retry_back_off rate_limited_retry_back_off retriable_headers retriable_request_headers",
+        harmless: &[],
+        refused: &[
+            ("per_try_idle_timeout", "is not supported; use per_try_timeout"),
+            ("retry_options_predicates", "is not supported"),
+            ("refresh_cluster_on_retry", "a request keeps its cluster"),
+        ],
+    },
+    Message {
+        name: "envoy.config.route.v3.RetryPolicy.RetryBackOff",
+        honoured: "base_interval max_interval",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RetryPolicy.RateLimitedRetryBackOff",
+        honoured: "reset_headers max_interval",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RetryPolicy.ResetHeader",
+        honoured: "name format",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RetryPolicy.RetryHostPredicate",
+        honoured: "typed_config",
+        harmless: &[("name", NAME)],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RetryPolicy.RetryPriority",
+        honoured: "typed_config",
+        harmless: &[("name", NAME)],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
+        honoured: "",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.retry.host.omit_canary_hosts.v3.OmitCanaryHostsPredicate",
+        honoured: "",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.retry.host.omit_host_metadata.v3.OmitHostMetadataConfig",
+        honoured: "metadata_match",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
+        honoured: "update_frequency",
+        harmless: &[],
+        refused: &[],
     },
     Message {
         name: "envoy.config.route.v3.RouteAction.UpgradeConfig",
@@ -200,8 +267,9 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.config.route.v3.WeightedCluster.ClusterWeight",
-        honoured: "name weight host_rewrite_literal request_headers_to_add request_headers_to_remove response_headers_to_add response_headers_to_remove",
-        harmless: &[("metadata_match", NO_SUBSET)],
+        honoured: "name weight metadata_match host_rewrite_literal request_headers_to_add request_headers_to_remove \
+                   response_headers_to_add response_headers_to_remove",
+        harmless: &[],
         refused: &[("typed_per_filter_config", "per-route settings of filters are not supported")],
     },
     Message {

@@ -1,6 +1,6 @@
 //! Listeners, network filters and RBAC.
 
-use super::{ENGINE, INFO, Message, NAME, NO_SUBSET, STATS};
+use super::{ENGINE, INFO, Message, NAME, STATS};
 
 /// Their part of the table.
 pub(super) const TABLE: &[Message] = &[
@@ -92,8 +92,8 @@ pub(super) const TABLE: &[Message] = &[
     Message {
         name: "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
         honoured: "stat_prefix cluster weighted_clusters idle_timeout access_log max_connect_attempts max_downstream_connection_duration \
-                   access_log_flush_interval flush_access_log_on_connected access_log_options",
-        harmless: &[("metadata_match", NO_SUBSET), ("backoff_options", "a further try to connect follows at once")],
+                   access_log_flush_interval flush_access_log_on_connected access_log_options metadata_match",
+        harmless: &[("backoff_options", "a further try to connect follows at once")],
         refused: &[
             ("hash_policy", "hash load balancing is not supported"),
             ("tunneling_config", "tunnelling over HTTP is not supported"),
@@ -107,8 +107,8 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight",
-        honoured: "name weight",
-        harmless: &[("metadata_match", NO_SUBSET)],
+        honoured: "name weight metadata_match",
+        harmless: &[],
         refused: &[],
     },
     Message {

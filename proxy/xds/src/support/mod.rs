@@ -27,14 +27,10 @@ const STATS: &str = "changes which statistics are kept, not what is done with tr
 const TRACING: &str = "read by tracing only, and nothing is traced";
 const CODEC: &str = "a bound inside the codec, which has bounds of its own";
 const NO_HEALTH: &str = "concerns active health checks, which are refused";
-const NO_RETRY: &str = "bounds what is buffered for retries and mirrors, which are refused";
 const NO_LIMIT: &str = "read by rate limit filters only, which are refused";
 const NO_RUNTIME: &str = "the key of a runtime value that nothing overrides: the default value counts";
-const NO_SUBSET: &str = "read by subset load balancing only, which is refused";
 const ENGINE: &str = "the only engine";
 const NAME: &str = "extensions are known by their type";
-const NO_RETRIES: &str = "retries are not supported";
-const NO_MIRROR: &str = "mirroring of requests is not supported";
 
 /// The table.
 pub fn table() -> impl Iterator<Item = &'static Message> {

@@ -18,7 +18,10 @@ use self::{
     schedule::Schedule,
 };
 use crate::{
-    model::cluster::{Balancer, Cluster, Endpoint, EndpointSet, Health},
+    model::{
+        cluster::{Balancer, Cluster, Endpoint, EndpointSet, Fallback, Health, Locality, Priority, Subsets},
+        labels::Labels,
+    },
     snapshot::Snapshot,
 };
 
@@ -41,10 +44,11 @@ impl Balances {
             self.clusters.resize_with(index + 1, || None);
         }
         let current = cluster.endpoints.load();
-        let balance = self.clusters[index].get_or_insert_with(|| Box::new(Balance::new(cluster, current.clone())));
-        if !Arc::ptr_eq(&balance.set, &current) {
+        let balance =
+            self.clusters[index].get_or_insert_with(|| Box::new(Balance::new(cluster, current.clone(), None)));
+        if !Arc::ptr_eq(&balance.set, &current) || balance.epoch != epoch(cluster) {
             let originals = std::mem::take(&mut balance.originals);
-            **balance = Balance { originals, ..Balance::new(cluster, current.clone()) };
+            **balance = Balance { originals, ..Balance::new(cluster, current.clone(), None) };
         }
         balance
     }
@@ -60,13 +64,18 @@ impl Balances {
     }
 }
 
-/// Balancing state of one cluster.
+/// Balancing state of one cluster, or of one of its subsets.
 #[derive(Debug)]
 pub struct Balance {
     /// What the rest is derived from.
     set: Arc<EndpointSet>,
+    /// Of the cluster's outlier detection at that time.
+    epoch: u64,
     levels: Vec<Level>,
+    census: Vec<Census>,
     loads: Loads,
+    /// By the labels that routes ask for; `None` where no endpoint has them. As many as routes ask for.
+    subsets: HashMap<Arc<Labels>, Option<Box<Balance>>>,
     /// Endpoints made of original destinations, as long as somebody uses them.
     originals: HashMap<SocketAddr, Weak<Endpoint>>,
 }
@@ -75,8 +84,25 @@ pub struct Balance {
 #[derive(Debug)]
 struct Level {
     all: Hosts,
-    healthy: Hosts,
-    degraded: Hosts,
+    healthy: Group,
+    degraded: Group,
+}
+
+/// Hosts of like health.
+#[derive(Debug)]
+struct Group {
+    hosts: Hosts,
+    /// Where localities have weights.
+    localities: Option<Localities>,
+}
+
+/// The same by locality.
+#[derive(Debug)]
+struct Localities {
+    hosts: Vec<Hosts>,
+    /// Configured weight, less what is not healthy.
+    weights: Vec<f64>,
+    schedule: Option<Schedule>,
 }
 
 /// Hosts between which the policy chooses.
@@ -90,55 +116,139 @@ struct Hosts {
     schedule: Option<Schedule>,
 }
 
+/// What a choice is bound to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted<'a> {
+    /// Labels that the route asks for; heeded by clusters with subsets.
+    pub labels: Option<&'a Arc<Labels>>,
+    /// Priorities of these endpoints are left out, as long as another has a healthy one.
+    pub other_priorities_than: &'a [Arc<Endpoint>],
+}
+
 impl Balance {
-    fn new(cluster: &Cluster, set: Arc<EndpointSet>) -> Self {
-        let levels: Vec<Level> = set
-            .priorities
-            .iter()
-            .map(|priority| {
-                let hosts = |wanted: Option<Health>| Hosts {
-                    list: priority
-                        .endpoints
-                        .iter()
-                        .filter(|e| wanted.is_none_or(|health| e.health() == health))
-                        .cloned()
-                        .collect(),
-                    cursor: None,
-                    weighted: priority.weighted,
-                    schedule: None,
-                };
-                Level {
-                    all: hosts(None),
-                    healthy: hosts(Some(Health::Healthy)),
-                    degraded: hosts(Some(Health::Degraded)),
-                }
-            })
-            .collect();
+    /// Of those endpoints that have all labels of `only`.
+    fn new(cluster: &Cluster, set: Arc<EndpointSet>, only: Option<&Labels>) -> Self {
+        let is_in = |endpoint: &Endpoint| {
+            only.is_none_or(|only| endpoint.labels.as_ref().map_or(only.is_empty(), |labels| labels.holds(only)))
+        };
+        let mut levels = Vec::with_capacity(set.priorities.len());
+        for priority in &set.priorities {
+            let hosts = |wanted: &dyn Fn(&Endpoint) -> bool| Hosts {
+                list: priority.endpoints.iter().filter(|e| is_in(e) && wanted(e)).cloned().collect(),
+                cursor: None,
+                weighted: priority.weighted,
+                schedule: None,
+            };
+            let group = |health: Health| {
+                let localities = cluster.selection.by_locality.then(|| {
+                    let all = hosts(&|_| true);
+                    Localities::new(priority, &all, set.overprovisioning, &|locality: &Locality| {
+                        hosts(&|e| e.health() == health && *e.locality == *locality)
+                    })
+                });
+                Group { hosts: hosts(&|e| e.health() == health), localities: localities.flatten() }
+            };
+            levels.push(Level {
+                all: hosts(&|_| true),
+                healthy: group(Health::Healthy),
+                degraded: group(Health::Degraded),
+            });
+        }
         let census: Vec<_> = levels
             .iter()
             .map(|level| Census {
                 total: level.all.list.len(),
-                healthy: level.healthy.list.len(),
-                degraded: level.degraded.list.len(),
+                healthy: level.healthy.hosts.list.len(),
+                degraded: level.degraded.hosts.list.len(),
             })
             .collect();
         let loads = Loads::new(&census, set.overprovisioning, cluster.panic_threshold);
-        Balance { set, levels, loads, originals: HashMap::new() }
+        let epoch = epoch(cluster);
+        Balance { set, epoch, levels, census, loads, subsets: HashMap::new(), originals: HashMap::new() }
     }
 
     /// Chooses one endpoint; `None` when there is none to choose. `random` gives uniformly distributed numbers.
-    pub fn choose(&mut self, cluster: &Cluster, random: &mut dyn FnMut() -> u64) -> Option<Arc<Endpoint>> {
-        let (index, availability) = self.loads.choose(random())?;
+    pub fn choose(
+        &mut self,
+        cluster: &Cluster,
+        wanted: &Wanted<'_>,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Option<Arc<Endpoint>> {
+        match &cluster.selection.subsets {
+            None => self.choose_any(cluster, wanted, random),
+            Some(subsets) => self.choose_in_subset(cluster, subsets, wanted, random),
+        }
+    }
+
+    /// Source: Envoy "Load balancer subsets", `SubsetLoadBalancer::chooseHost`.
+    fn choose_in_subset(
+        &mut self,
+        cluster: &Cluster,
+        subsets: &Subsets,
+        wanted: &Wanted<'_>,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Option<Arc<Endpoint>> {
+        let asked = wanted.labels.and_then(|labels| {
+            let fits = |keys: &[Box<str>]| labels.keys().eq(keys.iter().map(|key| &**key));
+            subsets.selectors.iter().find(|(keys, _)| fits(keys)).map(|(_, fallback)| (labels, *fallback))
+        });
+        if let Some((labels, _)) = asked
+            && let Some(subset) = self.subset(cluster, labels)
+        {
+            return subset.choose_any(cluster, wanted, random);
+        }
+        match asked.and_then(|(_, fallback)| fallback).unwrap_or(subsets.fallback) {
+            Fallback::None => None,
+            Fallback::Any => self.choose_any(cluster, wanted, random),
+            Fallback::Default => self.subset(cluster, &subsets.default)?.choose_any(cluster, wanted, random),
+        }
+    }
+
+    fn subset(&mut self, cluster: &Cluster, labels: &Arc<Labels>) -> Option<&mut Balance> {
+        if !self.subsets.contains_key(labels) {
+            let subset = Balance::new(cluster, self.set.clone(), Some(labels));
+            let has_any = subset.census.iter().any(|census| census.total > 0);
+            self.subsets.insert(labels.clone(), has_any.then(|| Box::new(subset)));
+        }
+        self.subsets.get_mut(labels)?.as_deref_mut()
+    }
+
+    fn choose_any(
+        &mut self,
+        cluster: &Cluster,
+        wanted: &Wanted<'_>,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Option<Arc<Endpoint>> {
+        let drawn = random();
+        let elsewhere = self.loads_without(cluster, wanted.other_priorities_than).and_then(|loads| loads.choose(drawn));
+        let (index, availability) = elsewhere.or_else(|| self.loads.choose(drawn))?;
         let level = self.levels.get_mut(index)?;
-        let hosts = match availability {
+        match availability {
             Availability::Panic => {
                 cluster.stats.lb_healthy_panic().inc();
-                &mut level.all
+                if cluster.selection.fail_on_panic {
+                    return None;
+                }
+                level.all.choose(cluster.balancer, random)
             }
-            Availability::Healthy => &mut level.healthy,
-            Availability::Degraded => &mut level.degraded,
-        };
-        hosts.choose(cluster.balancer, random)
+            Availability::Healthy => level.healthy.choose(cluster.balancer, random),
+            Availability::Degraded => level.degraded.choose(cluster.balancer, random),
+        }
+    }
+
+    /// Loads as if the priorities of these endpoints had none. `None` when nothing is to be left out, or nothing would be left.
+    fn loads_without(&self, cluster: &Cluster, tried: &[Arc<Endpoint>]) -> Option<Loads> {
+        if tried.is_empty() {
+            return None;
+        }
+        let mut census = self.census.clone();
+        for (level, census) in self.levels.iter().zip(&mut census) {
+            if level.all.list.iter().any(|host| tried.iter().any(|tried| Arc::ptr_eq(tried, host))) {
+                *census = Census::default();
+            }
+        }
+        let left = census.iter().any(|census| census.healthy + census.degraded > 0);
+        left.then(|| Loads::new(&census, self.set.overprovisioning, cluster.panic_threshold))
     }
 
     /// The endpoint for an original destination: the one in use if there is one, so that its counters and pools are shared.
@@ -153,6 +263,72 @@ impl Balance {
         self.originals.insert(address, Arc::downgrade(&endpoint));
         endpoint
     }
+}
+
+/// Changes with every ejection and every end of one.
+fn epoch(cluster: &Cluster) -> u64 {
+    cluster.outlier.as_ref().map_or(0, |outlier| outlier.epoch.load(Relaxed))
+}
+
+impl Group {
+    fn choose(&mut self, balancer: Balancer, random: &mut dyn FnMut() -> u64) -> Option<Arc<Endpoint>> {
+        match &mut self.localities {
+            None => self.hosts.choose(balancer, random),
+            Some(localities) => localities.next(random)?.choose(balancer, random),
+        }
+    }
+}
+
+impl Localities {
+    /// `None` where no locality of the priority has a weight and a host. A locality's weight counts in full as long as its healthy share times the
+    /// overprovisioning factor is a whole.
+    ///
+    /// Source: Envoy "Locality weighted load balancing", `EdfLoadBalancer` and `HostSetImpl::effectiveLocalityWeight`.
+    fn new(
+        priority: &Priority,
+        all: &Hosts,
+        overprovisioning: u32,
+        available: &dyn Fn(&Locality) -> Hosts,
+    ) -> Option<Self> {
+        let (mut hosts, mut weights) = (Vec::new(), Vec::new());
+        for (locality, weight) in &priority.localities {
+            let total = all.list.iter().filter(|host| *host.locality == **locality).count();
+            let part = available(locality);
+            if *weight == 0 || part.list.is_empty() {
+                continue;
+            }
+            let share = part.list.len() as f64 / total.max(1) as f64 * f64::from(overprovisioning) / 100.0;
+            weights.push(f64::from(*weight) * share.min(1.0));
+            hosts.push(part);
+        }
+        (!hosts.is_empty()).then_some(Localities { hosts, weights, schedule: None })
+    }
+
+    fn next(&mut self, random: &mut dyn FnMut() -> u64) -> Option<&mut Hosts> {
+        let weights = &self.weights;
+        let at = next_of(&mut self.schedule, weights.len(), random, |at| weights.get(at).copied().unwrap_or(1.0))?;
+        self.hosts.get_mut(at)
+    }
+}
+
+/// The next turn of a schedule that is made at the first. Workers and proxies that start together must not all begin with the heaviest.
+fn next_of(
+    schedule: &mut Option<Schedule>,
+    len: usize,
+    random: &mut dyn FnMut() -> u64,
+    weight: impl Fn(usize) -> f64 + Copy,
+) -> Option<usize> {
+    if len == 0 {
+        return None;
+    }
+    let schedule = schedule.get_or_insert_with(|| {
+        let mut schedule = Schedule::new(len, weight);
+        for _ in 0..random() % len as u64 {
+            schedule.next(weight);
+        }
+        schedule
+    });
+    schedule.next(weight)
 }
 
 impl Hosts {
@@ -183,22 +359,11 @@ impl Hosts {
     fn scheduled(
         &mut self,
         random: &mut dyn FnMut() -> u64,
-        weight: impl Fn(&Endpoint) -> f64,
+        weight: impl Fn(&Endpoint) -> f64 + Copy,
     ) -> Option<Arc<Endpoint>> {
         let list = &self.list;
-        if list.is_empty() {
-            return None;
-        }
         let weight = |at: usize| list.get(at).map_or(1.0, |host| weight(host));
-        let schedule = self.schedule.get_or_insert_with(|| {
-            let mut schedule = Schedule::new(list.len(), weight);
-            // Workers and proxies that start together must not all begin with the heaviest host.
-            for _ in 0..random() % list.len() as u64 {
-                schedule.next(weight);
-            }
-            schedule
-        });
-        list.get(schedule.next(weight)?).cloned()
+        list.get(next_of(&mut self.schedule, list.len(), random, weight)?).cloned()
     }
 
     /// The least loaded of `choices` hosts drawn at random (power of two choices).

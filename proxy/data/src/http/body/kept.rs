@@ -1,0 +1,217 @@
+//! Bodies that are kept while they are sent, for further tries and for copies.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::{Progress, RequestBody, RequestBodyError, poll_incoming};
+use crate::model::cluster::Cluster;
+
+/// One try's view of a body that is kept.
+#[derive(Debug)]
+pub struct Sending {
+    kept: Arc<Mutex<Kept>>,
+    progress: Arc<Progress>,
+    trailers: bool,
+    /// Which try; a later one takes the body away from an earlier.
+    turn: u32,
+    /// Frames of `kept` that this try has sent.
+    at: usize,
+}
+
+/// What has come of a body so far, and where the rest comes from.
+#[derive(Debug)]
+struct Kept {
+    inner: Incoming,
+    frames: Vec<KeptFrame>,
+    bytes: usize,
+    limit: usize,
+    /// It got too long to be kept.
+    abandoned: bool,
+    turn: u32,
+    /// Who gets a copy of it once it is complete.
+    copies: Vec<oneshot::Sender<Vec<KeptFrame>>>,
+}
+
+/// A frame of a body that is kept.
+#[derive(Clone, Debug)]
+pub(in crate::http) enum KeptFrame {
+    Data(Bytes),
+    Trailers(http::HeaderMap),
+}
+
+impl KeptFrame {
+    fn frame(self) -> Frame<Bytes> {
+        match self {
+            KeptFrame::Data(bytes) => Frame::data(bytes),
+            KeptFrame::Trailers(trailers) => Frame::trailers(trailers),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            KeptFrame::Data(bytes) => bytes.len(),
+            KeptFrame::Trailers(_) => 0,
+        }
+    }
+}
+
+/// A body that is all there.
+#[derive(Debug)]
+pub struct Replay(VecDeque<KeptFrame>);
+
+impl Replay {
+    /// Of these frames.
+    pub(in crate::http) fn new(frames: Vec<KeptFrame>) -> Self {
+        Replay(frames.into())
+    }
+
+    pub(super) fn next(&mut self) -> Option<Frame<Bytes>> {
+        self.0.pop_front().map(KeptFrame::frame)
+    }
+
+    pub(super) fn is_at_end(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn left(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.iter().map(|frame| frame.len() as u64).sum())
+    }
+}
+
+impl RequestBody {
+    /// The same body, kept up to `limit` bytes, and what will give a copy of it once it is complete: `None` for an empty one. The copy is given up when the
+    /// body breaks off or gets too long.
+    pub(in crate::http) fn kept(
+        self,
+        limit: u32,
+        cluster: &Arc<Cluster>,
+    ) -> (RequestBody, Option<oneshot::Receiver<Vec<KeptFrame>>>) {
+        let mut repeatable = Repeatable::new(self, limit, cluster.clone());
+        let copy = repeatable.kept.as_ref().map(|sending| {
+            let (copied, copy) = oneshot::channel();
+            sending.kept.lock().copies.push(copied);
+            copy
+        });
+        (repeatable.send(), copy)
+    }
+}
+
+/// A request's body for several tries.
+#[derive(Debug)]
+pub(in crate::http) struct Repeatable {
+    kept: Option<Sending>,
+    cluster: Arc<Cluster>,
+}
+
+impl Repeatable {
+    /// Keeps at most `limit` bytes of it. A body that has been sent in part already is not passed in.
+    pub fn new(body: RequestBody, limit: u32, cluster: Arc<Cluster>) -> Self {
+        let kept = match body {
+            RequestBody::Empty | RequestBody::Replay(_) => None,
+            RequestBody::Repeatable(sending) => Some(sending),
+            RequestBody::Streaming { inner, progress, trailers } => {
+                let (frames, limit) = (Vec::new(), limit as usize);
+                let kept = Kept { inner, frames, bytes: 0, limit, abandoned: false, turn: 0, copies: Vec::new() };
+                Some(Sending { kept: Arc::new(Mutex::new(kept)), progress, trailers, turn: 0, at: 0 })
+            }
+        };
+        Repeatable { kept, cluster }
+    }
+
+    /// The body for the next try, from its beginning.
+    pub fn send(&mut self) -> RequestBody {
+        let Some(Sending { kept, progress, trailers, .. }) = &self.kept else { return RequestBody::Empty };
+        let turn = {
+            let mut kept = kept.lock();
+            kept.turn += 1;
+            kept.turn
+        };
+        RequestBody::Repeatable(Sending {
+            kept: kept.clone(),
+            progress: progress.clone(),
+            trailers: *trailers,
+            turn,
+            at: 0,
+        })
+    }
+
+    /// Whether a further try would send all of it. If it got too long, that is counted.
+    pub fn can_be_sent_again(&self) -> bool {
+        let abandoned = self.kept.as_ref().is_some_and(|sending| sending.kept.lock().abandoned);
+        if abandoned {
+            self.cluster.stats.retry_or_shadow_abandoned().inc();
+        }
+        !abandoned
+    }
+
+    /// Whether all of it has come and been sent.
+    pub fn is_sent(&self) -> bool {
+        self.kept.as_ref().is_none_or(|sending| sending.progress.done().is_some())
+    }
+}
+
+impl Sending {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+        let mut kept = self.kept.lock();
+        if kept.turn != self.turn {
+            return Poll::Ready(Some(Err(RequestBodyError::Abandoned)));
+        }
+        if let Some(frame) = kept.frames.get(self.at) {
+            self.at += 1;
+            return Poll::Ready(Some(Ok(frame.clone().frame())));
+        }
+        let frame = ready!(poll_incoming(&mut kept.inner, &self.progress, self.trailers, cx));
+        if let Some(Ok(frame)) = &frame
+            && !kept.abandoned
+        {
+            let copy = match (frame.data_ref(), frame.trailers_ref()) {
+                (Some(bytes), _) => Some(KeptFrame::Data(bytes.clone())),
+                (None, trailers) => trailers.cloned().map(KeptFrame::Trailers),
+            };
+            kept.bytes += frame.data_ref().map_or(0, Bytes::len);
+            if kept.bytes > kept.limit {
+                kept.abandoned = true;
+                kept.frames = Vec::new();
+                kept.copies = Vec::new();
+                self.at = 0;
+            } else if let Some(copy) = copy {
+                kept.frames.push(copy);
+                self.at += 1;
+            }
+        }
+        if self.progress.done().is_some() && !kept.copies.is_empty() {
+            let frames = kept.frames.clone();
+            for copy in kept.copies.drain(..) {
+                // A copy that is no longer wanted is nobody's loss.
+                let _ = copy.send(frames.clone());
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    pub(super) fn is_at_end(&self) -> bool {
+        let kept = self.kept.lock();
+        self.at >= kept.frames.len() && kept.inner.is_end_stream()
+    }
+
+    pub(super) fn left(&self) -> SizeHint {
+        let kept = self.kept.lock();
+        let sent_before: usize = kept.frames.iter().skip(self.at).map(KeptFrame::len).sum();
+        let rest = kept.inner.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower() + sent_before as u64);
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + sent_before as u64);
+        }
+        hint
+    }
+}
