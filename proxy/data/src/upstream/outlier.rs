@@ -144,7 +144,7 @@ fn detected(cluster: &Cluster, outlier: &Outlier, endpoint: &Endpoint, offence: 
     found.inc();
     let (total, ejected) = census(cluster);
     let fits = (ejected + 1) * 100 <= u64::from(config.most_ejected.min(100)) * total.max(1);
-    if !fits && !(config.always_one && ejected == 0) {
+    if !(fits || config.always_one && ejected == 0) {
         stats.ejections_overflow().inc();
         return;
     }
