@@ -51,6 +51,15 @@ pub async fn ensure(store: &Store, skip_mesh_creation: bool) -> Result<(), Defau
     Ok(())
 }
 
+/// Creates what a zone has of its own when everything else comes from its global control plane: the signing key of user tokens and
+/// the administrator's token.
+///
+/// # Errors
+/// [`DefaultsError`] naming what could not be created.
+pub async fn ensure_federated(store: &Store) -> Result<(), DefaultsError> {
+    ensure_user_keys(store).await
+}
+
 /// Creates what every mesh has: the key that signs its data plane tokens.
 ///
 /// # Errors

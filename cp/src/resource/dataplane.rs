@@ -52,6 +52,16 @@ impl Dataplane {
         all
     }
 
+    /// Notes the zone in the tags of every inbound and of the gateway (Kuma `setInboundsClusterTag`), so that other zones and
+    /// policies know where the proxy is.
+    pub fn set_zone(&mut self, zone: &str) {
+        let Some(networking) = &mut self.networking else { return };
+        let gateway = networking.gateway.as_mut().map(|gateway| &mut gateway.tags);
+        for tags in networking.inbound.iter_mut().map(|inbound| &mut inbound.tags).chain(gateway) {
+            tags.insert("kuma.io/zone".to_owned(), zone.to_owned());
+        }
+    }
+
     /// Whether the proxy is a gateway, delegated or builtin.
     pub fn is_gateway(&self) -> bool {
         self.networking.as_ref().is_some_and(|networking| networking.gateway.is_some())
