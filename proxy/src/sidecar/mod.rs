@@ -112,8 +112,7 @@ pub fn main(arguments: Vec<OsString>, start: Instant) -> ExitCode {
 /// Everything up to the bootstrap: work directory, resource, token, and the control plane's answer.
 fn prepare(arguments: &Arguments) -> Result<(Bootstrap, Sidecar, WorkDirectory), Vec<String>> {
     let one = |error: String| vec![error];
-    let directory =
-        WorkDirectory::new(arguments.work_dir.as_deref().or(arguments.config_dir.as_deref())).map_err(one)?;
+    let directory = WorkDirectory::new(arguments.directory()).map_err(one)?;
     let proxy = request::Proxy::new(arguments).map_err(one)?;
     let token = arguments.token().map_err(one)?;
     let transparent = arguments.transparent_proxy().map_err(one)?;
