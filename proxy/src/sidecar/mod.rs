@@ -59,6 +59,8 @@ pub struct Sidecar {
     pub ca_file: Option<PathBuf>,
     /// Where DNS is served, and the file with the resolvers of what is not the mesh's.
     pub dns: Option<(dns::Addresses, PathBuf)>,
+    /// Path that lines for TCP log backends are logged to. kuma-dp has a FIFO there.
+    pub access_log_pipe: PathBuf,
     /// The metrics endpoint.
     pub metrics: Option<metrics::Setup>,
     /// The application probe proxy, where there is one.
@@ -155,6 +157,7 @@ fn prepare(arguments: &Arguments) -> Result<(Bootstrap, Sidecar, WorkDirectory),
         aggregate: metrics::Application::aggregate(&answer.sidecar).map_err(one)?,
     };
     let sidecar = Sidecar {
+        access_log_pipe: socket_path(directory.path(), &format!("kuma-al-{}-{}", proxy.name, proxy.mesh)),
         metrics: Some(metrics),
         probes,
         readiness_port: arguments.readiness_port,
