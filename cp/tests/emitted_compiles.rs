@@ -9,7 +9,9 @@ use shika_cp::emit;
 use shika_cp::identity::ca::{self, CertificateAuthority};
 use shika_cp::mesh::{External, ExternalHost, MeshView, OriginatedTls, Protocol, Vip, VipOutbound, ZoneView, Zones};
 use shika_cp::plan::{AdminEndpoint, ProxyFeatures, ProxyPlan, Redirection, egress, ingress, plan};
+use shika_cp::policy::Policies;
 use shika_cp::resource::{BackendRef, Dataplane, Mesh, MeshService, Meta};
+use shika_cp::store::Store;
 use shika_cp::xds::{ResourceType, Snapshot};
 use shika_data::model::access_log::LogSink;
 use shika_data::stats::Registry;
@@ -63,8 +65,20 @@ fn external(name: &str, service: &str, host: &str, protocol: Protocol) -> Extern
     }
 }
 
+/// The policies that a new mesh starts with.
+async fn default_policies() -> Policies {
+    let store = Store::memory();
+    shika_cp::defaults::ensure(&store, false).await.unwrap();
+    let mut policies = Policies::default();
+    for kind in Policies::KINDS {
+        store.list(kind, Some("default")).await.unwrap().iter().for_each(|resource| policies.add(resource));
+    }
+    assert_eq!((policies.timeouts.len(), policies.retries.len(), policies.circuit_breakers.len()), (2, 1, 1));
+    policies
+}
+
 /// A zone with another one beside it, and a mesh that has everything.
-fn zone(mode: &str) -> ZoneView {
+async fn zone(mode: &str) -> ZoneView {
     let mut zones = Zones::new("east");
     let remote = "{zone: west, networking: {address: 10.0.0.1, port: 10001, advertisedAddress: 1.2.3.4, advertisedPort: 10001}, \
         availableServices: [{mesh: default, instances: 2, tags: {kuma.io/service: backend, kuma.io/zone: west, kuma.io/protocol: http}}]}";
@@ -99,6 +113,7 @@ fn zone(mode: &str) -> ZoneView {
     let everyone = BTreeSet::from(["web".to_owned(), "backend".to_owned()]);
     let mut view = MeshView::new("default", Arc::new(mesh), dataplanes, Vec::new(), Ok(Some(authority)), &everyone);
     view.zones = Arc::new(zones);
+    view.policies = default_policies().await;
     view.outside = vec![
         external("es", "es", "example.com", Protocol::Http),
         external("es-tcp", "es-tcp", "10.9.9.9", Protocol::Tcp),
@@ -164,10 +179,10 @@ fn assert_compiles(what: &str, plan: &ProxyPlan) {
     assert_eq!(refused(plan), BTreeMap::new(), "{what}");
 }
 
-#[test]
-fn sidecars() {
+#[tokio::test]
+async fn sidecars() {
     for mode in ["STRICT", "PERMISSIVE"] {
-        let zone = zone(mode);
+        let zone = zone(mode).await;
         let view = &zone.meshes["default"];
         let redirected = plan(view, "web", features(true)).unwrap();
         assert_eq!(redirected.outbounds.len(), 5, "{:?}", redirected.warnings);
@@ -184,9 +199,9 @@ fn sidecars() {
     }
 }
 
-#[test]
-fn zone_proxies() {
-    let zone = zone("STRICT");
+#[tokio::test]
+async fn zone_proxies() {
+    let zone = zone("STRICT").await;
     let out = egress(&zone, "egress", &features(true)).unwrap();
     assert_eq!(out.zone_proxy.as_ref().unwrap().chains.len(), 4, "{out:?}");
     assert_compiles("egress", &out);
