@@ -18,7 +18,7 @@ pub struct Dataplane {
     /// Legacy metrics override, kept as given; this control plane does not act on it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Value>,
-    /// Legacy virtual probes, kept as given; this control plane does not act on them.
+    /// Virtual probes, kept as given: `{port, endpoints: [{inboundPort, inboundPath, path}]}`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probes: Option<Value>,
 }
