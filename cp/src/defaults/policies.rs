@@ -87,6 +87,8 @@ fn documents(mesh: &str) -> [Value; 4] {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
     use crate::resource::validate;
 
