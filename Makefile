@@ -8,7 +8,7 @@ ROUNDS ?= 5
 # Tools installed under target/tools win over those of the machine.
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
-.PHONY: help demo demo-zones images test test-compose bench load fmt lint setup
+.PHONY: help demo demo-zones images test test-compose bench bench-sidecar load fmt lint setup
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -37,6 +37,10 @@ bench: ## CPU per request, memory and start-up beside Envoy: make bench ROUNDS=5
 	@scripts/setup.sh build envoy
 	cargo build --release --locked -p shika-proxy -p shika-loadtest
 	target/release/shika-loadtest bench --subject $(SUBJECT) --rounds $(ROUNDS) --out-dir target/bench
+
+bench-sidecar: ## DNS under dnsperf while names change, and the delay of a server that speaks first (root)
+	@scripts/setup.sh build curl netns dnsperf
+	@scripts/bench-sidecar.sh
 
 load: ## One scenario at a fixed rate: make load RATE=5000 SCENARIO=http1_one_hop SUBJECT=both|shika|envoy
 	@scripts/setup.sh build envoy

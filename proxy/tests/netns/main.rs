@@ -5,6 +5,7 @@
 mod common;
 mod dns;
 mod host;
+mod kuma;
 mod probe;
 mod proxy;
 mod rules;
