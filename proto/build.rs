@@ -1,5 +1,6 @@
 //! Turns the descriptor set that the crate `envoy-types` ships into the constant tables that `src/schema.rs` reads in
-//! place, so that the codec needs no work at start-up. The record layouts are described in `src/schema.rs`.
+//! place, so that the codec needs no work at start-up. The record layouts are described in `src/schema.rs`. The messages
+//! of `kuma/**/*.proto` are added to the tables, and the services of `kds.proto` become code.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -24,7 +25,42 @@ fn main() -> Result<(), String> {
     let set = FileDescriptorSet::decode(bytes.as_slice())
         .map_err(|e| format!("{} is not a protobuf descriptor set: {e}", path.display()))?;
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: run this through cargo")?);
+    let kuma = kuma(set.clone(), &out)?;
+    let set = FileDescriptorSet { file: set.file.into_iter().chain(kuma).collect() };
     Tables::new(&set)?.write(&out)
+}
+
+/// Compiles our own .proto files, which import those of Envoy, and writes the code of the services among them.
+fn kuma(envoy: FileDescriptorSet, out: &Path) -> Result<Vec<FileDescriptorProto>, String> {
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set")?);
+    println!("cargo::rerun-if-changed={}", root.join("kuma").display());
+    let mut resolver = protox::file::ChainFileResolver::new();
+    resolver.add(protox::file::IncludeFileResolver::new(root));
+    resolver.add(protox::file::DescriptorSetFileResolver::new(envoy));
+    resolver.add(protox::file::GoogleFileResolver::new());
+    let mut compiler = protox::Compiler::with_file_resolver(resolver);
+    compiler.include_imports(true).include_source_info(true);
+    for file in ["kuma/mesh/v1alpha1/kds.proto", "kuma/mesh/v1alpha1/mesh.proto", "kuma/system/v1alpha1/system.proto"] {
+        compiler.open_file(file).map_err(|e| format!("{file}: {e}"))?;
+    }
+    let compiled = compiler.file_descriptor_set();
+    let is_service =
+        |file: &FileDescriptorProto| !file.name().starts_with("kuma/") || file.name().ends_with("/kds.proto");
+    let services = FileDescriptorSet { file: compiled.file.iter().filter(|file| is_service(file)).cloned().collect() };
+    let generated = tonic_prost_build::configure()
+        .out_dir(out)
+        .emit_rerun_if_changed(false)
+        .extern_path(".envoy", "::envoy_types::pb::envoy")
+        .extern_path(".google.protobuf", "::envoy_types::pb::google::protobuf")
+        .extern_path(".google.rpc", "::envoy_types::pb::google::rpc")
+        .extern_path(".xds", "::envoy_types::pb::xds")
+        .extern_path(".udpa", "::envoy_types::pb::udpa")
+        .extern_path(".validate", "::envoy_types::pb::validate")
+        .btree_map(".kuma")
+        .compile_well_known_types(true)
+        .compile_fds(services);
+    generated.map_err(|e| format!("cannot generate the services of kds.proto: {e}"))?;
+    Ok(compiled.file.into_iter().filter(|file| file.name().starts_with("kuma/")).collect())
 }
 
 /// Finds the descriptor set of exactly the `envoy-types` version that Cargo.lock names.

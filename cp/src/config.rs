@@ -20,10 +20,10 @@ pub enum StoreType {
 /// Which part of a mesh over several zones this control plane is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
-    /// Serves data planes; stands alone or in a zone.
+    /// Serves data planes; stands alone, or in a zone of a global control plane.
     #[value(alias = "standalone")]
     Zone,
-    /// Not available in this version.
+    /// Keeps what all zones have in common, and serves no data planes.
     Global,
 }
 
@@ -34,6 +34,16 @@ pub enum DpAuth {
     #[value(name = "dpToken")]
     DpToken,
     /// Not at all: whoever reaches the server may join any mesh.
+    None,
+}
+
+/// How zones prove who they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KdsAuth {
+    /// By a zone token of scope cp.
+    #[value(name = "cpToken")]
+    CpToken,
+    /// Not at all: whoever reaches the server may call itself any zone.
     None,
 }
 
@@ -125,6 +135,39 @@ pub struct Config {
     /// Name of the zone
     #[arg(long, value_name = "NAME", default_value = "default", value_parser = zone_name, env = "KUMA_MULTIZONE_ZONE_NAME")]
     pub zone_name: String,
+    /// Where the global control plane of this zone is: grpcs://HOST:5685, or grpc:// without TLS; without it, the zone stands alone
+    #[arg(long, value_name = "URL", env = "KUMA_MULTIZONE_ZONE_GLOBAL_ADDRESS")]
+    pub kds_global_address: Option<String>,
+    /// Certificate authority of the global control plane, PEM
+    #[arg(long, value_name = "FILE", env = "KUMA_MULTIZONE_ZONE_KDS_ROOT_CA_FILE")]
+    pub kds_root_ca_file: Option<PathBuf>,
+    /// Zone token of scope cp with which this zone proves its name to the global control plane
+    #[arg(long, value_name = "FILE", env = "KMESH_MULTIZONE_ZONE_KDS_AUTH_CP_TOKEN_PATH")]
+    pub kds_token_file: Option<PathBuf>,
+    /// Address that zones connect to, in mode global
+    #[arg(long, value_name = "IP", default_value = "0.0.0.0", env = "SHIKA_KDS_INTERFACE")]
+    pub kds_interface: IpAddr,
+    /// Port that zones connect to, in mode global
+    #[arg(long, value_name = "PORT", default_value_t = 5685, env = "KUMA_MULTIZONE_GLOBAL_KDS_GRPC_PORT")]
+    pub kds_port: u16,
+    /// Whether zones connect over TLS, in mode global
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value_t = true,
+        action = clap::ArgAction::Set,
+        env = "KUMA_MULTIZONE_GLOBAL_KDS_TLS_ENABLED"
+    )]
+    pub kds_tls: bool,
+    /// Certificate chain that zones are shown, PEM; by default one is made in the work directory
+    #[arg(long, value_name = "FILE", requires = "kds_tls_key", env = "KUMA_MULTIZONE_GLOBAL_KDS_TLS_CERT_FILE")]
+    pub kds_tls_cert: Option<PathBuf>,
+    /// Private key of that certificate, PEM
+    #[arg(long, value_name = "FILE", requires = "kds_tls_cert", env = "KUMA_MULTIZONE_GLOBAL_KDS_TLS_KEY_FILE")]
+    pub kds_tls_key: Option<PathBuf>,
+    /// How zones prove who they are, in mode global
+    #[arg(long, value_enum, default_value = "none", env = "KMESH_MULTIZONE_GLOBAL_KDS_AUTH_TYPE")]
+    pub kds_auth: KdsAuth,
     /// Whether not to create the mesh "default" on start
     #[arg(
         long,
@@ -156,17 +199,22 @@ fn zone_name(text: &str) -> Result<String, String> {
 }
 
 impl Config {
-    /// What is not available in this version, by name and with what to do instead.
+    /// What is not available in this version or makes no sense together, by name and with what to do instead.
     pub fn unavailable(&self) -> Option<&'static str> {
-        match (self.store, self.mode) {
-            (StoreType::Postgres, _) => Some(
+        match (self.store, self.mode, &self.kds_global_address) {
+            (StoreType::Postgres, _, _) => Some(
                 "--store postgres is not available in this version; use --store sqlite, which keeps everything in one file",
             ),
-            (_, Mode::Global) => Some(
-                "--mode global is not available in this version: it runs a single zone; use --mode zone, the default",
-            ),
-            (StoreType::Memory | StoreType::Sqlite, Mode::Zone) => None,
+            (_, Mode::Global, Some(_)) => {
+                Some("--kds-global-address is for a zone, and this is --mode global: leave one of them out")
+            }
+            (StoreType::Memory | StoreType::Sqlite, Mode::Zone | Mode::Global, _) => None,
         }
+    }
+
+    /// Whether this is the control plane of a zone that has a global one.
+    pub fn is_federated(&self) -> bool {
+        self.mode == Mode::Zone && self.kds_global_address.is_some()
     }
 
     /// The work directory, with its default.
@@ -185,7 +233,10 @@ impl Config {
     /// The configuration as `GET /config` shows it, under Kuma's keys. There are no secrets in it.
     pub fn to_json(&self) -> Value {
         json!({
-            "mode": "zone",
+            "mode": match self.mode {
+                Mode::Zone => "zone",
+                Mode::Global => "global",
+            },
             "environment": "universal",
             "store": {
                 "type": match self.store {
@@ -211,7 +262,19 @@ impl Config {
                     DpAuth::None => "none",
                 }}},
             },
-            "multizone": {"zone": {"name": self.zone_name}},
+            "multizone": {
+                "zone": {
+                    "name": self.zone_name,
+                    "globalAddress": self.kds_global_address,
+                    "kds": {"rootCaFile": self.kds_root_ca_file},
+                },
+                "global": {"kds": {
+                    "grpcPort": self.kds_port,
+                    "tlsEnabled": self.kds_tls,
+                    "tlsCertFile": self.kds_tls_cert,
+                    "tlsKeyFile": self.kds_tls_key,
+                }},
+            },
             "bootstrapServer": {"params": {"xdsHost": self.xds_host}},
             "diagnostics": {"serverPort": self.diagnostics_port},
             "defaults": {"skipMeshCreation": self.skip_mesh_creation},

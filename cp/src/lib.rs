@@ -2,7 +2,7 @@
 //!
 //! Flow: [`api`] parses and checks a resource, puts it into the [`store`], whose watch wakes [`mesh`], which rebuilds the
 //! view of that mesh, and [`services`], which makes MeshServices, addresses and names of its Dataplanes; every connected proxy then gets a new [`plan`], which [`emit`] turns into Envoy resources and
-//! [`xds`] sends as far as the proxy does not hold them already.
+//! [`xds`] sends as far as the proxy does not hold them already. [`kds`] keeps control planes of several zones up to date.
 
 pub mod api;
 pub mod app;
@@ -13,6 +13,7 @@ pub mod defaults;
 pub mod dp;
 pub mod emit;
 pub mod identity;
+pub mod kds;
 pub mod mesh;
 pub mod plan;
 pub mod policy;

@@ -46,6 +46,18 @@ mod wire;
 pub use envoy_types::pb::{cel, envoy, google, io, opentelemetry, ratelimit, udpa, validate, xds};
 pub use path::FieldPath;
 
+/// What Kuma's control planes say to each other (Kuma `api/mesh/v1alpha1/kds.proto`).
+pub mod kuma {
+    /// The messages and services of synchronisation.
+    pub mod mesh {
+        /// The messages and services of synchronisation.
+        #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::unwrap_used, rust_2018_idioms)]
+        pub mod v1alpha1 {
+            include!(concat!(env!("OUT_DIR"), "/kuma.mesh.v1alpha1.rs"));
+        }
+    }
+}
+
 /// Whether the schema has a message with this full name, such as `envoy.config.cluster.v3.Cluster`.
 pub fn is_known_message(full_name: &str) -> bool {
     schema::Message::find(full_name).is_some()

@@ -33,6 +33,17 @@ pub const PRODUCT: &str = "Kuma";
 /// The version of Kuma whose API this is. kumactl compares it with its own, and warns when minor versions differ.
 pub const KUMA_VERSION: &str = "2.14.0";
 
+/// Which part of a mesh over several zones a control plane is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Alone: everything is written here.
+    Standalone,
+    /// The global one: what is in a zone is written there.
+    Global,
+    /// That of the zone of that name: what is in all zones is written at global.
+    Zone(String),
+}
+
 /// What the API serves from.
 #[derive(Debug)]
 pub struct Api {
@@ -44,6 +55,8 @@ pub struct Api {
     pub user_tokens: UserTokens,
     /// Tokens of zones.
     pub zone_tokens: ZoneTokens,
+    /// Which part of a mesh over several zones this control plane is; says what may be written here.
+    pub role: Role,
     /// Whether a caller on the loopback interface is the administrator (`apiServer.authn.localhostIsAdmin`).
     pub localhost_is_admin: bool,
     /// Name of the host.
@@ -64,6 +77,7 @@ impl Api {
             user_tokens: UserTokens::new(store.clone()),
             zone_tokens: ZoneTokens::new(store.clone()),
             store,
+            role: Role::Standalone,
             localhost_is_admin: true,
             hostname: String::new(),
             instance_id: String::new(),

@@ -136,6 +136,7 @@ pub(super) fn read_proxy(
     match &mut resource.spec {
         Spec::ZoneIngress(ingress) if ingress.zone.is_empty() => Arc::make_mut(ingress).zone.clone_from(zone),
         Spec::ZoneEgress(egress) if egress.zone.is_empty() => Arc::make_mut(egress).zone.clone_from(zone),
+        Spec::Dataplane(dataplane) if shared.config.federated => Arc::make_mut(dataplane).set_zone(zone),
         _ => {}
     }
     let violations = validate::resource(&resource);

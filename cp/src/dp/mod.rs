@@ -9,6 +9,7 @@
 mod admit;
 mod bootstrap;
 mod certificates;
+mod connections;
 mod grpc;
 mod insight;
 mod node;
@@ -22,10 +23,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
@@ -33,15 +31,9 @@ use crate::auth::{DataplaneTokens, ZoneTokens};
 use crate::identity::leaf::LeafIssuer;
 use crate::mesh::MeshViews;
 use crate::store::Store;
+pub(crate) use connections::serve_connections;
 use registry::Registry;
 use stats::DpStats;
-
-/// How long a TLS handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How often an idle HTTP/2 connection is asked whether it still lives, and how long it may take to answer.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(20));
-/// How long streams may take to say goodbye when the server stops.
-const GOODBYE: Duration = Duration::from_secs(5);
 
 /// Settings of the data-plane server.
 #[derive(Clone, Debug)]
@@ -70,6 +62,8 @@ pub struct DpConfig {
     pub instance_id: String,
     /// Name of the zone (Kuma `multizone.zone.name`, `default`).
     pub zone: String,
+    /// Whether the zone has a global control plane. It then has the certificate authorities, and Dataplanes carry their zone.
+    pub federated: bool,
 }
 
 impl DpConfig {
@@ -87,6 +81,7 @@ impl DpConfig {
             insight_interval: Duration::from_secs(10),
             instance_id: uuid::Uuid::new_v4().to_string(),
             zone: "default".to_owned(),
+            federated: false,
         }
     }
 }
@@ -157,7 +152,7 @@ impl DpServer {
         let parallel = std::thread::available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1));
         let shared = Shared {
             zone_tokens: ZoneTokens::new(store.clone()),
-            views: MeshViews::new(&config.zone),
+            views: MeshViews::new(&config.zone, config.federated),
             config,
             store,
             tokens,
@@ -194,31 +189,7 @@ impl DpServer {
         let DpServer { shared, acceptor, listener } = self;
         let views = tokio::spawn(shared.views.clone().run(shared.store.clone()));
         let router = grpc::router(shared.clone()).merge(bootstrap::router(shared.clone()));
-        let mut connections = tokio::task::JoinSet::new();
-        tokio::pin!(shutdown);
-        loop {
-            tokio::select! {
-                () = &mut shutdown => break,
-                accepted = listener.accept() => match accepted {
-                    Ok((socket, _)) => {
-                        let connection = connection(socket, acceptor.clone(), router.clone(), shared.stopping.subscribe());
-                        connections.spawn(connection);
-                    }
-                    // Out of file descriptors, or a connection that was gone at once: neither ends the server.
-                    Err(error) => {
-                        tracing::warn!(%error, "data-plane server could not accept a connection");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                },
-                Some(_) = connections.join_next() => {}
-            }
-        }
-        drop(listener);
-        shared.stopping.send_replace(true);
-        let goodbye = async { while connections.join_next().await.is_some() {} };
-        if tokio::time::timeout(GOODBYE, goodbye).await.is_err() {
-            connections.abort_all();
-        }
+        serve_connections(listener, Some(acceptor), move |_| router.clone(), &shared.stopping, shutdown).await;
         views.abort();
         Ok(())
     }
@@ -227,38 +198,4 @@ impl DpServer {
 /// Completes when the server stops, or is gone.
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stopping| *stopping).await;
-}
-
-/// Serves one connection until it ends, or until the server stops and the requests on it are answered.
-async fn connection(
-    socket: TcpStream,
-    acceptor: TlsAcceptor,
-    router: axum::Router,
-    mut stopping: watch::Receiver<bool>,
-) {
-    // Small frames of a request-response protocol: waiting for more of them only delays.
-    let _ = socket.set_nodelay(true);
-    let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(socket)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "TLS handshake with the data-plane server failed");
-            return;
-        }
-        Err(_) => return,
-    };
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new());
-    builder.http2().timer(TokioTimer::new()).keep_alive_interval(KEEPALIVE.0).keep_alive_timeout(KEEPALIVE.1);
-    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    tokio::pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = stopped(&mut stopping) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = result {
-        tracing::debug!(%error, "connection to the data-plane server ended");
-    }
 }

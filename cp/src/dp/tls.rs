@@ -35,9 +35,9 @@ pub(crate) struct ServerIdentity {
     /// Private key, PEM.
     key: String,
     /// What proxies must trust, PEM.
-    pub(super) ca: String,
+    pub(crate) ca: String,
     /// Where it is.
-    pub(super) ca_path: PathBuf,
+    pub(crate) ca_path: PathBuf,
     /// Names and addresses of the certificate.
     pub(super) names: BTreeSet<String>,
 }
@@ -48,7 +48,7 @@ fn failed(doing: impl std::fmt::Display, reason: impl std::fmt::Display) -> DpEr
 
 impl ServerIdentity {
     /// Reads the configured certificate, or reads or makes the self-made one.
-    pub(super) fn load(config: &DpConfig) -> Result<Self, DpError> {
+    pub(crate) fn load(config: &DpConfig) -> Result<Self, DpError> {
         if let Some((certificate_path, key_path)) = &config.tls {
             let certificate = read(certificate_path)?;
             let names = names(&certificate).map_err(|e| failed(certificate_path.display(), e))?;
@@ -89,7 +89,7 @@ impl ServerIdentity {
     }
 
     /// What takes in TLS connections: TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1.
-    pub(super) fn acceptor(&self) -> Result<tokio_rustls::TlsAcceptor, DpError> {
+    pub(crate) fn acceptor(&self) -> Result<tokio_rustls::TlsAcceptor, DpError> {
         let chain: Result<Vec<CertificateDer<'static>>, _> =
             CertificateDer::pem_slice_iter(self.certificate.as_bytes()).collect();
         let chain = chain.map_err(|e| failed("reading the certificate", e))?;

@@ -9,7 +9,7 @@ use super::MeshView;
 use crate::identity::IdentityError;
 use crate::identity::ca::{self, CaPem, CertificateAuthority};
 use crate::resource::{CaBackend, Kind, Mesh, Meta, Resource, ResourceKey, Secret, Spec};
-use crate::store::{Expect, Store, StoreError};
+use crate::store::{Event, Expect, Store, StoreError};
 
 pub(super) type Authority = (Result<Option<Arc<CertificateAuthority>>, IdentityError>, Option<CaPem>);
 
@@ -19,6 +19,7 @@ pub(super) async fn authority(
     name: &str,
     mesh: &Mesh,
     before: Option<&MeshView>,
+    make: bool,
 ) -> Result<Authority, StoreError> {
     let Some(backend) = mesh.enabled_backend() else { return Ok((Ok(None), None)) };
     if backend.kind != "builtin" {
@@ -28,7 +29,7 @@ pub(super) async fn authority(
         };
         return Ok((Err(error), None));
     }
-    let pem = match ensure(store, name, backend).await? {
+    let pem = match ensure(store, name, backend, make).await? {
         Ok(pem) => pem,
         Err(error) => return Ok((Err(error), None)),
     };
@@ -42,7 +43,12 @@ pub(super) async fn authority(
 
 /// The Secrets of a builtin authority, created when they are missing. The certificate makes the pair complete: a key alone is what a
 /// crash left behind, with which nothing was signed.
-async fn ensure(store: &Store, mesh: &str, backend: &CaBackend) -> Result<Result<CaPem, IdentityError>, StoreError> {
+async fn ensure(
+    store: &Store,
+    mesh: &str,
+    backend: &CaBackend,
+    make: bool,
+) -> Result<Result<CaPem, IdentityError>, StoreError> {
     let certificate_key = ResourceKey::new(Kind::Secret, mesh, ca::certificate_secret(mesh, &backend.name));
     let key_key = ResourceKey::new(Kind::Secret, mesh, ca::key_secret(mesh, &backend.name));
     // The second round reads what another instance created first.
@@ -50,6 +56,9 @@ async fn ensure(store: &Store, mesh: &str, backend: &CaBackend) -> Result<Result
         if let Some(certificate) = text(store, &certificate_key).await? {
             let missing = IdentityError::AuthorityMissing { mesh: mesh.to_owned(), secret: key_key.name.clone() };
             return Ok(text(store, &key_key).await?.map(|key| CaPem { certificate, key }).ok_or(missing));
+        }
+        if !make {
+            return Ok(Err(IdentityError::AuthorityMissing { mesh: mesh.to_owned(), secret: certificate_key.name }));
         }
         let conf = match backend.builtin_conf() {
             Ok(conf) => conf,
@@ -99,4 +108,30 @@ async fn text(store: &Store, key: &ResourceKey) -> Result<Option<String>, StoreE
     let resource = store.get(key).await?;
     let secret = resource.as_ref().and_then(Resource::secret);
     Ok(secret.map(|secret| String::from_utf8_lossy(&secret.data).into_owned()))
+}
+
+/// Makes the authorities of all meshes as they come, until the store is gone: what a global control plane does for its zones.
+pub async fn keep_authorities(store: Store) {
+    let mut watch = store.watch();
+    loop {
+        for resource in store.list(Kind::Mesh, None).await.unwrap_or_default() {
+            let Some(mesh) = resource.mesh() else { continue };
+            match authority(&store, &resource.meta.name, mesh, None, true).await {
+                Ok((Ok(_), _)) => {}
+                Ok((Err(error), _)) => {
+                    tracing::error!(mesh = resource.meta.name, %error, "certificates of the mesh cannot be issued");
+                }
+                Err(error) => {
+                    tracing::error!(mesh = resource.meta.name, %error, "cannot look for the authority of the mesh")
+                }
+            }
+        }
+        loop {
+            match watch.next().await {
+                None => return,
+                Some(Event::Changed(key) | Event::Deleted(key)) if key.kind != Kind::Mesh => {}
+                Some(_) => break,
+            }
+        }
+    }
 }

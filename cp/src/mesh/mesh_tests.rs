@@ -70,7 +70,7 @@ fn services_have_healthy_endpoints_only() {
 #[tokio::test]
 async fn views_follow_the_store_and_the_authority_is_made_once() {
     let store = Store::memory();
-    let views = MeshViews::new("east");
+    let views = MeshViews::new("east", false);
     let run = tokio::spawn(views.clone().run(store.clone()));
     apply(&store, MESH).await;
     let patience = Duration::from_secs(60);
@@ -87,7 +87,7 @@ async fn views_follow_the_store_and_the_authority_is_made_once() {
     assert!(Arc::ptr_eq(&first, &second), "unchanged Secrets are not read again");
 
     // Another process over the same store uses the same authority.
-    let others = MeshViews::new("east");
+    let others = MeshViews::new("east", false);
     let other_run = tokio::spawn(others.clone().run(store.clone()));
     let other = others.follow_soon("default", patience).await.unwrap();
     assert_eq!(other.borrow().authority.clone().unwrap().unwrap().fingerprint(), first.fingerprint());
@@ -108,17 +108,17 @@ async fn half_an_authority_is_completed_and_a_broken_one_is_reported() {
     store.put(secret("default.ca-builtin-key-ca-1"), Expect::Absent).await.unwrap();
     let mesh = store.get(&ResourceKey::global(Kind::Mesh, "default")).await.unwrap().unwrap();
     let mesh = mesh.mesh().unwrap();
-    let (made, _) = authority(&store, "default", mesh, None).await.unwrap();
+    let (made, _) = authority(&store, "default", mesh, None, true).await.unwrap();
     assert!(made.unwrap().is_some());
     store.put(secret("default.ca-builtin-key-ca-1"), Expect::Any).await.unwrap();
-    let (broken, _) = authority(&store, "default", mesh, None).await.unwrap();
+    let (broken, _) = authority(&store, "default", mesh, None, true).await.unwrap();
     assert!(matches!(broken, Err(IdentityError::BadPem { .. })));
 }
 
 #[tokio::test]
 async fn services_of_all_kinds_have_their_addresses_and_zones_their_proxies() {
     let store = Store::memory();
-    let views = MeshViews::new("east");
+    let views = MeshViews::new("east", false);
     tokio::spawn(views.clone().run(store.clone()));
     let base = "
 type: Mesh

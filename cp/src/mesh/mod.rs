@@ -13,6 +13,7 @@ mod view;
 mod vips;
 mod zones;
 
+pub use authority::keep_authorities;
 pub use backends::Backend;
 pub(crate) use endpoints::{own_egresses, remote_ingresses};
 pub use external::{External, ExternalHost, ExternalName, OriginatedTls};
@@ -49,14 +50,22 @@ pub struct MeshViews {
     meshes: watch::Sender<u64>,
     /// All meshes together, for the proxies of the zone.
     zone: watch::Sender<Arc<ZoneView>>,
+    /// Whether a global control plane makes the certificate authorities.
+    federated: bool,
 }
 
 impl MeshViews {
-    /// No views yet; [`run`](Self::run) builds them, as the zone of that name sees its meshes.
-    pub fn new(zone: &str) -> Arc<Self> {
+    /// No views yet; [`run`](Self::run) builds them, as the zone of that name sees its meshes. The authorities of a `federated` zone
+    /// come from its global control plane; else they are made here.
+    pub fn new(zone: &str, federated: bool) -> Arc<Self> {
         let zones = Arc::new(Zones::new(zone));
         let zone = Arc::new(ZoneView { zones, meshes: BTreeMap::new() });
-        Arc::new(MeshViews { views: Mutex::default(), meshes: watch::Sender::new(0), zone: watch::Sender::new(zone) })
+        Arc::new(MeshViews {
+            views: Mutex::default(),
+            meshes: watch::Sender::new(0),
+            zone: watch::Sender::new(zone),
+            federated,
+        })
     }
 
     /// Follows all meshes together, as the proxies of the zone need them.
@@ -181,7 +190,7 @@ impl MeshViews {
             return Ok(());
         };
         let before = self.views.lock().get(name).map(|view| view.borrow().clone());
-        let (authority, authority_pem) = authority(store, name, mesh, before.as_deref()).await?;
+        let (authority, authority_pem) = authority(store, name, mesh, before.as_deref(), !self.federated).await?;
         if let Err(error) = &authority {
             tracing::error!(mesh = name, %error, "certificates of the mesh cannot be issued");
         }

@@ -18,7 +18,7 @@ pub struct Dataplane {
     /// Legacy metrics override, kept as given; this control plane does not act on it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Value>,
-    /// Legacy virtual probes, kept as given; this control plane does not act on them.
+    /// Virtual probes, kept as given: `{port, endpoints: [{inboundPort, inboundPath, path}]}`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probes: Option<Value>,
 }
@@ -50,6 +50,16 @@ impl Dataplane {
             }
         }
         all
+    }
+
+    /// Notes the zone in the tags of every inbound and of the gateway (Kuma `setInboundsClusterTag`), so that other zones and
+    /// policies know where the proxy is.
+    pub fn set_zone(&mut self, zone: &str) {
+        let Some(networking) = &mut self.networking else { return };
+        let gateway = networking.gateway.as_mut().map(|gateway| &mut gateway.tags);
+        for tags in networking.inbound.iter_mut().map(|inbound| &mut inbound.tags).chain(gateway) {
+            tags.insert("kuma.io/zone".to_owned(), zone.to_owned());
+        }
     }
 
     /// Whether the proxy is a gateway, delegated or builtin.

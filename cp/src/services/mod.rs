@@ -20,7 +20,9 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tokio::time::{Instant, sleep_until};
 
-use crate::resource::{Dataplane, DataplaneInsight, Kind, Mesh, MeshServicesMode, Meta, Resource, ResourceKey, Spec};
+use crate::resource::{
+    AvailableService, Dataplane, DataplaneInsight, Kind, Mesh, MeshServicesMode, Meta, Resource, ResourceKey, Spec,
+};
 use crate::store::{Event, Expect, Store, StoreError};
 use vip::Allocator;
 
@@ -55,6 +57,10 @@ pub struct Services {
     store: Store,
     settings: Settings,
     allocator: Allocator,
+    /// When the next grace period of a mesh ends, by mesh.
+    deadlines: BTreeMap<String, DateTime<Utc>>,
+    /// What each mesh offers to other zones.
+    offered: BTreeMap<String, Vec<AvailableService>>,
 }
 
 /// What is to be done in the next round.
@@ -62,12 +68,6 @@ pub struct Services {
 struct Dirty {
     all: bool,
     meshes: BTreeSet<String>,
-}
-
-impl Dirty {
-    fn is_clean(&self) -> bool {
-        !self.all && self.meshes.is_empty()
-    }
 }
 
 /// How soon an event has to be dealt with.
@@ -80,7 +80,13 @@ enum Urgency {
 impl Services {
     /// With that store.
     pub fn new(store: Store, settings: Settings) -> Services {
-        Services { allocator: Allocator::new(store.clone()), store, settings }
+        Services {
+            allocator: Allocator::new(store.clone()),
+            store,
+            settings,
+            deadlines: BTreeMap::new(),
+            offered: BTreeMap::new(),
+        }
     }
 
     /// Works until the store is gone. Errors of the store are logged, and what failed is tried again.
@@ -117,9 +123,6 @@ impl Services {
                     }
                 }
                 () = alarm => {
-                    if dirty.is_clean() {
-                        dirty.all = true;
-                    }
                     (due, first_change) = (None, None);
                     match self.round(&mut dirty).await {
                         Ok(next) => deadline = next,
@@ -137,29 +140,34 @@ impl Services {
     /// Brings what is marked up to date. Returns when the next grace period ends.
     async fn round(&mut self, dirty: &mut Dirty) -> Result<Option<DateTime<Utc>>, StoreError> {
         let meshes = self.store.list(Kind::Mesh, None).await?;
-        let mut deadline: Option<DateTime<Utc>> = None;
-        let mut offered = Vec::new();
+        let known = |name: &String| meshes.iter().any(|mesh| mesh.meta.name == *name);
+        self.deadlines.retain(|name, _| known(name));
+        self.offered.retain(|name, _| known(name));
+        let now = Utc::now();
         for resource in &meshes {
             let Some(mesh) = resource.mesh() else { continue };
             let name = resource.meta.name.as_str();
+            let due = self.deadlines.get(name).is_some_and(|at| *at <= now);
+            if !dirty.all && !due && !dirty.meshes.contains(name) {
+                continue;
+            }
             let input = Input::read(&self.store, name, mesh).await?;
-            offered.extend(ingress::offered(&input, &self.settings.zone));
-            let pending = self.mesh(&input, dirty.all || dirty.meshes.contains(name)).await?;
-            deadline = [deadline, pending].into_iter().flatten().min();
+            self.offered.insert(name.to_owned(), ingress::offered(&input, &self.settings.zone));
+            match self.mesh(&input).await? {
+                Some(deadline) => self.deadlines.insert(name.to_owned(), deadline),
+                None => self.deadlines.remove(name),
+            };
         }
+        let mut offered: Vec<AvailableService> = self.offered.values().flatten().cloned().collect();
         offered.sort();
         ingress::update(&self.store, &self.settings.zone, &offered).await?;
         *dirty = Dirty::default();
-        Ok(deadline)
+        Ok(self.deadlines.values().min().copied())
     }
 
-    /// Brings one mesh up to date. Returns when the next grace period ends.
-    async fn mesh(&mut self, input: &Input, marked: bool) -> Result<Option<DateTime<Utc>>, StoreError> {
+    /// Brings one mesh up to date. Returns when its next grace period ends.
+    async fn mesh(&mut self, input: &Input) -> Result<Option<DateTime<Utc>>, StoreError> {
         let mut services = Held::list(&self.store, Kind::MeshService, &input.name).await?;
-        let deadline = generate::deadline(&services, self.settings.grace);
-        if !marked && deadline.is_none_or(|at| at > Utc::now()) {
-            return Ok(deadline);
-        }
         generate::generate(input, &self.settings, &mut services, Utc::now());
         status::mesh_services(&self.store, input, &self.settings.zone, &mut services).await?;
         let mut multi_zone = Held::list(&self.store, Kind::MeshMultiZoneService, &input.name).await?;

@@ -6,3 +6,4 @@ mod api;
 mod process;
 mod shikactl;
 mod support;
+mod zones;

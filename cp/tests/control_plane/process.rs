@@ -16,15 +16,15 @@ use tokio::net::TcpStream;
 use crate::support::{Reply, call, dataplane};
 
 /// Longest that a start may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
-struct Process {
-    child: Child,
-    ports: Value,
+pub struct Process {
+    pub child: Child,
+    pub ports: Value,
 }
 
 impl Process {
-    fn start(directory: &Path, arguments: &[&str]) -> Process {
+    pub fn start(directory: &Path, arguments: &[&str]) -> Process {
         let ports = directory.join("ports.json");
         let _ = std::fs::remove_file(&ports);
         let mut child = command(directory).args(arguments).arg("--ports-file").arg(&ports).spawn().unwrap();
@@ -45,11 +45,11 @@ impl Process {
         SocketAddr::from(([127, 0, 0, 1], u16::try_from(self.ports[port].as_u64().unwrap()).unwrap()))
     }
 
-    async fn call(&self, method: Method, path: &str, body: &str) -> Reply {
+    pub async fn call(&self, method: Method, path: &str, body: &str) -> Reply {
         call(self.address("apiHttp"), method, path, &[], body).await
     }
 
-    fn signal(&self, signal: &str) {
+    pub fn signal(&self, signal: &str) {
         // The shell's own: the program is missing on small systems.
         let status = Command::new("sh").args(["-c", &format!("kill {signal} {}", self.child.id())]).status().unwrap();
         assert!(status.success());
@@ -160,9 +160,13 @@ fn what_is_not_there_yet_and_what_cannot_be_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let cases: [(&[&str], i32, &str); 5] = [
+    let cases: [(&[&str], i32, &str); 9] = [
         (&["--store", "postgres"], 1, "--store postgres is not available in this version; use --store sqlite"),
-        (&["--mode", "global"], 1, "--mode global is not available in this version"),
+        (&["--mode", "global", "--kds-global-address", "grpc://x:1"], 1, "--kds-global-address is for a zone"),
+        (&["--kds-global-address", "http://x:1"], 1, "unsupported scheme \"http\""),
+        (&["--kds-global-address", "grpcs://x:1"], 1, "needs --kds-root-ca-file"),
+        (&["--zone-name", "East"], 2, "use at most 63 lower case letters"),
+        (&["--mode", "local"], 2, "invalid value 'local'"),
         (&["--store", "mongodb"], 2, "invalid value 'mongodb'"),
         (&["--dp-tls-cert", "/x.pem"], 2, "--dp-tls-key <FILE>"),
         (&["--store-path", "/proc/nowhere/x.db"], 1, "cannot open /proc/nowhere/x.db"),

@@ -170,6 +170,17 @@ pub fn wire_to_json_value(full_name: &str, bytes: &[u8], names: Names) -> Result
     print::message(message, bytes, names)
 }
 
+/// The other way round: the encoded message, of a type known by its full name, that a tree of JSON stands for.
+///
+/// # Errors
+/// As [`from_yaml`]; also an unknown type.
+pub fn json_value_to_wire(full_name: &str, value: &Value, options: Options) -> Result<Vec<u8>, Vec<FieldError>> {
+    let message = schema::Message::find(full_name).ok_or_else(|| whole(format!("{full_name} is not in the schema")))?;
+    let node = Node::of_value(value, 0).map_err(whole)?;
+    let outcome = parse::transcode(message, &node, options);
+    if outcome.errors.is_empty() { Ok(outcome.wire) } else { Err(outcome.errors) }
+}
+
 /// [`to_json_value`] as a YAML document, such as a bootstrap that Envoy reads. Envoy's reader of YAML has no fractions
 /// outside of fields that want them: a fraction inside a `Struct` is printed, but reads back as text.
 ///

@@ -105,10 +105,5 @@ pub(super) fn without_effect(mesh: &Mesh) -> Vec<String> {
     note(mesh.metrics.is_some(), "metrics");
     note(mesh.logging.is_some(), "logging");
     note(mesh.tracing.is_some(), "tracing");
-    note(mesh.networking.is_some(), "networking.outbound.passthrough");
-    let routing = mesh.routing.clone().unwrap_or_default();
-    note(routing.locality_aware_load_balancing, "routing.localityAwareLoadBalancing");
-    note(routing.zone_egress, "routing.zoneEgress");
-    note(routing.default_forbid_mesh_external_service_access, "routing.defaultForbidMeshExternalServiceAccess");
     fields
 }

@@ -333,12 +333,12 @@ fn settings_without_effect_are_named() {
     for (yaml, expected) in [
         (
             "type: Mesh\nname: m\nmetrics: {enabledBackend: p}\nrouting: {localityAwareLoadBalancing: true}\nmeshServices: {mode: Exclusive}",
-            vec!["metrics", "routing.localityAwareLoadBalancing"],
+            vec!["metrics"],
         ),
         ("type: Mesh\nname: m\nmtls: {backends: [{name: a, type: builtin}]}", vec![]),
         (
-            "type: Dataplane\nname: d\nnetworking: {transparentProxying: {redirectPortInbound: 15006}, outbound: [{backendRef: {kind: MeshService}}]}",
-            vec!["networking.outbound[0].backendRef"],
+            "type: Dataplane\nname: d\nnetworking: {transparentProxying: {redirectPortInbound: 15006}, listeners: [{port: 1}], outbound: [{backendRef: {kind: MeshService}}]}",
+            vec!["networking.listeners"],
         ),
         ("type: MeshTrafficPermission\nname: p\nspec: {rules: [{default: {}}]}", vec!["spec.rules"]),
     ] {
