@@ -313,6 +313,7 @@ impl Arguments {
             (self.dns_enable_logging.is_some(), "--dns-enable-logging", "use --envoy-component-log-level=dns:debug"),
             (self.binary_path.is_some(), "--binary-path", "there is no second process"),
             (self.config_dir.is_some() && self.work_dir.is_some(), "--config-dir", "--work-dir wins"),
+            (self.work_dir.is_some() && self.socket_dir.is_some(), "--work-dir", "--socket-dir wins"),
         ];
         let set = WITHOUT_EFFECT.iter().copied().filter(|(name, _)| std::env::var_os(name).is_some());
         flags.into_iter().filter(|(given, ..)| *given).map(|(_, flag, why)| (flag, why)).chain(set).collect()
