@@ -20,8 +20,13 @@ use shika_cp::store::{Expect, Store};
 use support::{Cp, free_port};
 use tokio::process::{Child, Command};
 
-/// The program under test.
-const PROXY: &str = env!("CARGO_BIN_EXE_shika-proxy");
+/// The program under test, built beside this test.
+fn proxy() -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_shika-loadtest")).with_file_name("shika-proxy");
+    assert!(path.is_file(), "{} is not there; build it first: cargo build --workspace --bins", path.display());
+    path
+}
+
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// Who plays a part.
@@ -80,7 +85,7 @@ fn shika(part: &Part<'_>, dir: &Path) -> Child {
     std::fs::write(&ca, &part.cp.ca).unwrap();
     std::fs::write(&token, &part.token).unwrap();
     let log = std::fs::File::create(dir.join(format!("{}.log", part.name))).unwrap();
-    let mut command = Command::new(PROXY);
+    let mut command = Command::new(proxy());
     command.args(["run", "--concurrency", "1", "--readiness-port", "0", "--name", part.name]);
     if part.proxy_type == "dataplane" {
         command.args(["--mesh", "default"]);
