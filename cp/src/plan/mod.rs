@@ -31,7 +31,8 @@ pub(crate) use dns::TTL;
 pub use dns::{DNS_PATH, DnsPlan, Record};
 pub use external::{ExternalHostPlan, ExternalPlan};
 pub use features::{AdminEndpoint, ProxyFeatures, Redirection};
-pub use metrics::{MetricsListener, MetricsPlan};
+pub use metrics::{MetricsListener, MetricsPlan, MetricsTls};
+pub(crate) use metrics::{service, tag_labels};
 pub(crate) use transparent::NO_PORT;
 pub use transparent::{CapturePlan, DirectAccessPlan, Family};
 pub use zone::{OutsideChain, ZoneChain, ZoneProxyPlan, egress, ingress};
@@ -276,11 +277,9 @@ pub fn plan(view: &MeshView, name: &str, features: ProxyFeatures) -> Result<Prox
         .ok_or_else(|| PlanError::NoDataplane { mesh: view.name.clone(), name: name.to_owned() })?;
     let mtls = mtls(view, |mesh| leaf::uris(mesh, &dataplane.tags()))?;
     let mut plan = ProxyPlan { mtls: mtls.into_iter().collect(), ..ProxyPlan::default() };
-    let Dataplane { networking, metrics, probes } = dataplane.as_ref();
-    for (field, set) in [("metrics", metrics.is_some()), ("probes", probes.is_some())] {
-        if set {
-            plan.warnings.insert(format!("Dataplane {name:?}: {field} has no effect"));
-        }
+    let Dataplane { networking, metrics: _, probes } = dataplane.as_ref();
+    if probes.is_some() {
+        plan.warnings.insert(format!("Dataplane {name:?}: probes has no effect"));
     }
     let Some(networking) = networking else { return Ok(plan) };
     if !networking.listeners.is_empty() {
