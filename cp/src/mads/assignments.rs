@@ -3,24 +3,36 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use serde::Serialize;
+use serde_json::json;
 
 use crate::mesh::{MeshView, ZoneView};
 use crate::plan;
 use crate::policy::metric::{metric, prometheus};
 use crate::policy::select::Target;
 use crate::resource::{Dataplane, LegacyTlsMode, Meta, PrometheusTlsMode};
+use crate::xds::Version;
 
 /// The type of an assignment.
-pub(super) const TYPE_URL: &str = "type.googleapis.com/kuma.observability.v1.MonitoringAssignment";
+const TYPE_URL: &str = "type.googleapis.com/kuma.observability.v1.MonitoringAssignment";
 /// Every client that no MeshMetric names (Kuma `DefaultKumaClientId`).
 const ANY_CLIENT: &str = "_kuma-default-client";
 /// The service of a proxy that has none (Kuma `ServiceUnknown`).
 const NO_SERVICE: &str = "unknown";
 
+/// What a client is told.
+#[derive(Debug)]
+pub(super) struct Told {
+    /// Hash of the assignments.
+    pub(super) version: String,
+    /// A DiscoveryResponse, as JSON.
+    pub(super) body: Bytes,
+}
+
 /// Targets of one proxy, `kuma.observability.v1.MonitoringAssignment`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-pub(super) struct Assignment {
+struct Assignment {
     #[serde(rename = "@type")]
     type_url: &'static str,
     mesh: String,
@@ -41,10 +53,11 @@ struct AssignedTarget {
 }
 
 /// Who fetches from where.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Assignments {
-    /// By client; the proxies of each by mesh and name.
-    by_client: BTreeMap<String, Vec<Assignment>>,
+    by_client: BTreeMap<String, Told>,
+    /// For clients that nothing is assigned to.
+    nothing: Told,
     /// What was asked for and is not done, in words.
     pub(super) warnings: Vec<String>,
 }
@@ -52,7 +65,36 @@ pub(super) struct Assignments {
 impl Assignments {
     /// The assignments of all meshes.
     pub(super) fn of_zone(view: &ZoneView) -> Assignments {
-        let mut all = Assignments::default();
+        let Collected { by_client, warnings } = Collected::of_zone(view);
+        Assignments {
+            by_client: by_client.into_iter().map(|(client, assigned)| (client, told(&assigned))).collect(),
+            nothing: told(&[]),
+            warnings,
+        }
+    }
+
+    /// What a client is told, by the name that it gives itself.
+    pub(super) fn of(&self, client: &str) -> &Told {
+        self.by_client.get(client).or_else(|| self.by_client.get(ANY_CLIENT)).unwrap_or(&self.nothing)
+    }
+}
+
+fn told(assigned: &[Assignment]) -> Told {
+    let version = Version::of(assigned).to_string();
+    let body = json!({"version_info": version, "resources": assigned, "type_url": TYPE_URL, "nonce": version});
+    Told { version, body: body.to_string().into() }
+}
+
+#[derive(Debug, Default)]
+struct Collected {
+    /// By client; the proxies of each by mesh and name.
+    by_client: BTreeMap<String, Vec<Assignment>>,
+    warnings: Vec<String>,
+}
+
+impl Collected {
+    fn of_zone(view: &ZoneView) -> Collected {
+        let mut all = Collected::default();
         for mesh in view.meshes.values() {
             for (_, policy) in &mesh.policies.metrics {
                 for backend in prometheus(&policy.default) {
@@ -70,11 +112,6 @@ impl Assignments {
             }
         }
         all
-    }
-
-    /// The assignments of a client, by the name that it gives itself.
-    pub(super) fn of(&self, client: &str) -> &[Assignment] {
-        self.by_client.get(client).or_else(|| self.by_client.get(ANY_CLIENT)).map(Vec::as_slice).unwrap_or_default()
     }
 
     fn add_policies(&mut self, mesh: &MeshView) {

@@ -26,8 +26,12 @@ fn assigned(yaml: &str, client: &str) -> (Value, Vec<String>) {
         meshes.insert(name.to_owned(), Arc::new(view));
     }
     let assignments = Assignments::of_zone(&ZoneView { zones: Arc::default(), meshes });
-    (json!(assignments.of(client)), assignments.warnings)
+    let mut told: Value = serde_json::from_slice(&assignments.of(client).body).unwrap();
+    assert_eq!(told["version_info"], assignments.of(client).version);
+    (told["resources"].take(), assignments.warnings)
 }
+
+const TYPE: &str = "type.googleapis.com/kuma.observability.v1.MonitoringAssignment";
 
 const LEGACY: &str = "
 type: Mesh
@@ -57,7 +61,7 @@ networking: {address: 10.0.0.2, inbound: [{port: 80, tags: {kuma.io/service: a}}
 #[test]
 fn targets_of_a_mesh_with_metrics() {
     let expected = json!([{
-        "@type": "type.googleapis.com/kuma.observability.v1.MonitoringAssignment",
+        "@type": TYPE,
         "mesh": "old",
         "service": "api",
         "targets": [{
@@ -106,7 +110,7 @@ networking: {{address: 10.0.0.4, advertisedAddress: '2001:db8::6', gateway: {{ty
     );
     let target = |name: &str, service: &str, scheme: &str, address: &str, path: &str| {
         json!({
-            "@type": TYPE_URL, "mesh": "new", "service": service,
+            "@type": TYPE, "mesh": "new", "service": service,
             "targets": [{"name": name, "scheme": scheme, "address": address, "metrics_path": path}],
         })
     };

@@ -13,7 +13,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use parking_lot::Mutex;
-use serde_json::json;
 use shika_proto::envoy::service::discovery::v3::DiscoveryRequest;
 use shika_proto::json::{Options, Parsed, from_json_str_with};
 use tokio::sync::watch;
@@ -23,8 +22,7 @@ use crate::api::ApiError;
 use crate::api::server::{Answer, Request};
 use crate::mesh::{MeshViews, ZoneView};
 use crate::resource::parse_go_duration;
-use crate::xds::Version;
-use assignments::{Assignment, Assignments, TYPE_URL};
+use assignments::Assignments;
 
 /// Where assignments are asked for.
 pub const PATH: &str = "/v3/discovery:monitoringassignments";
@@ -90,13 +88,12 @@ impl Mads {
         loop {
             let view = zone.borrow_and_update().clone();
             let assignments = self.assignments(view);
-            let assigned = assignments.of(client);
-            let version = Version::of(assigned).to_string();
-            if version != discovery.version_info {
-                return Ok(found(&version, assigned));
+            let told = assignments.of(client);
+            if told.version != discovery.version_info {
+                return Ok(answer(StatusCode::OK, told.body.clone()));
             }
             if is_last {
-                return Ok(unchanged());
+                return Ok(answer(StatusCode::NOT_MODIFIED, Bytes::new()));
             }
             let refresh_at = Instant::now() + REFRESH;
             let changed = async {
@@ -132,13 +129,8 @@ impl Mads {
     }
 }
 
-fn found(version: &str, assigned: &[Assignment]) -> Answer {
-    let body = json!({"version_info": version, "resources": assigned, "type_url": TYPE_URL, "nonce": version});
-    Answer::json(StatusCode::OK, &body)
-}
-
-fn unchanged() -> Answer {
-    Answer { status: StatusCode::NOT_MODIFIED, content_type: "application/json", body: Bytes::new() }
+fn answer(status: StatusCode, body: Bytes) -> Answer {
+    Answer { status, content_type: "application/json", body }
 }
 
 /// Reads the request. Fields that are not known yet are none of ours: they may be those of a newer Envoy.
