@@ -17,7 +17,7 @@ demo: ## Two services, two sidecars, one control plane: a call over mutual TLS, 
 	@scripts/setup.sh build curl
 	@demo/run.sh
 
-demo-zones: ## Two zones in network namespaces (root); fails until shika-cp has --mode global
+demo-zones: ## Two zones in network namespaces (root)
 	@scripts/setup.sh build curl netns
 	@demo/zones.sh
 
@@ -29,7 +29,7 @@ test: ## Formatting, clippy, licences, every test, parity with Envoy
 	@scripts/setup.sh build lint deny envoy curl netns
 	@scripts/test.sh
 
-test-compose: ## The same with docker compose and a real Prometheus; fails until shika-cp has --mode global
+test-compose: ## The same with docker compose and a real Prometheus (root where no engine runs)
 	@scripts/setup.sh build curl docker
 	@scripts/test-compose.sh
 
