@@ -29,7 +29,7 @@ test: ## Formatting, clippy, licences, every test, parity with Envoy
 	@scripts/setup.sh build lint deny envoy curl netns
 	@scripts/test.sh
 
-test-compose: ## The same with docker compose and a real Prometheus; fails until shika-cp has --mode global
+test-compose: ## The same with docker compose and a real Prometheus (root where no engine runs)
 	@scripts/setup.sh build curl docker
 	@scripts/test-compose.sh
 

@@ -181,6 +181,11 @@ impl DpServer {
         self.shared.stats.clone()
     }
 
+    /// The views of the meshes, which [`serve`](Self::serve) keeps up to date.
+    pub fn views(&self) -> Arc<MeshViews> {
+        self.shared.views.clone()
+    }
+
     /// Serves until `shutdown` completes; then ends the streams and returns. Dataplanes stay: their proxies come back.
     ///
     /// # Errors

@@ -25,6 +25,7 @@ use super::outbox::Outbox;
 use super::{
     CLIENT_ID, Direction, FEATURES, INSTANCE, KDS_VERSION, MAX_MESSAGE, TIME, ZoneNode, skew, told_to_stop, unix_time,
 };
+use crate::lookup;
 use crate::store::Store;
 
 /// Requests for every kind fit into the queue before the call is made.
@@ -162,7 +163,7 @@ impl ZoneClient {
         let connector = tower::service_fn(move |_: http::Uri| {
             let (tls, target) = (tls.clone(), target.clone());
             async move {
-                let stream = TcpStream::connect((target.0.as_str(), target.1)).await?;
+                let stream = lookup::connect(&target.0, target.1).await?;
                 stream.set_nodelay(true)?;
                 match tls {
                     None => Ok::<_, io::Error>(TokioIo::new(MaybeTls::Plain(stream))),

@@ -52,6 +52,8 @@ pub struct MeshViews {
     zone: watch::Sender<Arc<ZoneView>>,
     /// Whether a global control plane makes the certificate authorities.
     federated: bool,
+    /// Whether the views were built once.
+    built: watch::Sender<bool>,
 }
 
 impl MeshViews {
@@ -65,7 +67,14 @@ impl MeshViews {
             meshes: watch::Sender::new(0),
             zone: watch::Sender::new(zone),
             federated,
+            built: watch::Sender::new(false),
         })
+    }
+
+    /// Completes once all meshes that were there at the start have a view.
+    pub async fn read(&self) {
+        // The sender lives as long as this.
+        let _ = self.built.subscribe().wait_for(|built| *built).await;
     }
 
     /// Follows all meshes together, as the proxies of the zone need them.
@@ -119,9 +128,14 @@ impl MeshViews {
                 () = due => {
                     first_change = None;
                     build_at = None;
-                    if let Err(error) = self.build(&store, &mut dirty).await {
-                        tracing::error!(%error, "could not read the store; proxies keep their configuration");
-                        build_at = Some(Instant::now() + RETRY);
+                    match self.build(&store, &mut dirty).await {
+                        Ok(()) => {
+                            self.built.send_replace(true);
+                        }
+                        Err(error) => {
+                            tracing::error!(%error, "could not read the store; proxies keep their configuration");
+                            build_at = Some(Instant::now() + RETRY);
+                        }
                     }
                 }
             }

@@ -41,7 +41,7 @@ impl Process {
         }
     }
 
-    fn address(&self, port: &str) -> SocketAddr {
+    pub fn address(&self, port: &str) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], u16::try_from(self.ports[port].as_u64().unwrap()).unwrap()))
     }
 
@@ -74,8 +74,11 @@ fn command(directory: &Path) -> Command {
             "127.0.0.1",
             "--diagnostics-interface",
             "127.0.0.1",
+            "--mads-interface",
+            "127.0.0.1",
         ])
-        .args(["--api-http-port", "0", "--dp-server-port", "0", "--diagnostics-port", "0", "--log-level", "warn"])
+        .args(["--api-http-port", "0", "--dp-server-port", "0", "--diagnostics-port", "0", "--mads-port", "0"])
+        .args(["--log-level", "warn"])
         .arg("--work-dir")
         .arg(directory)
         .stdin(Stdio::null())

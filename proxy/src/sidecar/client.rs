@@ -16,10 +16,11 @@ use shika_data::model::{
     matcher::StringMatcher,
     tls::{ClientContext, ClientTlsSpec, Parameters, SanKind, SanMatcher, Trust, Validation},
 };
-use tokio::{net::TcpStream, time::Instant};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{arguments::Arguments, request::SYSTEM_CA_PATHS};
+use crate::lookup;
 
 /// Largest answer that is read.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
@@ -170,9 +171,7 @@ fn authorities(arguments: &Arguments) -> Result<(String, Vec<CertificateDer<'sta
 
 async fn ask(address: &Address, body: Bytes) -> Result<Answer, Failure> {
     let retry = |what: &str, error: &dyn std::fmt::Display| Failure::Retry(format!("{what}: {error}"));
-    let socket = TcpStream::connect((address.host.as_str(), address.port))
-        .await
-        .map_err(|error| retry("cannot connect", &error))?;
+    let socket = lookup::connect(&address.host, address.port).await.map_err(|error| retry("cannot connect", &error))?;
     let authority = if address.host.contains(':') {
         format!("[{}]:{}", address.host, address.port)
     } else {
