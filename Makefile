@@ -17,7 +17,7 @@ demo: ## Two services, two sidecars, one control plane: a call over mutual TLS, 
 	@scripts/setup.sh build curl
 	@demo/run.sh
 
-demo-zones: ## Two zones in network namespaces (root); fails until shika-cp has --mode global
+demo-zones: ## Two zones and a global control plane in network namespaces (root): calls across, a cut link, a killed control plane
 	@scripts/setup.sh build curl netns
 	@demo/zones.sh
 
