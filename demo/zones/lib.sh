@@ -250,7 +250,7 @@ know() {
 }
 
 start_global() {
-    start global global shika-cp run --mode global --store sqlite --store-path "$work/global.db" --work-dir "$work/global"
+    start global global shika-cp run --mode global --kds-auth cpToken --store sqlite --store-path "$work/global.db" --work-dir "$work/global"
     until_true 30 "the global control plane answers" global answers_in global
     know global
 }
