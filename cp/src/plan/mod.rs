@@ -32,13 +32,9 @@ pub(crate) use dns::TTL;
 pub use dns::{DNS_PATH, DnsPlan, Record};
 pub use external::{ExternalHostPlan, ExternalPlan};
 pub use features::{AdminEndpoint, ProxyFeatures, Redirection};
-<<<<<<< HEAD
-pub use metrics::{MetricsListener, MetricsPlan};
-pub use probes::{ProbeRoute, ProbesPlan};
-=======
 pub use metrics::{MetricsListener, MetricsPlan, MetricsTls};
 pub(crate) use metrics::{service, tag_labels};
->>>>>>> comp
+pub use probes::{ProbeRoute, ProbesPlan};
 pub(crate) use transparent::NO_PORT;
 pub use transparent::{CapturePlan, DirectAccessPlan, Family};
 pub use zone::{OutsideChain, ZoneChain, ZoneProxyPlan, egress, ingress};
@@ -285,16 +281,7 @@ pub fn plan(view: &MeshView, name: &str, features: ProxyFeatures) -> Result<Prox
         .ok_or_else(|| PlanError::NoDataplane { mesh: view.name.clone(), name: name.to_owned() })?;
     let mtls = mtls(view, |mesh| leaf::uris(mesh, &dataplane.tags()))?;
     let mut plan = ProxyPlan { mtls: mtls.into_iter().collect(), ..ProxyPlan::default() };
-<<<<<<< HEAD
-    let Dataplane { networking, metrics, probes } = dataplane.as_ref();
-    if metrics.is_some() {
-        plan.warnings.insert(format!("Dataplane {name:?}: metrics has no effect"));
-=======
     let Dataplane { networking, metrics: _, probes } = dataplane.as_ref();
-    if probes.is_some() {
-        plan.warnings.insert(format!("Dataplane {name:?}: probes has no effect"));
->>>>>>> comp
-    }
     let Some(networking) = networking else { return Ok(plan) };
     if !networking.listeners.is_empty() {
         plan.warnings.insert(format!("Dataplane {name:?}: networking.listeners has no effect"));

@@ -17,13 +17,8 @@ pub struct Dataplane {
     pub networking: Option<Networking>,
     /// Legacy setting of metrics, over that of the mesh; see [`Mesh::prometheus_of`](super::Mesh::prometheus_of).
     #[serde(skip_serializing_if = "Option::is_none")]
-<<<<<<< HEAD
-    pub metrics: Option<Value>,
-    /// Virtual probes, kept as given: `{port, endpoints: [{inboundPort, inboundPath, path}]}`.
-=======
     pub metrics: Option<LegacyMetricsBackend>,
-    /// Legacy virtual probes, kept as given; this control plane does not act on them.
->>>>>>> comp
+    /// Virtual probes, kept as given: `{port, endpoints: [{inboundPort, inboundPath, path}]}`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probes: Option<Value>,
 }

@@ -110,11 +110,6 @@ pub(super) fn without_effect(dataplane: &Dataplane) -> Vec<String> {
             fields.push(format!("{field}: stored, but without effect in this version"));
         }
     };
-<<<<<<< HEAD
-    note(dataplane.metrics.is_some(), "metrics");
-=======
-    note(dataplane.probes.is_some(), "probes");
->>>>>>> comp
     let Some(networking) = &dataplane.networking else { return fields };
     note(!networking.listeners.is_empty(), "networking.listeners");
     let builtin = networking.gateway.as_ref().is_some_and(|gateway| gateway.kind == GatewayType::Builtin);

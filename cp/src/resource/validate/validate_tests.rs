@@ -379,13 +379,8 @@ fn metrics_backends() {
 fn settings_without_effect_are_named() {
     for (yaml, expected) in [
         (
-<<<<<<< HEAD
-            "type: Mesh\nname: m\nmetrics: {enabledBackend: p}\nrouting: {localityAwareLoadBalancing: true}\nmeshServices: {mode: Exclusive}",
-            vec!["metrics"],
-=======
             "type: Mesh\nname: m\nlogging: {defaultBackend: l}\ntracing: {}\nrouting: {localityAwareLoadBalancing: true}\nmeshServices: {mode: Exclusive}",
             vec!["logging", "tracing"],
->>>>>>> comp
         ),
         ("type: Mesh\nname: m\nmtls: {backends: [{name: a, type: builtin}]}", vec![]),
         (
