@@ -183,6 +183,7 @@ async fn zone(
     let mut dp_config = DpConfig::new(config.work_dir());
     dp_config.tls = config.dp_tls_cert.clone().zip(config.dp_tls_key.clone());
     dp_config.xds_host.clone_from(&config.xds_host);
+    dp_config.admin_unix_socket = config.envoy_admin_unix_socket;
     dp_config.require_token = config.dp_auth == DpAuth::DpToken;
     instance_id.clone_into(&mut dp_config.instance_id);
     dp_config.zone.clone_from(&config.zone_name);

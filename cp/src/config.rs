@@ -123,6 +123,15 @@ pub struct Config {
     /// Host that proxies are told to connect to; by default the one they called for their bootstrap
     #[arg(long, value_name = "HOST", env = "KUMA_BOOTSTRAP_SERVER_PARAMS_XDS_HOST")]
     pub xds_host: Option<String>,
+    /// Whether the admin interface of proxies that name a working directory is on a Unix socket there, and not on TCP
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value_t = true,
+        action = clap::ArgAction::Set,
+        env = "KUMA_BOOTSTRAP_SERVER_PARAMS_ENVOY_ADMIN_UNIX_SOCKET"
+    )]
+    pub envoy_admin_unix_socket: bool,
     /// Address that the diagnostics server listens on
     #[arg(long, value_name = "IP", default_value = "0.0.0.0", env = "SHIKA_DIAGNOSTICS_INTERFACE")]
     pub diagnostics_interface: IpAddr,
@@ -290,7 +299,7 @@ impl Config {
                     "tlsKeyFile": self.kds_tls_key,
                 }},
             },
-            "bootstrapServer": {"params": {"xdsHost": self.xds_host}},
+            "bootstrapServer": {"params": {"xdsHost": self.xds_host, "envoyAdminUnixSocket": self.envoy_admin_unix_socket}},
             "diagnostics": {"serverPort": self.diagnostics_port},
             "monitoringAssignmentServer": {
                 "enabled": self.mads_enabled,

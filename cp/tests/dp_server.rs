@@ -126,6 +126,10 @@ async fn bootstrap_answers() {
     let strict: Bootstrap = shika_proto::json::from_yaml(&yaml).unwrap_or_else(|errors| panic!("{errors:?}\n{yaml}"));
     assert_eq!(strict.node.unwrap().id, "default.server-1");
     assert!(yaml.contains("DELTA_GRPC"), "{yaml}");
+    // Trap 4: the token goes as it is, without "Bearer".
+    let document: Value = serde_yaml_ng::from_str(&yaml).unwrap();
+    let metadata = &document["dynamicResources"]["adsConfig"]["grpcServices"][0]["initialMetadata"];
+    assert_eq!(*metadata, json!([{"key": "authorization", "value": token}]));
 
     let (status, head, yaml) = cp.bootstrap("*/*", &request(json!({}))).await;
     assert_eq!(status, 200);
@@ -147,8 +151,11 @@ async fn streams_that_are_refused() {
     let cp = Cp::start(Store::memory(), dir.path()).await;
     cp.apply(&two_services(10001, 10002, 10003, 10004)).await;
     let token = cp.token("server-1").await;
+    let with_scheme = format!("Bearer {token}");
     for (name, token, code) in [
         ("server-1", "forged", Code::Unauthenticated),
+        // Trap 4.
+        ("server-1", with_scheme.as_str(), Code::Unauthenticated),
         ("web-1", token.as_str(), Code::Unauthenticated),
         ("absent", token.as_str(), Code::NotFound),
     ] {
@@ -363,6 +370,8 @@ async fn zone_proxies_join_with_zone_tokens() {
         ),
         (&cp.zone_token("east", &[Egress, ControlPlane], hour).await, "ingress is out of token's scope"),
         (&cp.expired_zone_token("east").await, "token is expired since"),
+        // Issued where the clock is ten minutes ahead.
+        (&cp.zone_token_between("east", 600, 3600).await, "token is not yet valid: its 'nbf' lies "),
         (&cp.token("zi-1").await, "signature of the token is invalid"),
         ("a.b.c", "not a JWT"),
     ];

@@ -15,6 +15,7 @@ fn metrics(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// Trap 25.
 #[test]
 fn metrics_of_the_dashboards_exist() {
     let listener = http_listener(

@@ -177,6 +177,43 @@ fn a_permissive_mesh_is_that_of_kuma() {
     assert_eq!(filters(2), ["envoy.filters.http.rbac", "envoy.filters.http.router"]);
 }
 
+/// Trap 8: proxies of a mesh offer and expect the ALPN `kuma` alone and speak HTTP/2 whatever the workloads speak; a permissive inbound tells
+/// them from others by that ALPN; permissions are checked on mutual TLS alone.
+#[test]
+fn mesh_traffic_is_known_by_its_alpn() {
+    let mesh =
+        |mode: &str| format!("mtls: {{enabledBackend: b, backends: [{{name: b, type: builtin, mode: {mode}}}]}}");
+    let web = "networking: {address: 10.0.0.1, inbound: [{port: 80, tags: {kuma.io/service: web, kuma.io/protocol: http}}, \
+        {port: 81, tags: {kuma.io/service: tcp}}], outbound: [{port: 1, tags: {kuma.io/service: backend}}]}";
+    let backend = "networking: {address: 10.0.0.2, inbound: [{port: 80, tags: {kuma.io/service: backend, kuma.io/protocol: http}}]}";
+    let ours = emitted(&mesh("STRICT"), "m", &[("web", web), ("backend", backend)], None);
+    let cluster = &ours[&format!("{CLUSTER} backend")];
+    let offered = cluster.pointer("/transportSocket/typedConfig/commonTlsContext/alpnProtocols");
+    assert_eq!(offered, Some(&json!(["kuma"])), "{cluster:#}");
+    let options = "/typedExtensionProtocolOptions/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    let version = cluster.pointer(&format!("{options}/explicitHttpConfig"));
+    assert_eq!(version, Some(&json!({"http2ProtocolOptions": {}})), "{cluster:#}");
+
+    for (mode, port, rbac) in [
+        ("STRICT", 80, "envoy.filters.http.rbac"),
+        ("STRICT", 81, "envoy.filters.network.rbac"),
+        ("PERMISSIVE", 80, "envoy.filters.http.rbac"),
+        ("PERMISSIVE", 81, "envoy.filters.network.rbac"),
+    ] {
+        let ours = emitted(&mesh(mode), "m", &[("web", web)], None);
+        let listener = &ours[&format!("{LISTENER} inbound:10.0.0.1:{port}")];
+        let chains = listener["filterChains"].as_array().unwrap();
+        assert_eq!(chains.len(), if mode == "STRICT" { 1 } else { 3 }, "{listener:#}");
+        for chain in chains {
+            let is_mesh = chain.get("transportSocket").is_some();
+            assert_eq!(chain.to_string().contains(rbac), is_mesh, "{mode} {port}: {chain:#}");
+            let by_alpn = chain.pointer("/filterChainMatch/applicationProtocols");
+            let expected = (is_mesh && mode == "PERMISSIVE").then(|| json!(["kuma"]));
+            assert_eq!(by_alpn, expected.as_ref(), "{mode} {port}: {chain:#}");
+        }
+    }
+}
+
 #[test]
 fn permissions_become_principals() {
     let mesh = "mtls: {enabledBackend: b, backends: [{name: b, type: builtin}]}";
@@ -195,6 +232,7 @@ fn permissions_become_principals() {
     assert_eq!(ours[&format!("{LISTENER} inbound:10.0.0.1:80")].pointer(path), Some(&expected));
 }
 
+/// Trap 14: without any permission everyone is denied, which is said with its reason.
 #[test]
 fn permissions_are_explained_where_they_are_checked() {
     let mesh: Mesh =

@@ -67,6 +67,7 @@ fn redirected_traffic_is_taken_in_as_by_kuma() {
     assert_eq!(ours.len(), theirs.len());
 }
 
+/// Trap 7: the features that a proxy announces change what it gets.
 #[test]
 fn what_a_proxy_announces_outranks_its_dataplane() {
     let announced = |redirection| ProxyFeatures { redirection: Some(redirection), ..no_ipv6() };
@@ -300,6 +301,7 @@ fn names_come_as_kuma_s_filter_to_proxies_that_do_not_answer_dns() {
     assert_same(&ours, &theirs, &[format!("{LISTENER} kuma:dns")]);
 }
 
+/// Trap 23: the admin interface is on a socket or on TCP; on the address of the proxy only its readiness is open.
 #[test]
 fn readiness_is_offered_on_the_proxy_s_address() {
     let features = |address: &str, socket: &str| ProxyFeatures {

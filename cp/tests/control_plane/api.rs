@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 use shika_cp::auth::{DataplaneIdentity, DataplaneTokens, User, UserTokens, ZoneScope, ZoneTokens};
 use shika_cp::resource::{
     DataplaneInsight, Kind, Meta, MtlsInsight, Resource, ResourceKey, Spec, Subscription, Vip, ZoneProxyInsight,
@@ -118,6 +118,47 @@ async fn a_new_mesh_starts_with_policies_that_can_be_changed_and_deleted_for_goo
     .await;
 }
 
+/// Trap 27: the GUI and kumactl ask for resources as Kubernetes has them.
+#[tokio::test]
+async fn resources_are_served_as_kubernetes_objects() {
+    let cp = Server::start(Store::memory()).await;
+    let mesh = json!({"type": "Mesh", "name": "m", "meshServices": {"mode": "Everywhere"}});
+    cp.put("/meshes/m", &mesh).await;
+    cp.put("/meshes/m/dataplanes/d", &dataplane("m", "d", "web")).await;
+    let get = async |path: &str| {
+        let mut object = cp.get(path).await.json();
+        let created = object["metadata"]["creationTimestamp"].take();
+        assert!(created.as_str().is_some_and(|time| time.len() == "2026-01-01T00:00:00Z".len()), "{path}: {created}");
+        object["metadata"].as_object_mut().unwrap().remove("creationTimestamp");
+        object
+    };
+    assert_eq!(
+        get("/meshes/m?format=k8s").await,
+        json!({"apiVersion": "kuma.io/v1alpha1", "kind": "Mesh", "metadata": {"name": "m"},
+            "spec": {"meshServices": {"mode": "Everywhere"}}})
+    );
+    // Kinds that are protobuf in Kuma have a field for their mesh, the others a label.
+    let found = get("/meshes/m/dataplanes/d?format=kubernetes&namespace=shop").await;
+    assert_eq!((&found["mesh"], &found["metadata"]), (&json!("m"), &json!({"name": "d", "namespace": "shop"})));
+    assert_eq!(found["spec"], json!({"networking": dataplane("m", "d", "web")["networking"]}));
+    let found = get("/meshes/m/meshretries/mesh-retry-all-m?format=k8s").await;
+    let metadata = json!({"name": "mesh-retry-all-m", "namespace": "kuma-system", "labels": {"kuma.io/mesh": "m"}});
+    assert_eq!((found.get("mesh"), &found["metadata"]), (None, &metadata));
+    assert_eq!(found["spec"]["to"][0]["default"]["tcp"], json!({"maxConnectAttempt": 5}));
+    for (path, of_type, labels) in [
+        ("/meshes/m/secrets/dataplane-token-signing-key-m-1", "secret", json!({"kuma.io/mesh": "m"})),
+        ("/global-secrets/user-token-signing-key-1", "global-secret", Value::Null),
+    ] {
+        let found = get(&format!("{path}?format=k8s")).await;
+        assert_eq!((&found["apiVersion"], &found["kind"]), (&json!("v1"), &json!("Secret")));
+        assert_eq!(found["type"], format!("system.kuma.io/{of_type}"));
+        assert_eq!(found["metadata"]["labels"], labels);
+        assert_eq!(found["data"]["value"], cp.get(path).await.json()["data"]);
+    }
+    let reply = cp.get("/meshes/m?format=helm").await;
+    assert_eq!(reply.refused(), ["format: must be one of k8s, kubernetes, universal"]);
+}
+
 #[tokio::test]
 async fn broken_rules_are_refused_with_field_and_reason_and_change_nothing() {
     on_each_store(async |cp| {
@@ -196,6 +237,7 @@ async fn who_may_join_is_decided_by_the_mesh() {
     assert!(reply.json()["detail"].as_str().unwrap().contains("does not fulfill any requirements"), "{reply:?}");
 }
 
+/// Trap 26: a page has at most 1000 items, and errors name what is wrong in both of Kuma's forms (see [`Reply::refused`]).
 #[tokio::test]
 async fn lists_have_pages_and_filters() {
     on_each_store(async |cp| {

@@ -113,6 +113,10 @@ async fn what_was_acknowledged_survives_a_kill() {
     let cp = Process::start(directory.path(), &[]);
     let before = cp.call(Method::GET, "/", "").await.json();
     assert_eq!((before["product"].as_str(), before["version"].as_str()), (Some("Kuma"), Some("2.14.0")));
+    // Trap 31: a zone, unless it is told to be something else. Unlike Kuma's, it keeps what it has in a file.
+    let config = cp.call(Method::GET, "/config", "").await.json();
+    assert_eq!((&config["mode"], &config["multizone"]["zone"]["name"]), (&json!("zone"), &json!("default")));
+    assert_eq!(config["store"]["type"], "sqlite");
     let key = "/meshes/default/secrets/dataplane-token-signing-key-default-1";
     let signing_key = cp.call(Method::GET, key, "").await.json();
     for number in 0..20 {
@@ -145,6 +149,12 @@ async fn what_was_acknowledged_survives_a_kill() {
     assert!(ca.starts_with("-----BEGIN CERTIFICATE-----"), "{ca}");
     let reply = bootstrap(cp.address("dpServer"), &ca, "{}").await;
     assert!(reply.starts_with("HTTP/1.1 4"), "reached over TLS, and not answered without a Dataplane: {reply}");
+    // Trap 23: the admin interface is on a socket, unless the control plane is told otherwise.
+    let token = json!({"name": "d-1", "mesh": "default", "tags": {}, "validFor": "1h"}).to_string();
+    let token = cp.call(Method::POST, "/tokens/dataplane", &token).await.body;
+    let request = json!({"mesh": "default", "name": "d-1", "dataplaneToken": token, "workdir": "/run/d"}).to_string();
+    let reply = bootstrap(cp.address("dpServer"), &ca, &request).await;
+    assert!(reply.contains("/run/d/kuma-envoy-admin.sock"), "{reply}");
 
     cp.signal("-TERM");
     assert!(cp.child.wait().unwrap().success(), "SIGTERM ends it in order");

@@ -75,6 +75,11 @@ impl Cp {
 
     /// A token for the proxies of a zone that expired an hour ago.
     pub async fn expired_zone_token(&self, zone: &str) -> String {
+        self.zone_token_between(zone, -7200, -3600).await
+    }
+
+    /// A token for the proxies of a zone that is valid between these times, seconds from now.
+    pub async fn zone_token_between(&self, zone: &str, begin: i64, end: i64) -> String {
         let key = ResourceKey::global(Kind::GlobalSecret, "zone-token-signing-key-1");
         let key = self.store.get(&key).await.unwrap().unwrap();
         let key = jsonwebtoken::EncodingKey::from_rsa_pem(&key.secret().unwrap().data).unwrap();
@@ -83,7 +88,7 @@ impl Cp {
         let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap();
         let scope = ["ingress", "egress"];
         let claims =
-            serde_json::json!({"Zone": zone, "Scope": scope, "nbf": now - 7200, "exp": now - 3600, "jti": "x"});
+            serde_json::json!({"Zone": zone, "Scope": scope, "nbf": now + begin, "exp": now + end, "jti": "x"});
         jsonwebtoken::encode(&header, &claims, &key).unwrap()
     }
 

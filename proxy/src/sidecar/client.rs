@@ -262,6 +262,7 @@ fn unpack(text: &str) -> Result<Answer, String> {
 mod tests {
     use super::*;
 
+    /// Trap 3: of the 4xx only 404 is tried again.
     #[test]
     fn answers_and_what_follows() {
         let answer = |sidecar: Value| Ok(Answer { bootstrap: "node: {}".into(), sidecar });
@@ -278,6 +279,9 @@ mod tests {
         assert!(
             matches!(judge(StatusCode::UNPROCESSABLE_ENTITY, b"token expired"), Err(Failure::Final(why)) if why.contains("token expired"))
         );
+        for status in (400..500).filter(|status| *status != 404) {
+            assert!(matches!(judge(StatusCode::from_u16(status).expect("a status"), b"x"), Err(Failure::Final(_))));
+        }
         assert!(matches!(judge(StatusCode::INTERNAL_SERVER_ERROR, b"x"), Err(Failure::Retry(_))));
     }
 }

@@ -1,41 +1,15 @@
-//! Zone ingress and zone egress between sidecars, fed by the control plane: this proxy and the real Envoy in each place. Traffic crosses zones
-//! and leaves the mesh, and is allowed or refused on the way, whoever stands where.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, missing_docs)]
+//! Calls from one zone to the other, and out of the mesh, by every combination of proxies.
 
-#[path = "../../cp/tests/dp/envoy.rs"]
-mod envoy;
-#[path = "../../cp/tests/dp/support.rs"]
-mod support;
-
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
-use envoy::{application, until};
-use serde_json::json;
 use shika_cp::auth::ZoneScope;
-use shika_cp::dp::DpConfig;
 use shika_cp::resource::{Kind, ResourceKey};
 use shika_cp::store::{Expect, Store};
-use support::{Cp, free_port};
-use tokio::process::{Child, Command};
 
-/// The program under test, built beside this test.
-fn proxy() -> PathBuf {
-    let path = Path::new(env!("CARGO_BIN_EXE_shika-loadtest")).with_file_name("shika-proxy");
-    assert!(path.is_file(), "{} is not there; build it first: cargo build --workspace --bins", path.display());
-    path
-}
-
-const HOUR: Duration = Duration::from_secs(3600);
-
-/// Who plays a part.
-#[derive(Clone, Copy, PartialEq)]
-enum Player {
-    Envoy,
-    Shika,
-}
-use Player::{Envoy, Shika};
+use super::envoy::{application, until};
+use super::stage::Player::{self, Envoy, Shika};
+use super::stage::{HOUR, MESH, Part, Stage, nothing_was_refused, zone};
+use super::support::{self, free_port};
 
 /// The proxies that a call from one zone to the other passes, in order.
 struct Cast {
@@ -44,89 +18,6 @@ struct Cast {
     ingress: Player,
     server: Player,
 }
-
-/// A proxy of a zone.
-struct Part<'a> {
-    cp: &'a Cp,
-    name: &'a str,
-    proxy_type: &'a str,
-    token: String,
-    /// Port of its admin interface, which its resource names.
-    admin: u16,
-}
-
-struct Stage {
-    dir: tempfile::TempDir,
-    envoy: Option<PathBuf>,
-    running: Vec<Child>,
-}
-
-impl Stage {
-    /// Starts a proxy. The port is that of its admin interface.
-    async fn start(&mut self, player: Player, part: Part<'_>) -> u16 {
-        let (child, admin) = match player {
-            Envoy => {
-                let request = json!({"mesh": "default", "name": part.name, "proxyType": part.proxy_type, "dataplaneToken": part.token,
-                    "features": ["feature-reuse-port"]});
-                let envoy = self.envoy.as_deref().expect("was looked for");
-                envoy::start(part.cp, envoy, self.dir.path(), request).await
-            }
-            Shika => (shika(&part, self.dir.path()), part.admin),
-        };
-        self.running.push(child);
-        admin
-    }
-}
-
-fn shika(part: &Part<'_>, dir: &Path) -> Child {
-    let work_dir = dir.join(part.name);
-    std::fs::create_dir_all(&work_dir).unwrap();
-    let (ca, token) = (work_dir.join("ca.pem"), work_dir.join("token"));
-    std::fs::write(&ca, &part.cp.ca).unwrap();
-    std::fs::write(&token, &part.token).unwrap();
-    let log = std::fs::File::create(dir.join(format!("{}.log", part.name))).unwrap();
-    let mut command = Command::new(proxy());
-    command.args(["run", "--concurrency", "1", "--readiness-port", "0", "--name", part.name]);
-    if part.proxy_type == "dataplane" {
-        command.args(["--mesh", "default"]);
-    }
-    command
-        .args(["--proxy-type", part.proxy_type, "--cp-address", &format!("https://127.0.0.1:{}", part.cp.port)])
-        .arg("--ca-cert-file")
-        .arg(&ca)
-        .arg("--dataplane-token-file")
-        .arg(&token)
-        .arg("--work-dir")
-        .arg(&work_dir)
-        .stdout(Stdio::null())
-        .stderr(log)
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap()
-}
-
-async fn zone(name: &str, dir: &Path) -> Cp {
-    let config = DpConfig { zone: name.to_owned(), ..DpConfig::new(dir.join(name)) };
-    Cp::start_with(Store::memory(), config).await
-}
-
-fn nothing_was_refused(cp: &Cp) {
-    for (_, stream) in cp.stats.streams() {
-        assert_eq!(stream.rejected, [0; 5], "{}: {:?}", stream.name, stream.last_rejection);
-    }
-}
-
-const MESH: &str = "
-type: Mesh
-name: default
-mtls: {enabledBackend: ca-1, backends: [{name: ca-1, type: builtin}]}
-routing: {zoneEgress: true}
----
-type: MeshTrafficPermission
-mesh: default
-name: everyone
-spec: {from: [{targetRef: {kind: Mesh}, default: {action: Allow}}]}
-";
 
 /// The authority of the mesh, once it was made.
 async fn copy_authority(from: &Store, to: &Store) {
@@ -223,7 +114,7 @@ async fn play(cast: Cast) {
     } else {
         None
     };
-    let mut stage = Stage { dir: tempfile::tempdir().unwrap(), envoy, running: Vec::new() };
+    let mut stage = Stage::new(envoy);
     let (east_cp, west_cp) = (zone("east", stage.dir.path()).await, zone("west", stage.dir.path()).await);
     let [inbound, outbound, client_inbound, ingress_port, egress_port, outside] = std::array::from_fn(|_| free_port());
     let ports = Ports {
@@ -296,9 +187,7 @@ async fn play(cast: Cast) {
     for cp in [&east_cp, &west_cp] {
         nothing_was_refused(cp);
     }
-    for mut child in stage.running {
-        child.kill().await.unwrap();
-    }
+    stage.end().await;
     east_cp.stop().await;
     west_cp.stop().await;
 }
