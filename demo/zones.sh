@@ -215,6 +215,7 @@ done
 step "3. A mesh with mutual TLS and a permission, given to the global control plane, arrive in the zones"
 ctl global apply -f demo/zones/mesh.yaml || fail "the Mesh was not accepted" global
 ctl global apply -f demo/zones/permission.yaml || fail "the MeshTrafficPermission was not accepted" global
+ctl global apply -f demo/zones/resilience.yaml || fail "the MeshCircuitBreaker and the MeshRetry were not accepted" global
 for zone in 1 2; do
     until_true 30 "zone-$zone has the mesh" "cp-$zone" ctl "cp-$zone" get mesh demo
 done

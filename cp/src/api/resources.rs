@@ -96,10 +96,11 @@ pub(super) async fn put(api: &Api, request: &Request, key: ResourceKey) -> Resul
     if let Some(status) = stored.as_ref().and_then(|stored| status_to_value(&stored.spec)) {
         set_status(&mut resource.spec, status).map_err(ApiError::parse)?;
     }
+    let new_mesh = resource.mesh().cloned().filter(|_| stored.is_none());
     let expect = stored.as_ref().map_or(Expect::Absent, |stored| Expect::Version(stored.meta.version));
     api.store.put(resource, expect).await.map_err(|e| ApiError::store(e, title))?;
-    if key.kind == Kind::Mesh && stored.is_none() {
-        defaults::ensure_mesh(&api.store, &key.name).await.map_err(|error| {
+    if let Some(mesh) = new_mesh {
+        defaults::new_mesh(&api.store, &key.name, &mesh).await.map_err(|error| {
             tracing::error!(mesh = key.name, %error, "cannot create the defaults of a new mesh");
             ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, CREATE_TITLE, "Internal Server Error")
         })?;

@@ -95,6 +95,7 @@ fn features(metadata: &Value) -> Result<ProxyFeatures, String> {
         redirection,
         admin: (admin_port != 0).then_some(AdminEndpoint { address, port: admin_port, socket }),
         readiness_port: port_at("dataplane.readinessReporter.port")?,
+        app_probe_proxy: text("dataplane.appProbeProxy.enabled") == "true",
         metrics_cert_path: text("metricsCertPath"),
         metrics_key_path: text("metricsKeyPath"),
         system_ca_path: text("systemCaPath"),

@@ -334,3 +334,25 @@ fn readiness_is_offered_on_the_proxy_s_address() {
     assert_eq!(ours, BTreeMap::new());
     assert!(warnings.iter().any(|warning| warning.contains("dataplane.admin.address")), "{warnings:?}");
 }
+
+#[test]
+fn virtual_probes_are_those_of_kuma() {
+    let probes = "probes: {port: 9000, endpoints: [{inboundPort: 8080, inboundPath: '/healthz/probe?q=1', path: '/8080/healthz/probe?q=1'}]}";
+    let emit = |inbound: &str, features: ProxyFeatures| {
+        let yaml = format!("{{networking: {{address: 10.0.0.1, inbound: [{inbound}]}}, {probes}}}");
+        let (mut ours, _) = emitted("{}", &one(&yaml), Vec::new(), features);
+        // Kuma's test has no address.
+        let listener = ours.get_mut(&format!("{LISTENER} probe:listener"))?;
+        listener["address"]["socketAddress"].as_object_mut().unwrap().remove("address");
+        Some(ours)
+    };
+    let inbound = "{port: 80, servicePort: 8080, tags: {kuma.io/service: a}}";
+    let with = emit(inbound, ProxyFeatures::default()).unwrap();
+    let without = emit("", ProxyFeatures::default()).unwrap();
+    let own = ProxyFeatures { app_probe_proxy: true, ..ProxyFeatures::default() };
+    assert!(emit(inbound, own).is_none(), "a proxy with a probe proxy of its own does not need them");
+    let name = [format!("{LISTENER} probe:listener")];
+    let Some(theirs) = golden("generator/probe/04.envoy.yaml") else { return };
+    assert_same(&with, &theirs, &name);
+    assert_same(&without, &golden("generator/probe/03.envoy.yaml").unwrap(), &name);
+}

@@ -9,6 +9,7 @@ mod external;
 mod features;
 mod metrics;
 mod outbound;
+mod probes;
 mod reachable;
 mod routes;
 mod transparent;
@@ -33,6 +34,7 @@ pub use external::{ExternalHostPlan, ExternalPlan};
 pub use features::{AdminEndpoint, ProxyFeatures, Redirection};
 pub use metrics::{MetricsListener, MetricsPlan, MetricsTls};
 pub(crate) use metrics::{service, tag_labels};
+pub use probes::{ProbeRoute, ProbesPlan};
 pub(crate) use transparent::NO_PORT;
 pub use transparent::{CapturePlan, DirectAccessPlan, Family};
 pub use zone::{OutsideChain, ZoneChain, ZoneProxyPlan, egress, ingress};
@@ -64,6 +66,8 @@ pub struct ProxyPlan {
     pub metrics: Option<MetricsPlan>,
     /// What is offered of the admin interface.
     pub admin: Option<AdminPlan>,
+    /// Virtual probes.
+    pub probes: Option<ProbesPlan>,
     /// Mutual TLS of the mesh, if it is on; for a zone egress, of every mesh with it.
     pub mtls: Vec<MtlsPlan>,
     /// What was asked for and is not done, in words; sorted.
@@ -278,9 +282,6 @@ pub fn plan(view: &MeshView, name: &str, features: ProxyFeatures) -> Result<Prox
     let mtls = mtls(view, |mesh| leaf::uris(mesh, &dataplane.tags()))?;
     let mut plan = ProxyPlan { mtls: mtls.into_iter().collect(), ..ProxyPlan::default() };
     let Dataplane { networking, metrics: _, probes } = dataplane.as_ref();
-    if probes.is_some() {
-        plan.warnings.insert(format!("Dataplane {name:?}: probes has no effect"));
-    }
     let Some(networking) = networking else { return Ok(plan) };
     if !networking.listeners.is_empty() {
         plan.warnings.insert(format!("Dataplane {name:?}: networking.listeners has no effect"));
@@ -291,6 +292,13 @@ pub fn plan(view: &MeshView, name: &str, features: ProxyFeatures) -> Result<Prox
     let policies = ProxyPolicies::new(&view.policies, &view.name, target, &mut plan.warnings);
     for inbound in networking.inbound.iter().filter(|inbound| inbound.port != NO_PORT) {
         plan_inbound(view, target, &policies, inbound, (&features, redirection), &internal, &mut plan);
+    }
+    if let Some(probes) = probes {
+        let clusters = plan.workloads.iter().map(|workload| (workload.port, workload.name.clone())).collect();
+        match probes::probes(probes, networking, (&features, redirection), &clusters) {
+            Ok(probes) => plan.probes = probes,
+            Err(reason) => drop(plan.warnings.insert(format!("Dataplane {name:?}: {reason}"))),
+        }
     }
     outbound::outbounds(view, meta, networking, &policies, (&features, redirection), &internal, &mut plan);
     if let Some(redirection) = redirection {

@@ -18,7 +18,7 @@ pub struct Dataplane {
     /// Legacy setting of metrics, over that of the mesh; see [`Mesh::prometheus_of`](super::Mesh::prometheus_of).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<LegacyMetricsBackend>,
-    /// Legacy virtual probes, kept as given; this control plane does not act on them.
+    /// Virtual probes, kept as given: `{port, endpoints: [{inboundPort, inboundPath, path}]}`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probes: Option<Value>,
 }

@@ -73,6 +73,51 @@ async fn a_fresh_control_plane_has_the_default_mesh_and_every_new_mesh_a_signing
     .await;
 }
 
+/// Traps 14 and 32: default policies are made with the mesh and are resources like others; no permission is among them.
+#[tokio::test]
+async fn a_new_mesh_starts_with_policies_that_can_be_changed_and_deleted_for_good() {
+    on_each_store(async |cp| {
+        let names = async |mesh: &str| {
+            let mut found = Vec::new();
+            for kind in ["meshtimeouts", "meshcircuitbreakers", "meshretries", "meshtrafficpermissions"] {
+                let list = cp.get(&format!("/meshes/{mesh}/{kind}")).await.json();
+                let items = list["items"].as_array().unwrap().clone();
+                found.extend(items.iter().map(|item| item["name"].as_str().unwrap().to_owned()));
+            }
+            found
+        };
+        let all = |mesh: &str| {
+            ["mesh-gateways-timeout-all", "mesh-timeout-all", "mesh-circuit-breaker-all", "mesh-retry-all"]
+                .map(|name| format!("{name}-{mesh}"))
+        };
+        assert_eq!(names("default").await, all("default"));
+        for (mesh, skipped, left) in [
+            ("demo", json!([]), all("demo").to_vec()),
+            ("some", json!(["MeshTimeout"]), all("some")[2..].to_vec()),
+            ("none", json!(["*"]), Vec::new()),
+        ] {
+            let body = json!({"type": "Mesh", "name": mesh, "skipCreatingInitialPolicies": skipped});
+            assert_eq!(cp.put(&format!("/meshes/{mesh}"), &body).await.status, StatusCode::CREATED);
+            assert_eq!(names(mesh).await, left, "{mesh}");
+        }
+        let path = "/meshes/demo/meshtimeouts/mesh-timeout-all-demo";
+        let mut policy = cp.get(path).await.json();
+        assert_eq!(policy["spec"]["to"][0]["default"]["http"]["requestTimeout"], "15s");
+        policy["spec"]["to"][0]["default"]["http"]["requestTimeout"] = json!("20s");
+        assert_eq!(cp.put(path, &policy).await.status, StatusCode::OK);
+        assert_eq!(cp.delete("/meshes/demo/meshretries/mesh-retry-all-demo").await.status, StatusCode::OK);
+        // Neither a change of the mesh nor a restart of the control plane brings anything back.
+        assert_eq!(cp.put("/meshes/demo", &json!({"type": "Mesh", "name": "demo"})).await.status, StatusCode::OK);
+        shika_cp::defaults::ensure(&cp.store, false).await.unwrap();
+        assert_eq!(names("demo").await, all("demo")[..3]);
+        assert_eq!(cp.get(path).await.json()["spec"]["to"][0]["default"]["http"]["requestTimeout"], "20s");
+        // The mesh takes them along.
+        assert_eq!(cp.delete("/meshes/demo").await.status, StatusCode::OK);
+        assert!(cp.store.list(Kind::MeshTimeout, Some("demo")).await.unwrap().is_empty());
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn broken_rules_are_refused_with_field_and_reason_and_change_nothing() {
     on_each_store(async |cp| {

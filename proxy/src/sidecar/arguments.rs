@@ -1,6 +1,10 @@
 //! Flags and environment of `shika-proxy run`.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{ArgAction, Parser, builder::BoolishValueParser};
 
@@ -95,6 +99,9 @@ pub struct Arguments {
     /// Old name of --work-dir
     #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_CONFIG_DIR", value_name = "DIR", hide = true)]
     pub config_dir: Option<PathBuf>,
+    /// Directory for sockets in kuma-dp's older notation; wins over --work-dir
+    #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_SOCKET_DIR", value_name = "DIR", hide = true)]
+    pub socket_dir: Option<PathBuf>,
     /// Number of workers; 0: the cores that cgroup and affinity allow
     #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_CONCURRENCY", default_value_t = 0)]
     pub concurrency: u32,
@@ -264,6 +271,11 @@ impl Arguments {
             }
         }
         variables
+    }
+
+    /// The directory for sockets, by whichever name it was given.
+    pub fn directory(&self) -> Option<&Path> {
+        self.socket_dir.as_deref().or(self.work_dir.as_deref()).or(self.config_dir.as_deref())
     }
 
     /// What traffic is redirected here; `None` where the flags do not say that any is.

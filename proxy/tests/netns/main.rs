@@ -3,6 +3,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod dns;
 mod host;
 mod probe;
 mod proxy;

@@ -110,16 +110,12 @@ pub(super) fn without_effect(dataplane: &Dataplane) -> Vec<String> {
             fields.push(format!("{field}: stored, but without effect in this version"));
         }
     };
-    note(dataplane.probes.is_some(), "probes");
     let Some(networking) = &dataplane.networking else { return fields };
     note(!networking.listeners.is_empty(), "networking.listeners");
     let builtin = networking.gateway.as_ref().is_some_and(|gateway| gateway.kind == GatewayType::Builtin);
     note(builtin, "networking.gateway.type");
     for (index, inbound) in networking.inbound.iter().enumerate() {
         note(inbound.service_probe.is_some(), &format!("networking.inbound[{index}].serviceProbe"));
-    }
-    for (index, outbound) in networking.outbound.iter().enumerate() {
-        note(outbound.backend_ref.is_some(), &format!("networking.outbound[{index}].backendRef"));
     }
     fields
 }

@@ -384,8 +384,8 @@ fn settings_without_effect_are_named() {
         ),
         ("type: Mesh\nname: m\nmtls: {backends: [{name: a, type: builtin}]}", vec![]),
         (
-            "type: Dataplane\nname: d\nnetworking: {transparentProxying: {redirectPortInbound: 15006}, outbound: [{backendRef: {kind: MeshService}}]}",
-            vec!["networking.outbound[0].backendRef"],
+            "type: Dataplane\nname: d\nnetworking: {transparentProxying: {redirectPortInbound: 15006}, listeners: [{port: 1}], outbound: [{backendRef: {kind: MeshService}}]}",
+            vec!["networking.listeners"],
         ),
         ("type: MeshTrafficPermission\nname: p\nspec: {rules: [{default: {}}]}", vec!["spec.rules"]),
     ] {
