@@ -79,6 +79,8 @@ pub struct Record<'a> {
     pub attempts: u32,
     /// Identifies the request within the process.
     pub stream_id: Option<u64>,
+    /// Which Kuma resource the route stands for, if a filter asked for it.
+    pub route_kri: Option<&'a str>,
 }
 
 impl<'a> Record<'a> {
@@ -112,6 +114,7 @@ impl<'a> Record<'a> {
             downstream_failure: None,
             attempts: 0,
             stream_id: None,
+            route_kri: None,
         }
     }
 }
@@ -382,6 +385,16 @@ fn value<'a>(operator: &'a Operator, record: &'a Record<'a>) -> Option<Field<'a>
                 .parse()
                 .ok()?;
             if *as_number { number(status) } else { text(grpc_status_name(status)) }
+        }
+        Operator::RouteKri => text(record.route_kri?),
+        Operator::FilterState { key, plain } => {
+            let value = connection.filter_state.value(key)?;
+            if *plain {
+                return Some(Field::Text(value.into()));
+            }
+            let mut quoted = String::with_capacity(value.len() + 2);
+            quote(value, &mut quoted);
+            Some(Field::Text(quoted.into()))
         }
         Operator::Unset => None,
     }
