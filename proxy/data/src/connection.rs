@@ -218,6 +218,7 @@ pub(crate) async fn serve(mut socket: Socket, accepted_by: ListenerId, panics: P
         tracing::debug!(connection = connection.id, chain = %chain.name, "closed: {details}");
         outcome.details = Some(details.into());
         outcome.flags.set(ResponseFlag::UpstreamRetryLimitExceeded);
+        Box::pin(ends::turn_away(DownstreamIo::Plain(io))).await;
         if let Terminal::Tcp(tcp) = &chain.terminal {
             outcome.write(&tcp.access_log, &connection);
         }

@@ -24,6 +24,7 @@ use crate::{
     },
     snapshot::Snapshot,
     stats::RbacStats,
+    token_bucket::TokenBucket,
     worker,
 };
 
@@ -181,10 +182,10 @@ fn limited(limit: &Arc<LocalRateLimit>, exchange: &mut Exchange, head: &mut Head
         return Ok(());
     }
     limit.stats.enabled().inc();
-    if limit.draft_headers {
+    if limit.draft_headers && limit.bucket.is_some() {
         effects(exchange).told.push(limit.clone());
     }
-    if limit.bucket.take() {
+    if limit.bucket.as_ref().is_none_or(TokenBucket::take) {
         limit.stats.ok().inc();
         return Ok(());
     }
@@ -220,11 +221,11 @@ pub(super) fn respond(exchange: &mut Exchange, headers: &mut HeaderMap, ends: bo
     if let Some(negotiation) = effects.negotiation.take() {
         effects.gzip = negotiation.settle(exchange.status, headers, ends);
     }
-    for limit in &effects.told {
+    for bucket in effects.told.iter().filter_map(|limit| limit.bucket.as_ref()) {
         for (name, value) in [
-            ("x-ratelimit-limit", u64::from(limit.bucket.max())),
-            ("x-ratelimit-remaining", limit.bucket.remaining()),
-            ("x-ratelimit-reset", limit.bucket.next_token()),
+            ("x-ratelimit-limit", u64::from(bucket.max())),
+            ("x-ratelimit-remaining", bucket.remaining()),
+            ("x-ratelimit-reset", bucket.next_token()),
         ] {
             headers.append(name, HeaderValue::from(value));
         }

@@ -84,8 +84,8 @@ pub struct RbacRules {
 pub struct LocalRateLimit {
     /// `<stat_prefix>.http_local_rate_limit.*`
     pub stats: HttpLocalRateLimitStats,
-    /// Shared by all workers.
-    pub bucket: TokenBucket,
+    /// Shared by all workers; without one there is no limit.
+    pub bucket: Option<TokenBucket>,
     /// Share of the requests that are counted; Envoy's default none.
     pub enabled: Fraction,
     /// Share of the requests over the limit that are refused; Envoy's default none.

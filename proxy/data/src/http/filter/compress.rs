@@ -112,7 +112,7 @@ impl Negotiation {
             let stats = &compressor.stats;
             let considered = *enabled && is_large_enough(compressor, headers);
             let compressible = considered && is_compressible(compressor, status, headers);
-            let wanted = considered && !ends && accepted(compressor, accept.as_deref());
+            let wanted = considered && !ends && accepted(compressor, accept.as_deref(), headers);
             if wanted && compressible && !ends {
                 change_etag(compressor, headers);
                 headers.remove(header::CONTENT_LENGTH);
@@ -140,13 +140,15 @@ fn is_large_enough(compressor: &Compressor, headers: &HeaderMap) -> bool {
     enough
 }
 
-fn accepted(compressor: &Compressor, accept: Option<&str>) -> bool {
+fn accepted(compressor: &Compressor, accept: Option<&str>, headers: &HeaderMap) -> bool {
     let stats = &compressor.stats;
     let Some(accept) = accept else {
         stats.no_accept_header().inc();
         return false;
     };
-    match choose(accept, compressor.choose_first) {
+    // A type that is not for this compressor leaves nothing to choose from.
+    let choice = if has_type(compressor, headers) { choose(accept, compressor.choose_first) } else { Choice::NotValid };
+    match choice {
         Choice::Gzip => stats.header_compressor_used().inc(),
         Choice::Wildcard => stats.header_wildcard().inc(),
         Choice::Identity => {
@@ -165,11 +167,8 @@ fn is_compressible(compressor: &Compressor, status: u16, headers: &HeaderMap) ->
     if status == 101 || compressor.uncompressible.contains(&status) {
         return false;
     }
-    if let Some(kind) = headers.get(header::CONTENT_TYPE) {
-        let kind = kind.to_str().unwrap_or("").split(';').next().unwrap_or("").trim();
-        if !compressor.content_types.iter().any(|wanted| wanted.eq_ignore_ascii_case(kind)) {
-            return false;
-        }
+    if !has_type(compressor, headers) {
+        return false;
     }
     let forbidden = listed(headers, &header::CACHE_CONTROL)
         .split(',')
@@ -182,6 +181,13 @@ fn is_compressible(compressor: &Compressor, status: u16, headers: &HeaderMap) ->
         return false;
     }
     !headers.contains_key(header::CONTENT_ENCODING)
+}
+
+/// Whether a response is of one of the compressor's types, or of none.
+fn has_type(compressor: &Compressor, headers: &HeaderMap) -> bool {
+    let Some(kind) = headers.get(header::CONTENT_TYPE) else { return true };
+    let kind = kind.to_str().unwrap_or("").split(';').next().unwrap_or("").trim();
+    compressor.content_types.iter().any(|wanted| wanted.eq_ignore_ascii_case(kind))
 }
 
 /// A strong tag promises the same bytes.

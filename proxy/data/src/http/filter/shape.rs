@@ -181,10 +181,8 @@ impl Shaped {
                             None => data,
                         };
                     }
-                    Err(frame) => {
-                        self.trailers = frame.into_trailers().ok();
-                        self.end();
-                    }
+                    // The source is read on, to its end: only then does it give its connection back.
+                    Err(frame) => self.trailers = frame.into_trailers().ok(),
                 },
                 None => self.end(),
             }

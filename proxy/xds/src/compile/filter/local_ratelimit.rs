@@ -23,12 +23,9 @@ use super::super::{
 /// Shortest `fill_interval`.
 const SHORTEST: Duration = Duration::from_millis(50);
 
-/// A filter's, which without a bucket lets nothing through once it is enabled.
+/// A filter's, which limits nothing without a bucket: routes have theirs.
 pub(crate) fn http(context: &Context<'_>, from: &Proto) -> Compiled<LocalRateLimit> {
-    let bucket = match &from.token_bucket {
-        Some(bucket) => self::bucket(bucket).within("token_bucket")?,
-        None => TokenBucket::new(0, 1, SHORTEST),
-    };
+    let bucket = from.token_bucket.as_ref().map(bucket).transpose().within("token_bucket")?;
     limit(context, from, bucket)
 }
 
@@ -38,7 +35,7 @@ pub(crate) fn per_route(context: &Context<'_>, from: &Proto) -> Compiled<LocalRa
         reason: "local rate limit token bucket must be set for per filter configs".into(),
         ..fault
     })?;
-    limit(context, from, self::bucket(bucket).within("token_bucket")?)
+    limit(context, from, Some(self::bucket(bucket).within("token_bucket")?))
 }
 
 /// `type.v3.TokenBucket`
@@ -59,7 +56,7 @@ pub(super) fn bucket(from: &ProtoBucket) -> Compiled<TokenBucket> {
     Ok(TokenBucket::new(from.max_tokens, per_fill, interval))
 }
 
-fn limit(context: &Context<'_>, from: &Proto, bucket: TokenBucket) -> Compiled<LocalRateLimit> {
+fn limit(context: &Context<'_>, from: &Proto, bucket: Option<TokenBucket>) -> Compiled<LocalRateLimit> {
     let prefix = non_empty(&from.stat_prefix, "stat_prefix")?;
     let scope = Scope {
         prefix: format!("{prefix}.http_local_rate_limit."),
