@@ -18,6 +18,7 @@ fn proxy() -> PathBuf {
     assert!(path.is_file(), "{} is not there; build it first: cargo build --workspace --bins", path.display());
     path
 }
+
 /// How long tokens are valid.
 pub const HOUR: Duration = Duration::from_secs(3600);
 

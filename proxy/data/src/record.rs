@@ -83,6 +83,8 @@ pub struct Record<'a> {
     pub attempts: u32,
     /// Identifies the request within the process.
     pub stream_id: Option<u64>,
+    /// Which Kuma resource the route stands for, if a filter asked for it.
+    pub route_kri: Option<&'a str>,
 }
 
 impl<'a> Record<'a> {
@@ -116,6 +118,7 @@ impl<'a> Record<'a> {
             downstream_failure: None,
             attempts: 0,
             stream_id: None,
+            route_kri: None,
         }
     }
 }

@@ -25,6 +25,7 @@ use shika_data::{
             Codec, EscapedSlashes, ForwardClientCert, ForwardClientCertMode, Http1Options, Http2Options,
             HttpConnectionManager, ServerHeader, StripPort, Timeouts, Trust, Underscores,
         },
+        http_filter::FilterSettings,
         listener::{BindAddress, FilterChain, Inspect, Listener, Terminal, TrafficDirection},
         route::{
             ClusterChoice, DirectResponse, Domains, Forward, PathMatch, RequireTls, Route, RouteAction, RouteTable,
@@ -123,10 +124,13 @@ fn route(path: &str, action: RouteAction) -> Route {
         headers: Vec::new(),
         query: Vec::new(),
         grpc_only: false,
+        filter_state: Vec::new(),
         fraction: None,
         action,
         request_headers: HeaderMutations::default(),
         response_headers: HeaderMutations::default(),
+        filters: FilterSettings::default(),
+        kri: None,
     }
 }
 
@@ -169,12 +173,14 @@ fn snapshot(setup: &Setup, registry: &Registry, cluster: &Arc<Cluster>) -> Arc<S
             require_tls: RequireTls::No,
             request_headers: HeaderMutations::default(),
             response_headers: HeaderMutations::default(),
+            filters: FilterSettings::default(),
         }],
         domains: Domains { any: Some(0), ..Domains::default() },
         ignore_port: false,
         request_headers: HeaderMutations::default(),
         response_headers: HeaderMutations::default(),
         most_specific_wins: false,
+        filters: FilterSettings::default(),
     };
     let manager = HttpConnectionManager {
         stats: HttpStats::new(registry, scope("http.test.")),

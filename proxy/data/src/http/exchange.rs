@@ -9,7 +9,10 @@ use std::{
 
 use http::{HeaderMap, StatusCode, Version};
 
-use super::body::{Progress, broken_by_protocol, cut_short};
+use super::{
+    body::{Progress, broken_by_protocol, cut_short},
+    filter::Effects,
+};
 use crate::{
     connection::Connection,
     error::{ResponseFlag, ResponseFlags},
@@ -75,6 +78,10 @@ pub struct Exchange {
     pub keep_alive: bool,
     /// The request is gRPC, and a refusal takes its form.
     pub grpc: bool,
+    /// How long filters held the request back.
+    pub held: Duration,
+    /// What filters have to do with the response; `None` without such filters.
+    pub(super) effects: Option<Box<Effects>>,
     complete: bool,
 }
 
@@ -207,6 +214,8 @@ impl Exchange {
             unfinished: false,
             keep_alive: false,
             grpc: false,
+            held: Duration::ZERO,
+            effects: None,
             complete: false,
         })
     }
@@ -320,6 +329,7 @@ impl Exchange {
             downstream_failure: None,
             attempts: self.attempts,
             stream_id: None,
+            route_kri: self.effects.as_ref().and_then(|effects| effects.route_kri.as_deref()),
         }
     }
 }

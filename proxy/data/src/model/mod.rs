@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod format;
 pub mod header;
 pub mod http;
+pub mod http_filter;
 pub mod labels;
 pub mod listener;
 pub mod matcher;

@@ -131,6 +131,16 @@ pub(super) fn value<'a>(operator: &'a Operator, record: &'a Record<'a>) -> Optio
                 .ok()?;
             if *as_number { number(status) } else { text(grpc_status_name(status)) }
         }
+        Operator::RouteKri => text(record.route_kri?),
+        Operator::FilterState { key, plain } => {
+            let value = connection.filter_state.value(key)?;
+            if *plain {
+                return Some(Field::Text(value.into()));
+            }
+            let mut quoted = String::with_capacity(value.len() + 2);
+            quote(value, &mut quoted);
+            Some(Field::Text(quoted.into()))
+        }
         Operator::Unset => None,
     }
 }
