@@ -194,13 +194,13 @@ async fn broken_rules_are_refused_with_field_and_reason_and_change_nothing() {
 #[tokio::test]
 async fn ignored_fields_and_settings_without_effect_are_warned_about() {
     let cp = Server::start(Store::memory()).await;
-    let body = json!({"type": "Mesh", "name": "m", "mtls": {"enabledBakend": "a"}, "metrics": {"enabledBackend": "p"}});
+    let body = json!({"type": "Mesh", "name": "m", "mtls": {"enabledBakend": "a"}, "logging": {"defaultBackend": "l"}});
     let reply = cp.put("/meshes/m", &body).await;
     assert_eq!(
         reply.json(),
-        json!({"warnings": ["mtls.enabledBakend: unknown field, ignored", "metrics: stored, but without effect in this version"]})
+        json!({"warnings": ["mtls.enabledBakend: unknown field, ignored", "logging: stored, but without effect in this version"]})
     );
-    assert_eq!(cp.get("/meshes/m").await.json()["metrics"], json!({"enabledBackend": "p"}));
+    assert_eq!(cp.get("/meshes/m").await.json()["logging"], json!({"defaultBackend": "l"}));
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use std::{
 
 use http::Version;
 
-use super::Record;
+use super::{Record, quote};
 use crate::{
     error::ResponseFlags,
     model::{
