@@ -21,7 +21,8 @@ while :; do
             mv "$out/$host.new" "$out/$host.json"
         fi
         if curl --silent --fail --max-time 5 --output /dev/null "http://$host:5680/healthy"; then
-            printf '[{"targets": ["%s:5680"]}]\n' "$host" >"$out/control-planes/$host.json"
+            printf '[{"targets": ["%s:5680"]}]\n' "$host" >"$out/control-planes/$host.new"
+            mv "$out/control-planes/$host.new" "$out/control-planes/$host.json"
         fi
     done
     sleep 5
