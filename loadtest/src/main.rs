@@ -7,6 +7,7 @@ mod greet;
 mod histogram;
 mod hold;
 mod load;
+mod probe;
 mod text;
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -40,6 +41,8 @@ enum Command {
     Hold(HoldArguments),
     /// Wait for a server that speaks first, and report how long that took.
     Greet(GreetArguments),
+    /// Call at a fixed rate whatever happens, and write down what became of each call and when.
+    Probe(ProbeArguments),
     /// Measure Shika and Envoy side by side on the same bootstraps.
     Bench(bench::Arguments),
 }
@@ -162,6 +165,25 @@ struct GreetArguments {
     json: bool,
 }
 
+#[derive(Args)]
+struct ProbeArguments {
+    /// Whom to call, host or host:port; may be given more than once.
+    #[arg(long, required = true)]
+    target: Vec<String>,
+    /// Path of the calls.
+    #[arg(long, default_value = "/echo")]
+    path: String,
+    /// Calls per second to each target.
+    #[arg(long, default_value_t = 50.0)]
+    rate: f64,
+    /// Longest wait for one reply.
+    #[arg(long, value_parser = parse_duration, default_value = "2s")]
+    timeout: Duration,
+    /// File for the outcomes, one line each: milliseconds since 1970, target, `ok` or what failed, milliseconds it took, who answered.
+    #[arg(long)]
+    log: PathBuf,
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     // One thread: what this process takes from the machine is missing to the subject.
@@ -178,6 +200,7 @@ fn main() -> ExitCode {
             Command::Load(arguments) => send_load(arguments).await,
             Command::Hold(arguments) => hold_connections(arguments).await,
             Command::Greet(arguments) => await_greetings(arguments).await,
+            Command::Probe(arguments) => probe(arguments).await,
             Command::Bench(arguments) => Box::pin(bench::run(arguments)).await,
         }
     });
@@ -354,6 +377,18 @@ async fn await_greetings(arguments: GreetArguments) -> anyhow::Result<ExitCode> 
             micros(99.0),
             times.max().as_secs_f64() * 1e6
         ))?;
+async fn probe(arguments: ProbeArguments) -> anyhow::Result<ExitCode> {
+    let log = &arguments.log;
+    let log = std::fs::File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+    let plan = probe::Plan {
+        targets: arguments.target,
+        path: arguments.path,
+        rate: arguments.rate,
+        timeout: arguments.timeout,
+    };
+    tokio::select! {
+        outcome = probe::run(plan, log) => outcome.context("cannot write the outcomes")?,
+        () = asked_to_end() => {}
     }
     Ok(ExitCode::SUCCESS)
 }

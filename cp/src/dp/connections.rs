@@ -15,8 +15,10 @@ use super::stopped;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How often an idle HTTP/2 connection is asked whether it still lives, and how long it may take to answer.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(20));
+/// How often an idle HTTP/2 connection is asked whether it still lives, and how long it may take to answer. When the network of this host fails all
+/// connections are lost within one interval, which is less than the deregistration delay: the first is not given up before the last is
+/// known to be lost.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(8), Duration::from_secs(20));
 /// How long streams may take to say goodbye when the server stops.
 const GOODBYE: Duration = Duration::from_secs(5);
 

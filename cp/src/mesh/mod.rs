@@ -30,6 +30,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use crate::identity::IdentityError;
 use crate::policy::Policies;
 use crate::resource::{Kind, Mesh, MtlsMode, Resource, ResourceKey};
 use crate::store::{Event, Store, StoreError};
@@ -205,8 +206,13 @@ impl MeshViews {
         };
         let before = self.views.lock().get(name).map(|view| view.borrow().clone());
         let (authority, authority_pem) = authority(store, name, mesh, before.as_deref(), !self.federated).await?;
-        if let Err(error) = &authority {
-            tracing::error!(mesh = name, %error, "certificates of the mesh cannot be issued");
+        match &authority {
+            // The first moments of every mesh: the Mesh comes before its Secrets.
+            Err(error @ IdentityError::AuthorityMissing { .. }) if self.federated => {
+                tracing::info!(mesh = name, %error, "no certificates until the authority has come from global");
+            }
+            Err(error) => tracing::error!(mesh = name, %error, "certificates of the mesh cannot be issued"),
+            Ok(_) => {}
         }
 
         let mut dataplanes = Vec::new();

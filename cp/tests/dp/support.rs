@@ -120,7 +120,12 @@ impl Cp {
 
     /// A gRPC channel over TLS that trusts the server's own authority.
     pub async fn channel(&self) -> tonic::transport::Channel {
-        let (port, ca) = (self.port, self.ca.clone());
+        self.channel_by(self.port).await
+    }
+
+    /// A gRPC channel by way of another port, behind which the server is.
+    pub async fn channel_by(&self, port: u16) -> tonic::transport::Channel {
+        let ca = self.ca.clone();
         let connector = tower::service_fn(move |_: http::Uri| {
             let ca = ca.clone();
             async move { Ok::<_, std::io::Error>(TokioIo::new(connect(port, &ca, b"h2").await)) }
