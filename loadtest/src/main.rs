@@ -377,6 +377,10 @@ async fn await_greetings(arguments: GreetArguments) -> anyhow::Result<ExitCode> 
             micros(99.0),
             times.max().as_secs_f64() * 1e6
         ))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 async fn probe(arguments: ProbeArguments) -> anyhow::Result<ExitCode> {
     let log = &arguments.log;
     let log = std::fs::File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
