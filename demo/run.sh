@@ -123,8 +123,7 @@ pick 9912; web_ready=$port
 step "1. The control plane, with its store in one SQLite file"
 start control_plane shika-cp run --store sqlite --store-path "$work/shika.db" --work-dir "$work/cp" \
     --api-http-interface 127.0.0.1 --api-http-port "$api" --dp-server-interface 127.0.0.1 --dp-server-port "$dp" \
-    --diagnostics-interface 127.0.0.1 --diagnostics-port "$diagnostics" --mads-interface 127.0.0.1 --mads-port "$mads" \
-    --envoy-admin-unix-socket false
+    --diagnostics-interface 127.0.0.1 --diagnostics-port "$diagnostics" --mads-interface 127.0.0.1 --mads-port "$mads"
 until_true 30 "the control plane answers on port $api" control_plane admin "$api" /
 ctl() { shikactl --config-file "$work/shikactl.yaml" "$@"; }
 run ctl config control-planes add --name demo --address "http://127.0.0.1:$api" || fail "shikactl could not be set up" control_plane

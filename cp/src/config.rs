@@ -123,11 +123,12 @@ pub struct Config {
     /// Host that proxies are told to connect to; by default the one they called for their bootstrap
     #[arg(long, value_name = "HOST", env = "KUMA_BOOTSTRAP_SERVER_PARAMS_XDS_HOST")]
     pub xds_host: Option<String>,
-    /// Whether the admin interface of proxies that name a working directory is on a Unix socket there, and not on TCP
+    /// Whether the admin interface of proxies that name a working directory is on a Unix socket there, as Kuma 2.14 has it, and not on
+    /// port 9901 of their loopback
     #[arg(
         long,
         value_name = "BOOL",
-        default_value_t = true,
+        default_value_t = false,
         action = clap::ArgAction::Set,
         env = "KUMA_BOOTSTRAP_SERVER_PARAMS_ENVOY_ADMIN_UNIX_SOCKET"
     )]

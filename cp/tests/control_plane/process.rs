@@ -128,7 +128,7 @@ async fn what_was_acknowledged_survives_a_kill() {
     cp.signal("-KILL");
     drop(cp);
 
-    let mut cp = Process::start(directory.path(), &[]);
+    let mut cp = Process::start(directory.path(), &["--envoy-admin-unix-socket", "true"]);
     assert_eq!(cp.call(Method::GET, "/dataplanes", "").await.json()["total"], 20);
     assert_eq!(cp.call(Method::GET, key, "").await.json(), signing_key, "tokens stay valid");
     let after = cp.call(Method::GET, "/", "").await.json();
@@ -149,7 +149,7 @@ async fn what_was_acknowledged_survives_a_kill() {
     assert!(ca.starts_with("-----BEGIN CERTIFICATE-----"), "{ca}");
     let reply = bootstrap(cp.address("dpServer"), &ca, "{}").await;
     assert!(reply.starts_with("HTTP/1.1 4"), "reached over TLS, and not answered without a Dataplane: {reply}");
-    // Trap 23: the admin interface is on a socket, unless the control plane is told otherwise.
+    // Trap 23: the admin interface is on a socket where the control plane is told so.
     let token = json!({"name": "d-1", "mesh": "default", "tags": {}, "validFor": "1h"}).to_string();
     let token = cp.call(Method::POST, "/tokens/dataplane", &token).await.body;
     let request = json!({"mesh": "default", "name": "d-1", "dataplaneToken": token, "workdir": "/run/d"}).to_string();
