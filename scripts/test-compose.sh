@@ -2,6 +2,7 @@
 # docker-compose.yml, all of it, checked from outside: names, both zones, identity, Prometheus, a cut link, a killed control plane.
 # Needs root where no Docker engine runs: then one is started, with its files under target/docker, and ended again. An image registry is not needed:
 # the base image is made by debootstrap and imported under the name that the build argument has by default.
+# An engine of its own leaves what every engine leaves behind: the bridge docker0, chains of iptables, and its files, some 2 GB.
 #
 #   test-compose.sh [zones|one-zone]   which profile; zones by default
 #   BASE=…          another base image, which has to be there or to be had
