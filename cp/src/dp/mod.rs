@@ -31,7 +31,7 @@ use crate::auth::{DataplaneTokens, ZoneTokens};
 use crate::identity::leaf::LeafIssuer;
 use crate::mesh::MeshViews;
 use crate::store::Store;
-pub(crate) use connections::serve_connections;
+pub(crate) use connections::{Connection, serve_connections};
 use registry::Registry;
 use stats::DpStats;
 
@@ -194,7 +194,8 @@ impl DpServer {
         let DpServer { shared, acceptor, listener } = self;
         let views = tokio::spawn(shared.views.clone().run(shared.store.clone()));
         let router = grpc::router(shared.clone()).merge(bootstrap::router(shared.clone()));
-        serve_connections(listener, Some(acceptor), move |_| router.clone(), &shared.stopping, shutdown).await;
+        let router = move |connection: Connection| router.clone().layer(axum::Extension(connection));
+        serve_connections(listener, Some(acceptor), router, &shared.stopping, shutdown).await;
         views.abort();
         Ok(())
     }

@@ -15,7 +15,7 @@ use super::certificates::Certificates;
 use super::insight::InsightWriter;
 use super::node::ProxyNode;
 use super::source::Source;
-use super::{Shared, stopped};
+use super::{Connection, Shared, stopped};
 use crate::emit;
 use crate::identity::IdentityError;
 use crate::identity::leaf::{Leaf, LeafRequest};
@@ -93,6 +93,7 @@ impl StreamState {
 pub(super) async fn run(
     shared: Arc<Shared>,
     token: Option<String>,
+    connection: Option<Connection>,
     mut requests: impl Stream<Item = Result<Incoming, Status>> + Send + Unpin,
     responses: mpsc::Sender<Result<Outgoing, Status>>,
     state: StreamState,
@@ -143,6 +144,10 @@ pub(super) async fn run(
     let Session { insight, responses, .. } = session;
     if matches!(ended, End::ProxyLeft) {
         ended = last_word(&mut requests).await;
+        // Given up because it did not answer, which looks like a stream that was cancelled.
+        if connection.is_some_and(|connection| connection.is_silent()) {
+            ended = End::Broken;
+        }
     }
     shared.registry.ended();
     match &ended {

@@ -33,7 +33,7 @@ use super::{
     CLIENT_ID, Direction, FEATURES, INSTANCE, MAX_MESSAGE, TIME, ZoneNode, insight, skew, told_to_stop, unix_time,
 };
 use crate::auth::{TokenError, ZoneScope, ZoneTokens};
-use crate::dp::{DpConfig, DpError, serve_connections, tls};
+use crate::dp::{Connection, DpConfig, DpError, serve_connections, tls};
 use crate::resource::{Kind, Resource, ResourceKey};
 use crate::store::{Event, Store, StoreError};
 
@@ -168,7 +168,7 @@ impl GlobalServer {
             .max_encoding_message_size(MAX_MESSAGE);
         let global = GlobalKdsServiceServer::new(services).accept_compressed(gzip).send_compressed(gzip);
         let router = Routes::new(sync).add_service(global).prepare().into_axum_router();
-        let router = move |peer: SocketAddr| router.clone().layer(Extension(Peer(peer)));
+        let router = move |connection: Connection| router.clone().layer(Extension(Peer(connection.peer)));
         serve_connections(listener, acceptor, router, &shared.stopping, shutdown).await;
         cleaner.abort();
         Ok(())
