@@ -8,7 +8,7 @@ ROUNDS ?= 5
 # Tools installed under target/tools win over those of the machine.
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
-.PHONY: help demo demo-zones images test test-compose bench bench-sidecar load fmt lint setup
+.PHONY: help demo demo-zones zone-faults images test test-compose bench bench-sidecar load fmt lint setup
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -20,6 +20,10 @@ demo: ## Two services, two sidecars, one control plane: a call over mutual TLS, 
 demo-zones: ## Two zones and a global control plane in network namespaces (root): calls across, a cut link, a killed control plane
 	@scripts/setup.sh build curl netns
 	@demo/zones.sh
+
+zone-faults: ## What each fault costs (root): two zones under load, every process killed, every cable pulled in turn
+	@scripts/setup.sh build curl netns
+	@loadtest/zone-faults.sh
 
 images: ## Static programs and container images (Docker)
 	@scripts/setup.sh build docker
