@@ -218,6 +218,7 @@ stat_group!(
         counter enforced = "enforced",
         counter rate_limited = "rate_limited",
         counter ok = "ok",
+        counter shadow_mode = "shadow_mode",
     }
 );
 
