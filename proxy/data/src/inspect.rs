@@ -45,6 +45,9 @@ pub enum InspectError {
     /// The ClientHello is larger than any that is waited for. The connection must not be served: who reads more of it may see another server name.
     #[error("the ClientHello is larger than {MAX_CLIENT_HELLO} bytes")]
     TooLarge,
+    /// There is no header of the PROXY protocol, or none that is taken. It has been counted.
+    #[error("the connection does not begin with a header of the PROXY protocol that is taken")]
+    ProxyProtocol,
     /// Reading failed.
     #[error("{0}")]
     Io(#[from] std::io::Error),

@@ -102,6 +102,7 @@ fn cluster(setup: &mut Setup, registry: &Registry) -> Arc<Cluster> {
         outlier: None,
         tls: None,
         tls_matches: Vec::new(),
+        proxy_protocol: None,
         protocol: setup.protocol.clone(),
         idle_timeout: Some(Duration::from_secs(3600)),
         max_connection: None,

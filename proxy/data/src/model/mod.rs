@@ -14,6 +14,7 @@ pub mod labels;
 pub mod listener;
 pub mod matcher;
 pub mod outlier;
+pub mod proxy_protocol;
 pub mod rbac;
 pub mod retry;
 pub mod route;
