@@ -284,3 +284,7 @@ impl Drop for ConnectionGuard {
 fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+#[path = "connect_tests.rs"]
+mod tests;
