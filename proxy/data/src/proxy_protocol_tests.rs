@@ -1,3 +1,5 @@
+#![allow(clippy::panic)]
+
 use super::*;
 
 const BOTH: Accepts = Accepts { v1: true, v2: true, nothing: false };
