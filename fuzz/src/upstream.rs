@@ -9,12 +9,13 @@ use crate::{
     memory::{Client, pair, quiet},
 };
 
-/// Requests of a well-behaved client, by the first byte of an input. `$` is the cluster.
+/// Requests of a well-behaved client, by the first byte of an input. `$` is the cluster. Nothing follows them: as long as bytes wait behind a request, the
+/// client's end is not seen before the route's timeout, which the clock of the runtime does not make come sooner.
 const REQUESTS: [&str; 6] = [
-    "GET /$a HTTP/1.1\r\nhost: a\r\n\r\nGET /$b HTTP/1.1\r\nhost: a\r\n\r\n",
-    "HEAD /$a HTTP/1.1\r\nhost: a\r\n\r\nGET /direct HTTP/1.1\r\nhost: a\r\n\r\n",
+    "GET /$a HTTP/1.1\r\nhost: a\r\n\r\n",
+    "HEAD /$a HTTP/1.1\r\nhost: a\r\n\r\n",
     "POST /$a HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\nexpect: 100-continue\r\n\r\nhello",
-    "GET /$a HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n\r\nhello",
+    "GET /$a HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n\r\n",
     "GET /retry HTTP/1.1\r\nhost: a\r\naccept-encoding: gzip\r\n\r\n",
     "POST /mirror HTTP/1.0\r\ncontent-type: application/grpc\r\ncontent-length: 3\r\n\r\nabc",
 ];

@@ -223,11 +223,15 @@ fn http_version(bytes: &[u8]) -> HttpVersion {
     if method > 32 || (method == 0 && !bytes.is_empty()) || bytes.get(method).is_some_and(|byte| *byte != b' ') {
         return HttpVersion::None;
     }
-    let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
-        let printable = bytes.iter().all(|byte| *byte >= b' ' || *byte == b'\r');
-        return if printable && bytes.len() < MAX_REQUEST_LINE { HttpVersion::More } else { HttpVersion::None };
-    };
-    let line = bytes.get(..end).unwrap_or_default();
+    // What decides is the line alone, so that it is the same in whatever pieces it comes.
+    let end = bytes.iter().position(|byte| *byte == b'\n');
+    let line = bytes.get(..end.unwrap_or(bytes.len())).unwrap_or_default();
+    if line.len() >= MAX_REQUEST_LINE || line.iter().any(|byte| *byte < b' ' && *byte != b'\r') {
+        return HttpVersion::None;
+    }
+    if end.is_none() {
+        return HttpVersion::More;
+    }
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     match line.rsplit(|byte| *byte == b' ').next() {
         Some(b"HTTP/1.1") => HttpVersion::Is("http/1.1"),

@@ -141,11 +141,14 @@ fn http_versions() {
         (b" GET", HttpVersion::None),
         (b"hello\r\n", HttpVersion::None),
         (b"GET \x01", HttpVersion::None),
+        (b"GET \x00/ HTTP/1.0\r\n", HttpVersion::None),
     ] {
         assert_eq!(http_version(bytes), expected, "{:?}", String::from_utf8_lossy(bytes));
     }
     assert_eq!(http_version(&[b'A'; 33]), HttpVersion::None);
-    assert_eq!(http_version(format!("GET /{}", "x".repeat(MAX_REQUEST_LINE)).as_bytes()), HttpVersion::None);
+    let long = |more: &str| format!("GET /{}{more}", "x".repeat(MAX_REQUEST_LINE));
+    assert_eq!(http_version(long("").as_bytes()), HttpVersion::None);
+    assert_eq!(http_version(long(" HTTP/1.1\r\n").as_bytes()), HttpVersion::None);
 }
 
 #[tokio::test]

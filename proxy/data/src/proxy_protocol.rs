@@ -120,6 +120,8 @@ impl Parser {
         }
         let end = bytes.get(self.searched..).and_then(|new| new.windows(2).position(|pair| pair == b"\r\n"));
         match end.map(|end| self.searched + end + 2) {
+            // What does not begin like a header is none, whether its line ends before or after so many bytes.
+            Some(length) if length > 2 && !maybe_v1 => Progress::Malformed(None),
             Some(length) if length <= V1_LONGEST && length > 2 => match bytes.get(..length) {
                 Some(line) if accepts.v1 => v1(line).unwrap_or(Progress::Malformed(Some(Version::V1))),
                 _ => Progress::Disallowed(Version::V1),
