@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use http::{HeaderMap, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, StatusCode, Version};
 
 use super::body::{Progress, broken_by_protocol, cut_short};
 use crate::{
@@ -75,6 +75,8 @@ pub struct Exchange {
     pub keep_alive: bool,
     /// The request is gRPC, and a refusal takes its form.
     pub grpc: bool,
+    /// Made for clusters that hash, and sent with the response.
+    pub set_cookies: Vec<HeaderValue>,
     complete: bool,
 }
 
@@ -207,6 +209,7 @@ impl Exchange {
             unfinished: false,
             keep_alive: false,
             grpc: false,
+            set_cookies: Vec::new(),
             complete: false,
         })
     }
@@ -320,6 +323,9 @@ impl Exchange {
             downstream_failure: None,
             attempts: self.attempts,
             stream_id: None,
+            route_kri: None,
+            traced: false,
+            only_connected: false,
         }
     }
 }

@@ -6,6 +6,7 @@ pub mod exchange;
 mod failure;
 mod forward;
 mod guard;
+mod hash;
 mod head;
 mod headers;
 mod life;

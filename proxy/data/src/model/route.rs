@@ -12,6 +12,7 @@ use regex::Regex;
 use super::{
     ClusterId, RouteTableId,
     format::Format,
+    hash::HashPolicy,
     header::HeaderMutations,
     labels::Labels,
     matcher::{HeaderMatcher, QueryMatcher},
@@ -186,6 +187,8 @@ pub struct Forward {
     pub buffer_limit: Option<u32>,
     /// What is asked of endpoints (`metadata_match`); heeded by clusters with subsets.
     pub labels: Option<Arc<Labels>>,
+    /// What is hashed for clusters that choose endpoints by a hash, in order.
+    pub hash: Vec<HashPolicy>,
     /// Who gets copies. Of the route, else of its virtual host, else of the table.
     pub mirrors: Vec<Mirror>,
 }
