@@ -7,6 +7,7 @@ use shika_data::model::{
     ChainId, RouteTableId,
     chain_match::{ChainMatch, ChainTable, DuplicateMatch},
     header::HeaderMutations,
+    http_filter::FilterSettings,
     listener::{FilterChain, Terminal},
     matcher::StringMatcher,
     rbac::{Action, Permission, Policy, Principal, Rules},
@@ -26,6 +27,7 @@ pub fn route_table(hosts: u32, routes: u32) -> RouteTable {
                 require_tls: RequireTls::No,
                 request_headers: HeaderMutations::default(),
                 response_headers: HeaderMutations::default(),
+                filters: FilterSettings::default(),
             }
         })
         .collect();
@@ -38,6 +40,7 @@ pub fn route_table(hosts: u32, routes: u32) -> RouteTable {
         request_headers: HeaderMutations::default(),
         response_headers: HeaderMutations::default(),
         most_specific_wins: false,
+        filters: FilterSettings::default(),
     }
 }
 
@@ -48,10 +51,13 @@ fn prefix_route(prefix: &str) -> Route {
         headers: Vec::new(),
         query: Vec::new(),
         grpc_only: false,
+        filter_state: Vec::new(),
         fraction: None,
         action: RouteAction::Direct(DirectResponse { status: StatusCode::OK, body: bytes::Bytes::new(), format: None }),
         request_headers: HeaderMutations::default(),
         response_headers: HeaderMutations::default(),
+        filters: FilterSettings::default(),
+        kri: None,
     }
 }
 

@@ -14,6 +14,7 @@ mod files;
 mod health;
 mod install;
 mod logging;
+mod lookup;
 mod options;
 mod resolve;
 mod server_stats;

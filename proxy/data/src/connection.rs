@@ -16,12 +16,15 @@ use tokio::task::JoinHandle;
 
 mod detect;
 mod ends;
+mod filter_state;
 mod policy;
 
+pub use filter_state::FilterState;
 pub(crate) use policy::{Verdict, explain, judge};
 
 use crate::{
     drain::Watch,
+    error::ResponseFlag,
     http, inspect,
     io::{DownstreamIo, Inspected, Socket},
     listen::PanicCount,
@@ -38,7 +41,10 @@ use crate::{
     snapshot::Snapshot,
     stats::ListenerStats,
     tcp,
-    tls::{self, accept::Accepted},
+    tls::{
+        self,
+        accept::{AcceptError, Accepted},
+    },
     worker,
 };
 
@@ -74,6 +80,8 @@ pub struct Connection {
     pub detected: Option<Box<str>>,
     /// `None` for plain text.
     pub tls: Option<PeerTls>,
+    /// What filters keep of it.
+    pub filter_state: FilterState,
     /// When it was accepted.
     pub start: Instant,
     /// When it was accepted, on the wall clock.
@@ -135,6 +143,7 @@ impl Connection {
             alpn: None,
             detected: None,
             tls: None,
+            filter_state: FilterState::default(),
             start: Instant::now(),
             start_time: SystemTime::now(),
             received: AtomicU64::new(0),
@@ -206,8 +215,20 @@ pub(crate) async fn serve(mut socket: Socket, accepted_by: ListenerId, panics: P
     connection.sni = findings.server_name;
     connection.detected = findings.application_protocols.into_iter().next();
 
-    // TLS. Boxed: a handshake's state is large and short-lived.
+    // Envoy's filters hear of a new connection before its TLS handshake.
     let mut outcome = Outcome::default();
+    if let Some(details) = policy::admit(chain, &mut connection) {
+        tracing::debug!(connection = connection.id, chain = %chain.name, "closed: {details}");
+        outcome.details = Some(details.into());
+        outcome.flags.set(ResponseFlag::UpstreamRetryLimitExceeded);
+        Box::pin(ends::turn_away(DownstreamIo::Plain(io))).await;
+        if let Terminal::Tcp(tcp) = &chain.terminal {
+            outcome.write(&tcp.access_log, &connection);
+        }
+        return finish(&connection, &outcome, &snapshot);
+    }
+
+    // TLS. Boxed: a handshake's state is large and short-lived.
     let io = match &chain.tls {
         None => DownstreamIo::Plain(io),
         Some(tls) => match Box::pin(handshake(tls, io, chain, listener, connection.direct_remote)).await {
@@ -222,6 +243,7 @@ pub(crate) async fn serve(mut socket: Socket, accepted_by: ListenerId, panics: P
                 }
                 connection.alpn = accepted.alpn;
                 connection.tls = Some(accepted.peer);
+                policy::keep(chain, &mut connection);
                 DownstreamIo::Tls(accepted.stream)
             }
             Err(reason) => {
@@ -285,7 +307,14 @@ async fn handshake(
         Some(limit) => tokio::time::timeout(limit, accept).await,
     };
     match result {
-        Ok(result) => result.map_err(|error| error.to_string()),
+        Ok(result) => result.map_err(|error| {
+            if matches!(error, AcceptError::Refused(_))
+                && let Some(more) = notice::due(listener.id, Notice::Certificate)
+            {
+                tracing::warn!(listener = %listener.name, chain = %chain.name, more, "closed: {error}");
+            }
+            error.to_string()
+        }),
         Err(_) => {
             listener.stats.downstream_cx_transport_socket_connect_timeout().inc();
             Err("transport socket timeout was reached".into())

@@ -16,6 +16,12 @@ pub enum ResponseFlag {
     UpstreamOverflow,
     /// `NR`: no route, or no filter chain.
     NoRoute,
+    /// `DI`: the fault filter delayed it.
+    DelayInjected,
+    /// `FI`: the fault filter aborted it.
+    FaultInjected,
+    /// `RL`: a rate limit refused it.
+    RateLimited,
     /// `NC`: cluster not found.
     NoCluster,
     /// `URX`: retries or connect attempts used up.
@@ -67,6 +73,9 @@ impl ResponseFlag {
             Self::UpstreamConnectionFailure => ("UF", "UpstreamConnectionFailure"),
             Self::UpstreamOverflow => ("UO", "UpstreamOverflow"),
             Self::NoRoute => ("NR", "NoRouteFound"),
+            Self::DelayInjected => ("DI", "DelayInjected"),
+            Self::FaultInjected => ("FI", "FaultInjected"),
+            Self::RateLimited => ("RL", "RateLimited"),
             Self::NoCluster => ("NC", "NoClusterFound"),
             Self::UpstreamRetryLimitExceeded => ("URX", "UpstreamRetryLimitExceeded"),
             Self::DownstreamConnectionTermination => ("DC", "DownstreamConnectionTermination"),
@@ -115,6 +124,9 @@ impl ResponseFlags {
             UpstreamConnectionFailure,
             UpstreamOverflow,
             NoRoute,
+            DelayInjected,
+            FaultInjected,
+            RateLimited,
             NoCluster,
             UpstreamRetryLimitExceeded,
             DownstreamConnectionTermination,

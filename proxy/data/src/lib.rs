@@ -22,5 +22,6 @@ pub mod tcp;
 #[cfg(test)]
 mod testing;
 pub mod tls;
+pub mod token_bucket;
 pub mod upstream;
 pub mod worker;

@@ -25,6 +25,7 @@ use shika_data::{
             Codec, EscapedSlashes, ForwardClientCert, ForwardClientCertMode, Http1Options, Http2Options,
             HttpConnectionManager, ServerHeader, StripPort, Timeouts, Trust, Underscores,
         },
+        http_filter::FilterSettings,
         listener::{BindAddress, FilterChain, Inspect, Listener, Terminal, TrafficDirection},
         route::{
             ClusterChoice, DirectResponse, Domains, Forward, PathMatch, RequireTls, Route, RouteAction, RouteTable,
@@ -127,10 +128,13 @@ fn route(path: &str, action: RouteAction) -> Route {
         headers: Vec::new(),
         query: Vec::new(),
         grpc_only: false,
+        filter_state: Vec::new(),
         fraction: None,
         action,
         request_headers: HeaderMutations::default(),
         response_headers: HeaderMutations::default(),
+        filters: FilterSettings::default(),
+        kri: None,
     }
 }
 
@@ -174,12 +178,14 @@ fn snapshot(setup: &Setup, registry: &Registry, cluster: &Arc<Cluster>) -> Arc<S
             require_tls: RequireTls::No,
             request_headers: HeaderMutations::default(),
             response_headers: HeaderMutations::default(),
+            filters: FilterSettings::default(),
         }],
         domains: Domains { any: Some(0), ..Domains::default() },
         ignore_port: false,
         request_headers: HeaderMutations::default(),
         response_headers: HeaderMutations::default(),
         most_specific_wins: false,
+        filters: FilterSettings::default(),
     };
     let manager = HttpConnectionManager {
         stats: HttpStats::new(registry, scope("http.test.")),
@@ -599,6 +605,38 @@ async fn http2_goes_in_and_out() {
     assert_eq!(proxy.cluster.stats.upstream_cx_total().total(), 1);
     drop(sender);
     driving.abort();
+    serve.abort();
+}
+
+/// The way to the upstream is cut: nothing comes back, and nothing says that the connection is of no use.
+#[tokio::test]
+async fn a_silent_http2_connection_gets_no_further_requests() {
+    let upstream = Upstream::new().await;
+    let mut setup = Setup::new(upstream.address());
+    setup.protocol = UpstreamProtocol::Http2;
+    setup.timeout = Some(Duration::from_secs(1));
+    let proxy = start(setup).await;
+    let serve = tokio::spawn(async move {
+        let (stream, _) = upstream.0.accept().await.unwrap();
+        let mut silent = h2::server::handshake(stream).await.unwrap();
+        let (_, mut respond) = silent.accept().await.unwrap().unwrap();
+        respond.send_response(http::Response::new(()), true).unwrap();
+        // The second request is taken, and nobody goes on with the connection.
+        let _taken = silent.accept().await.unwrap().unwrap();
+        let (stream, _) = upstream.0.accept().await.unwrap();
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        while let Some(accepted) = connection.accept().await {
+            let (_, mut respond) = accepted.unwrap();
+            respond.send_response(http::Response::new(()), true).unwrap();
+        }
+    });
+    let mut answers = Vec::new();
+    while answers.len() < 10 && answers.iter().filter(|status| **status == 200).count() < 2 {
+        let mut client = proxy.connect().await;
+        client.send(GET).await;
+        answers.push(status(&client.response().await.0));
+    }
+    assert_eq!((answers.first(), answers.get(1), answers.last()), (Some(&200), Some(&504), Some(&200)), "{answers:?}");
     serve.abort();
 }
 

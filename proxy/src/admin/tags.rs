@@ -85,7 +85,7 @@ fn response_code<'a>(name: &'a str, cut: &mut Vec<Range<usize>>, tags: &mut Vec<
     }
 }
 
-/// Tags by the place in the tree of names: cluster, connection manager, listener, TCP proxy, RBAC.
+/// Tags by the place in the tree of names: cluster, connection manager, listener, TCP proxy, RBAC, rate limits.
 fn places<'a>(name: &'a str, cut: &mut Vec<Range<usize>>, tags: &mut Vec<(Cow<'a, str>, Cow<'a, str>)>) {
     let mut tag = |tag: &'static str, start: usize, end: usize| {
         if let Some(value) = name.get(start..end).filter(|value| !value.is_empty()) {
@@ -130,6 +130,12 @@ fn places<'a>(name: &'a str, cut: &mut Vec<Range<usize>>, tags: &mut Vec<(Cow<'a
                 }
             }
         }
+        "local_rate_limit" => {
+            if let Some(end) = next() {
+                tag("envoy_local_network_ratelimit_prefix", start, end);
+            }
+        }
+        _ if rest.starts_with("http_local_rate_limit.") => tag("envoy_local_http_ratelimit_prefix", 0, root.len()),
         _ if rest.starts_with("rbac.") => tag("envoy_rbac_prefix", 0, root.len()),
         _ => {}
     }
@@ -252,6 +258,16 @@ mod tests {
                 "inbound_80.rbac.denied",
                 "rbac.denied",
                 &[("listener", "inbound_80"), ("envoy_rbac_prefix", "inbound_80")],
+            ),
+            (
+                "rate_limit.http_local_rate_limit.ok",
+                "http_local_rate_limit.ok",
+                &[("envoy_local_http_ratelimit_prefix", "rate_limit")],
+            ),
+            (
+                "local_rate_limit.tcp_rate_limit.rate_limited",
+                "local_rate_limit.rate_limited",
+                &[("envoy_local_network_ratelimit_prefix", "tcp_rate_limit")],
             ),
             (
                 "http.in.rbac.denied",

@@ -1,6 +1,6 @@
 //! What one run of a case showed, as a flat map from path to value, and the comparison of two such maps.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io::Read as _};
 
 use parking_lot::Mutex;
 
@@ -57,8 +57,12 @@ impl Recorder {
         }
     }
 
-    /// Notes a body.
+    /// Notes a body. What gzip makes of a text differs from one implementation to another, so the text is compared, and that it was gzip.
     pub fn note_body(&self, path: &str, body: &[u8]) {
+        let mut text = Vec::new();
+        if body.starts_with(&[0x1f, 0x8b]) && flate2::read::MultiGzDecoder::new(body).read_to_end(&mut text).is_ok() {
+            return self.note(path, &format!("gzip({})", printable(&text)));
+        }
         self.note(path, &printable(body));
     }
 

@@ -3,6 +3,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::Connection;
@@ -22,6 +23,13 @@ pub(super) async fn hang_up(mut io: DownstreamIo, connection: &Connection) {
         }
         () = connection.drain.closing() => {}
     }
+    let _ = tokio::time::timeout(GOODBYE, io.shutdown()).await;
+}
+
+/// Closes a connection that is not let in, without waiting for it: it may be one of very many.
+pub(super) async fn turn_away(mut io: DownstreamIo) {
+    // What has come already would make the close a reset.
+    let _ = io.read(&mut [0; 1024]).now_or_never();
     let _ = tokio::time::timeout(GOODBYE, io.shutdown()).await;
 }
 

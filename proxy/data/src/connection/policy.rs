@@ -1,8 +1,8 @@
-//! Network RBAC, on a new connection and on live ones after a change.
+//! Network filters that decide about a connection: RBAC, on a new one and on live ones after a change, and what is done before its first bytes.
 
 use std::sync::Arc;
 
-use super::Connection;
+use super::{Connection, filter_state};
 use crate::{
     model::{
         listener::{FilterChain, NetworkFilter},
@@ -43,6 +43,31 @@ pub(crate) fn judge(connection: &Connection, old: &Snapshot, new: &Snapshot) -> 
     }
 }
 
+/// Lets a new connection in, and keeps of it what the chain's filters want kept. `Some` is why it is closed at once.
+pub(super) fn admit(chain: &FilterChain, connection: &mut Connection) -> Option<&'static str> {
+    for filter in &chain.filters {
+        match filter {
+            NetworkFilter::Rbac(_) => {}
+            NetworkFilter::LocalRateLimit(limit) if !limit.bucket.take() => {
+                limit.stats.rate_limited().inc();
+                return Some("local_ratelimit_close_over_limit");
+            }
+            NetworkFilter::LocalRateLimit(_) => {}
+            NetworkFilter::SetFilterState(rules) => filter_state::apply(connection, &rules.on_connection),
+        }
+    }
+    None
+}
+
+/// Keeps of a connection what its handshake has shown.
+pub(super) fn keep(chain: &FilterChain, connection: &mut Connection) {
+    for filter in &chain.filters {
+        if let NetworkFilter::SetFilterState(rules) = filter {
+            filter_state::apply(connection, &rules.on_handshake);
+        }
+    }
+}
+
 /// A network RBAC filter that says no.
 pub(super) struct Denial<'a> {
     stats: &'a RbacStats,
@@ -74,6 +99,7 @@ pub(super) fn denial<'a>(chain: &'a FilterChain, connection: &Connection) -> Opt
             let decision = rbac.enforced.as_ref()?.decide(&subject);
             (!decision.allowed).then_some(Denial { stats: &rbac.stats, policy: decision.policy })
         }
+        NetworkFilter::LocalRateLimit(_) | NetworkFilter::SetFilterState(_) => None,
     })
 }
 
@@ -101,6 +127,7 @@ pub(super) fn decide(chain: &FilterChain, connection: &Connection) -> Option<Str
                     if decision.policy.is_some() { rbac.stats.logged().inc() } else { rbac.stats.not_logged().inc() }
                 }
             }
+            NetworkFilter::LocalRateLimit(_) | NetworkFilter::SetFilterState(_) => {}
         }
     }
     None

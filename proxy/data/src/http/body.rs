@@ -22,7 +22,7 @@ mod kept;
 pub(super) use kept::{KeptFrame, Repeatable};
 pub use kept::{Replay, Sending};
 
-use super::exchange::Exchange;
+use super::{exchange::Exchange, filter::Shaped};
 use crate::{error::ResponseFlag, upstream::pool::Lease};
 
 /// How far a request's body has come; shared between the request and the upstream connection that sends it.
@@ -233,6 +233,8 @@ pub enum ResponseBody {
     Full(Option<Bytes>),
     /// Streamed from an upstream.
     Upstream(Box<UpstreamBody>),
+    /// Either, changed by filters.
+    Shaped(Box<Shaped>),
 }
 
 impl ResponseBody {
@@ -321,6 +323,53 @@ impl UpstreamBody {
             lease.give_back();
         }
     }
+
+    /// The next frame.
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = match Pin::new(&mut self.inner).poll_frame(cx) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                if !self.waiting {
+                    self.waiting = true;
+                    self.last_activity = Instant::now();
+                }
+                let flag = ready!(self.poll_expiry(cx));
+                self.exchange.abort(flag);
+                return Poll::Ready(Some(Err(BodyError::Timeout(flag))));
+            }
+        };
+        match frame {
+            Some(Ok(frame)) => {
+                self.waiting = false;
+                match frame.data_ref() {
+                    Some(data) => self.exchange.bytes_sent += data.remaining() as u64,
+                    None => self.exchange.keep_trailers(frame.trailers_ref()),
+                }
+                if self.inner.is_end_stream() {
+                    self.end();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                self.exchange.upstream_broke_off(&error);
+                Poll::Ready(Some(Err(error.into())))
+            }
+            None => {
+                self.end();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    /// What is left of it, as far as that is known.
+    pub(super) fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+
+    /// The request that it ends.
+    pub(super) fn exchange(&mut self) -> &mut Exchange {
+        &mut self.exchange
+    }
 }
 
 impl Body for ResponseBody {
@@ -328,42 +377,10 @@ impl Body for ResponseBody {
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let body = match self.get_mut() {
-            ResponseBody::Full(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            ResponseBody::Upstream(body) => body,
-        };
-        let frame = match Pin::new(&mut body.inner).poll_frame(cx) {
-            Poll::Ready(frame) => frame,
-            Poll::Pending => {
-                if !body.waiting {
-                    body.waiting = true;
-                    body.last_activity = Instant::now();
-                }
-                let flag = ready!(body.poll_expiry(cx));
-                body.exchange.abort(flag);
-                return Poll::Ready(Some(Err(BodyError::Timeout(flag))));
-            }
-        };
-        match frame {
-            Some(Ok(frame)) => {
-                body.waiting = false;
-                match frame.data_ref() {
-                    Some(data) => body.exchange.bytes_sent += data.remaining() as u64,
-                    None => body.exchange.keep_trailers(frame.trailers_ref()),
-                }
-                if body.inner.is_end_stream() {
-                    body.end();
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Some(Err(error)) => {
-                body.exchange.upstream_broke_off(&error);
-                Poll::Ready(Some(Err(error.into())))
-            }
-            None => {
-                body.end();
-                Poll::Ready(None)
-            }
+        match self.get_mut() {
+            ResponseBody::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            ResponseBody::Upstream(body) => body.poll_frame(cx),
+            ResponseBody::Shaped(body) => body.poll_frame(cx),
         }
     }
 
@@ -371,6 +388,7 @@ impl Body for ResponseBody {
         match self {
             ResponseBody::Full(bytes) => bytes.is_none(),
             ResponseBody::Upstream(body) => body.inner.is_end_stream(),
+            ResponseBody::Shaped(body) => body.is_end_stream(),
         }
     }
 
@@ -378,6 +396,7 @@ impl Body for ResponseBody {
         match self {
             ResponseBody::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             ResponseBody::Upstream(body) => body.inner.size_hint(),
+            ResponseBody::Shaped(body) => body.size_hint(),
         }
     }
 }

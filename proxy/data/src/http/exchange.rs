@@ -9,7 +9,10 @@ use std::{
 
 use http::{HeaderMap, HeaderValue, StatusCode, Version};
 
-use super::body::{Progress, broken_by_protocol, cut_short};
+use super::{
+    body::{Progress, broken_by_protocol, cut_short},
+    filter::Effects,
+};
 use crate::{
     connection::Connection,
     error::{ResponseFlag, ResponseFlags},
@@ -77,6 +80,10 @@ pub struct Exchange {
     pub grpc: bool,
     /// Made for clusters that hash, and sent with the response.
     pub set_cookies: Vec<HeaderValue>,
+    /// How long filters held the request back.
+    pub held: Duration,
+    /// What filters have to do with the response; `None` without such filters.
+    pub(super) effects: Option<Box<Effects>>,
     complete: bool,
 }
 
@@ -210,6 +217,8 @@ impl Exchange {
             keep_alive: false,
             grpc: false,
             set_cookies: Vec::new(),
+            held: Duration::ZERO,
+            effects: None,
             complete: false,
         })
     }
@@ -323,9 +332,9 @@ impl Exchange {
             downstream_failure: None,
             attempts: self.attempts,
             stream_id: None,
-            route_kri: None,
             traced: false,
             only_connected: false,
+            route_kri: self.effects.as_ref().and_then(|effects| effects.route_kri.as_deref()),
         }
     }
 }

@@ -14,6 +14,7 @@ use super::{
     body::{Broken, Progress, RequestBody, ResponseBody, UpstreamBody},
     exchange::{Exchange, UpstreamRequest},
     failure::{Failure, expire, fail, overflow},
+    filter::Shaped,
     hash,
     head::{Head, Path},
     headers::{self as names, mutate, strip_hop_by_hop, values},
@@ -39,7 +40,6 @@ use crate::{
         pick::{self, PickContext},
         pool::{self, Lease, Protocol, Sender},
     },
-    worker,
 };
 
 /// Sends a request to where its route says and returns the response, or the answer that stands for it.
@@ -66,9 +66,10 @@ pub(super) async fn forward(
         return Ok(reply(exchange, head, Some(matched), Refusal::new(StatusCode::FORBIDDEN, "", "upgrade_failed")));
     }
 
-    let (cluster, weighted) = match choose_cluster(snapshot, &action.clusters, head) {
-        Ok(chosen) => chosen,
-        Err(_) => {
+    let weighted = matched.weighted;
+    let cluster = match choose_cluster(snapshot, &action.clusters, weighted, head) {
+        Some(cluster) => cluster,
+        None => {
             manager.stats.no_cluster().inc();
             let refusal = Refusal::new(action.cluster_not_found, "", "cluster_not_found").flag(ResponseFlag::NoCluster);
             return Ok(reply(exchange, head, Some(matched), refusal));
@@ -80,6 +81,7 @@ pub(super) async fn forward(
     let timeout = request_timeout(head, exchange.origin, action);
     let limits = Limits {
         start: exchange.start,
+        held: exchange.held,
         response: timeout,
         idle: action.idle_timeout.unwrap_or(manager.timeouts.stream_idle),
         stream: action.max_stream_duration.unwrap_or(manager.timeouts.max_stream),
@@ -199,28 +201,20 @@ pub(super) async fn forward(
     Ok(respond(exchange, upstream, response, lease, matched, &limits, weighted, client_upgrade))
 }
 
-fn choose_cluster<'a>(
+fn choose_cluster(
     snapshot: &Snapshot,
-    choice: &'a ClusterChoice,
+    choice: &ClusterChoice,
+    weighted: Option<&WeightedCluster>,
     head: &Head,
-) -> Result<(Arc<Cluster>, Option<&'a WeightedCluster>), ()> {
-    match choice {
-        ClusterChoice::One { id, .. } => Ok((snapshot.cluster(*id).ok_or(())?.clone(), None)),
-        ClusterChoice::Weighted { clusters, total } => {
-            let mut draw = (worker::random() % u64::from((*total).max(1))) as u32;
-            for weighted in clusters {
-                if draw < weighted.weight {
-                    return Ok((snapshot.cluster(weighted.id).ok_or(())?.clone(), Some(weighted)));
-                }
-                draw -= weighted.weight;
-            }
-            Err(())
-        }
+) -> Option<Arc<Cluster>> {
+    let id = match choice {
+        ClusterChoice::One { id, .. } => *id,
+        ClusterChoice::Weighted { .. } => weighted?.id,
         ClusterChoice::Header { name, names } => {
-            let value = head.headers.get(name).and_then(|value| value.to_str().ok()).ok_or(())?;
-            Ok((snapshot.cluster(*names.get(value).ok_or(())?).ok_or(())?.clone(), None))
+            *names.get(head.headers.get(name).and_then(|value| value.to_str().ok())?)?
         }
-    }
+    };
+    snapshot.cluster(id).cloned()
 }
 
 /// The route's timeout, or the caller's `x-envoy-upstream-rq-timeout-ms` (which outsiders cannot set: it was removed from their requests).
@@ -419,7 +413,8 @@ fn respond(
         };
         mutate(&mut parts.headers, &weighted.response_headers, values);
     }
-    finish_headers(&mut exchange, Some(matched), &mut parts.headers);
+    let ends = switched || incoming.is_end_stream();
+    finish_headers(&mut exchange, Some(matched), &mut parts.headers, ends);
 
     if let Some((kind, server)) = switching {
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -440,5 +435,8 @@ fn respond(
         return Response::from_parts(parts, ResponseBody::EMPTY);
     }
     let body = limits.body(exchange.progress.as_deref());
-    Response::from_parts(parts, ResponseBody::Upstream(UpstreamBody::new(incoming, lease, exchange, body, now)))
+    let shaped = exchange.effects.as_ref().is_some_and(|effects| effects.shapes());
+    let body = UpstreamBody::new(incoming, lease, exchange, body, now);
+    let body = if shaped { ResponseBody::Shaped(Shaped::upstream(body)) } else { ResponseBody::Upstream(body) };
+    Response::from_parts(parts, body)
 }

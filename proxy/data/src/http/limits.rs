@@ -12,6 +12,8 @@ use crate::error::ResponseFlag;
 pub(super) struct Limits {
     /// When the request came.
     pub start: Instant,
+    /// How long filters held the request back since then.
+    pub held: Duration,
     /// From the request's end to the response's end.
     pub response: Option<Duration>,
     /// Longest pause.
@@ -78,7 +80,8 @@ impl Limits {
             None => Some(Duration::ZERO),
             Some(progress) => progress.done(),
         };
-        let activity = progress.map_or(Duration::ZERO, Progress::last_activity);
+        let done = done.map(|done| done.max(self.held));
+        let activity = progress.map_or(Duration::ZERO, Progress::last_activity).max(self.held);
         let response = match (self.response, done) {
             (Some(limit), Some(done)) => Some((done + limit, Expired::Response)),
             (Some(limit), None) => Some((self.start.elapsed() + limit, Expired::Recheck)),
@@ -87,7 +90,7 @@ impl Limits {
         let request = self.request.filter(|_| done.is_none()).map(|limit| (limit, Expired::Request));
         let idle = self.idle.map(|limit| (activity + limit, Expired::Idle { request_done: done.is_some() }));
         let stream = self.stream.map(|limit| (limit, Expired::Stream));
-        let upstream_stream = self.upstream_stream.map(|limit| (limit, Expired::UpstreamStream));
+        let upstream_stream = self.upstream_stream.map(|limit| (self.held + limit, Expired::UpstreamStream));
         let earliest =
             [response, request, idle, stream, upstream_stream].into_iter().flatten().min_by_key(|(after, _)| *after)?;
         Some((self.start + earliest.0, earliest.1))
@@ -95,10 +98,14 @@ impl Limits {
 
     /// Bounds on the response's body.
     pub fn body(&self, progress: Option<&Progress>) -> BodyLimits {
-        let done = progress.map_or(Some(Duration::ZERO), Progress::done).unwrap_or_else(|| self.start.elapsed());
+        let done = progress
+            .map_or(Some(Duration::ZERO), Progress::done)
+            .unwrap_or_else(|| self.start.elapsed())
+            .max(self.held);
         let response = self.response.map(|limit| (self.start + done + limit, ResponseFlag::UpstreamRequestTimeout));
         let stream = self.stream.map(|limit| (self.start + limit, ResponseFlag::DurationTimeout));
-        let upstream = self.upstream_stream.map(|limit| (self.start + limit, ResponseFlag::UpstreamMaxStreamDuration));
+        let upstream =
+            self.upstream_stream.map(|limit| (self.start + self.held + limit, ResponseFlag::UpstreamMaxStreamDuration));
         BodyLimits {
             deadline: [response, stream, upstream].into_iter().flatten().min_by_key(|(at, _)| *at),
             idle: self.idle,

@@ -27,6 +27,8 @@ pub struct Refusal {
     pub location: Option<String>,
     /// `x-envoy-overloaded`
     pub overloaded: bool,
+    /// The gRPC status, where it is not that of the response code.
+    pub grpc_status: Option<u32>,
 }
 
 impl Refusal {
@@ -40,6 +42,7 @@ impl Refusal {
             close: false,
             location: None,
             overloaded: false,
+            grpc_status: None,
         }
     }
 
@@ -68,7 +71,8 @@ impl Refusal {
         let mut body = ResponseBody::EMPTY;
         if grpc {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            headers.insert(names::GRPC_STATUS, HeaderValue::from(grpc_status(status)));
+            headers
+                .insert(names::GRPC_STATUS, HeaderValue::from(self.grpc_status.unwrap_or_else(|| grpc_status(status))));
             if let Ok(message) = HeaderValue::from_str(&grpc_message(&self.body))
                 && !message.is_empty()
             {
@@ -99,7 +103,7 @@ impl Refusal {
     }
 }
 
-fn grpc_status(status: StatusCode) -> u16 {
+fn grpc_status(status: StatusCode) -> u32 {
     match status.as_u16() {
         400 => 13,
         401 => 16,

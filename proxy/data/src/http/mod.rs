@@ -4,6 +4,7 @@ pub mod body;
 pub mod connection;
 pub mod exchange;
 mod failure;
+mod filter;
 mod forward;
 mod guard;
 mod hash;

@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 use super::{
     body::ResponseBody,
     exchange::Exchange,
+    filter::{self, Shaped},
     forward,
     head::Head,
     headers::{self as names, mutate, values},
@@ -17,13 +18,16 @@ use super::{
     route::{path_only, without_port},
 };
 use crate::{
-    connection::{Connection, explain},
+    connection::Connection,
     model::{
         header::HeaderMutations,
-        http::{HttpFilter, ServerHeader},
+        http::ServerHeader,
+        http_filter::FilterSetting,
         listener::{FilterChain, Terminal},
-        rbac::{Rbac, Subject},
-        route::{PathMatch, Redirect, RedirectPath, RequireTls, Route, RouteAction, RouteTable, VirtualHost},
+        route::{
+            ClusterChoice, Forward, PathMatch, Redirect, RedirectPath, RequireTls, Route, RouteAction, RouteTable,
+            VirtualHost, WeightedCluster,
+        },
     },
     snapshot::Snapshot,
     worker,
@@ -62,9 +66,10 @@ pub async fn serve(
     let connect = head.method == Method::CONNECT;
     let table = snapshot.route_table(manager.routes);
     let host = table.and_then(|table| table.virtual_host(head.authority()));
-    let route = host.and_then(|host| host.route(&head.view(), connect, &mut worker::random));
+    let route =
+        host.and_then(|host| host.route(&head.view(), &exchange.connection.filter_state, connect, &mut worker::random));
     let matched = match (table, host, route) {
-        (Some(table), Some(host), Some(route)) => Some(Matched { table, host, route }),
+        (Some(table), Some(host), Some(route)) => Some(Matched { table, host, route, weighted: draw(route) }),
         _ => None,
     };
     if let Some(Matched { host, route, .. }) = matched {
@@ -72,15 +77,10 @@ pub async fn serve(
         exchange.virtual_host = exchange.logs().then(|| host.name.clone());
     }
 
-    for filter in &manager.filters {
-        match filter {
-            HttpFilter::Rbac(rbac) => {
-                if let Some(refusal) = denied(rbac, &head, &exchange) {
-                    explain(chain, &exchange.connection, &snapshot);
-                    return Ok(reply(exchange, &head, matched, refusal));
-                }
-            }
-        }
+    if !manager.filters.is_empty()
+        && let Err(refusal) = filter::run(&mut exchange, &mut head, matched, chain, &snapshot).await
+    {
+        return Ok(reply(exchange, &head, matched, refusal));
     }
 
     let Some(matched) = matched else {
@@ -150,9 +150,30 @@ pub(super) struct Matched<'a> {
     pub table: &'a RouteTable,
     pub host: &'a VirtualHost,
     pub route: &'a Route,
+    /// The cluster drawn, if the route leads to several.
+    pub weighted: Option<&'a WeightedCluster>,
 }
 
 impl<'a> Matched<'a> {
+    /// What is said about a filter, by the most specific level that says anything.
+    pub fn filter_setting(&self, filter: &str) -> Option<&'a FilterSetting> {
+        let weighted = self.weighted.and_then(|weighted| weighted.filters.of(filter));
+        weighted
+            .or_else(|| self.route.filters.of(filter))
+            .or_else(|| self.host.filters.of(filter))
+            .or_else(|| self.table.filters.of(filter))
+    }
+
+    /// The cluster that the route leads to.
+    pub fn cluster_name(&self, head: &'a Head) -> Option<&'a str> {
+        let RouteAction::Forward(action) = &self.route.action else { return None };
+        match &action.clusters {
+            ClusterChoice::One { name, .. } => Some(name),
+            ClusterChoice::Weighted { .. } => self.weighted.map(|weighted| &*weighted.name),
+            ClusterChoice::Header { name, .. } => head.headers.get(name)?.to_str().ok(),
+        }
+    }
+
     /// The three levels' request mutations in the order in which they apply.
     pub fn request_headers(&self) -> [&'a HeaderMutations; 3] {
         self.ordered([&self.route.request_headers, &self.host.request_headers, &self.table.request_headers])
@@ -173,39 +194,23 @@ impl<'a> Matched<'a> {
     }
 }
 
+/// The cluster that a request goes to, of those among which its route chooses by weight.
+fn draw(route: &Route) -> Option<&WeightedCluster> {
+    let RouteAction::Forward(Forward { clusters: ClusterChoice::Weighted { clusters, total }, .. }) = &route.action
+    else {
+        return None;
+    };
+    let mut draw = (worker::random() % u64::from((*total).max(1))) as u32;
+    clusters.iter().find(|weighted| {
+        let taken = draw < weighted.weight;
+        draw = draw.saturating_sub(weighted.weight);
+        taken
+    })
+}
+
 fn chain<'a>(snapshot: &'a Snapshot, connection: &Connection, pinned: &'a FilterChain) -> &'a FilterChain {
     let current = snapshot.chain(connection.listener, connection.chain).filter(|chain| chain.demands == pinned.demands);
     current.map_or(pinned, |chain| chain)
-}
-
-fn denied(rbac: &Rbac, head: &Head, exchange: &Exchange) -> Option<Refusal> {
-    let connection = &exchange.connection;
-    let subject = Subject {
-        peer: connection.tls.as_ref().and_then(|tls| tls.names.as_ref()),
-        destination: connection.local,
-        remote: head.remote,
-        direct_remote: connection.direct_remote,
-        server_name: &connection.sni,
-        request: Some(head.view()),
-    };
-    if let Some(shadow) = &rbac.shadow {
-        match shadow.decide(&subject).allowed {
-            true => rbac.stats.shadow_allowed().inc(),
-            false => rbac.stats.shadow_denied().inc(),
-        }
-    }
-    let decision = rbac.enforced.as_ref()?.decide(&subject);
-    if decision.allowed {
-        rbac.stats.allowed().inc();
-        return None;
-    }
-    rbac.stats.denied().inc();
-    let policy = decision.policy.as_deref().unwrap_or("none").replace(' ', "_");
-    Some(Refusal::new(
-        StatusCode::FORBIDDEN,
-        "RBAC: access denied",
-        format!("rbac_access_denied_matched_policy[{policy}]"),
-    ))
 }
 
 fn must_use_tls(host: &VirtualHost, head: &Head, exchange: &Exchange) -> bool {
@@ -291,14 +296,26 @@ fn local(
         *response.body_mut() = ResponseBody::EMPTY;
         exchange.bytes_sent = 0;
     }
-    finish_headers(&mut exchange, matched, response.headers_mut());
+    let ends = response.body().is_end_stream();
+    finish_headers(&mut exchange, matched, response.headers_mut(), ends);
     exchange.complete();
+    if exchange.effects.as_ref().is_some_and(|effects| effects.shapes()) {
+        return response.map(|body| match body {
+            ResponseBody::Full(body) => ResponseBody::Shaped(Shaped::local(body, exchange)),
+            other => other,
+        });
+    }
     response
 }
 
 /// The last touch on any response: the route's mutations, `server`, `via`, request id, and the end of a connection that drains.
-pub(super) fn finish_headers(exchange: &mut Exchange, matched: Option<Matched<'_>>, headers: &mut http::HeaderMap) {
-    let manager = &exchange.manager;
+/// `ends`: the response has no body.
+pub(super) fn finish_headers(
+    exchange: &mut Exchange,
+    matched: Option<Matched<'_>>,
+    headers: &mut http::HeaderMap,
+    ends: bool,
+) {
     if let Some(matched) = matched.filter(|matched| matched.has_response_headers()) {
         for level in matched.response_headers() {
             if !level.is_empty() {
@@ -311,6 +328,10 @@ pub(super) fn finish_headers(exchange: &mut Exchange, matched: Option<Matched<'_
             }
         }
     }
+    if exchange.effects.is_some() {
+        filter::respond(exchange, headers, ends);
+    }
+    let manager = &exchange.manager;
     match manager.server_header {
         ServerHeader::Overwrite => {
             headers.insert(header::SERVER, manager.server_name.clone());

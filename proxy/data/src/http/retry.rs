@@ -169,7 +169,9 @@ impl Tries<'_> {
             *request.uri_mut() = parts.uri.clone();
             *request.headers_mut() = parts.headers.clone();
             if self.exchange.attempts > 1 && request.headers().contains_key(&names::ENVOY_ATTEMPT_TIMEOUT) {
-                let left = self.timeout.map(|all| all.saturating_sub(self.exchange.start.elapsed()));
+                let left = self
+                    .timeout
+                    .map(|all| all.saturating_sub(self.exchange.start.elapsed().saturating_sub(self.exchange.held)));
                 if let Some(expected) = self.per_try().or(left) {
                     let expected = HeaderValue::from(expected.as_millis().max(1) as u64);
                     request.headers_mut().insert(names::ENVOY_ATTEMPT_TIMEOUT, expected);

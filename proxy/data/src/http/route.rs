@@ -4,10 +4,13 @@
 
 use http::{HeaderMap, HeaderValue};
 
-use crate::model::{
-    matcher::StringMatcher,
-    rbac::RequestView,
-    route::{Domains, Fraction, PathMatch, Route, RouteTable, VirtualHost},
+use crate::{
+    connection::FilterState,
+    model::{
+        matcher::StringMatcher,
+        rbac::RequestView,
+        route::{Domains, Fraction, PathMatch, Route, RouteTable, VirtualHost},
+    },
 };
 
 impl RouteTable {
@@ -60,13 +63,23 @@ pub fn without_port(authority: &str) -> &str {
 
 impl VirtualHost {
     /// The first route that matches. `random` draws for routes that take only a share.
-    pub fn route(&self, request: &RequestView<'_>, connect: bool, random: &mut impl FnMut() -> u64) -> Option<&Route> {
+    pub fn route(
+        &self,
+        request: &RequestView<'_>,
+        state: &FilterState,
+        connect: bool,
+        random: &mut impl FnMut() -> u64,
+    ) -> Option<&Route> {
         let path = path_only(request.path);
         self.routes.iter().find(|route| {
             route.path.matches(path, connect)
                 && route.headers.iter().all(|matcher| request.header_matches(matcher))
                 && (route.query.is_empty() || query_matches(route, request.path))
                 && (!route.grpc_only || is_grpc(request.headers))
+                && route
+                    .filter_state
+                    .iter()
+                    .all(|wanted| state.value(&wanted.key).is_some_and(|value| wanted.value.matches(value)))
                 && route.fraction.is_none_or(|fraction| fraction.holds(random()))
         })
     }

@@ -9,6 +9,7 @@ use super::*;
 use crate::model::{
     RouteTableId,
     header::HeaderMutations,
+    http_filter::FilterSettings,
     matcher::{HeaderMatcher, HeaderRef, HeaderTest, QueryMatcher, full_match_regex},
     route::{DirectResponse, RequireTls, RouteAction},
 };
@@ -20,10 +21,13 @@ fn route(name: &str, path: PathMatch) -> Route {
         headers: Vec::new(),
         query: Vec::new(),
         grpc_only: false,
+        filter_state: Vec::new(),
         fraction: None,
         action: RouteAction::Direct(DirectResponse { status: StatusCode::OK, body: bytes::Bytes::new(), format: None }),
         request_headers: HeaderMutations::default(),
         response_headers: HeaderMutations::default(),
+        filters: FilterSettings::default(),
+        kri: None,
     }
 }
 
@@ -34,6 +38,7 @@ fn host(name: &str, routes: Vec<Route>) -> VirtualHost {
         require_tls: RequireTls::No,
         request_headers: HeaderMutations::default(),
         response_headers: HeaderMutations::default(),
+        filters: FilterSettings::default(),
     }
 }
 
@@ -64,6 +69,7 @@ fn table(domains: &[&str], ignore_port: bool) -> RouteTable {
         request_headers: HeaderMutations::default(),
         response_headers: HeaderMutations::default(),
         most_specific_wins: false,
+        filters: FilterSettings::default(),
     }
 }
 
@@ -183,7 +189,7 @@ fn all_criteria_must_hold_and_the_first_route_wins() {
         ("/", headers(&[("content-type", "application/grpc-web")]), "rest"),
     ] {
         let request = RequestView { method: "GET", path, authority: "a", scheme: "http", headers: &headers };
-        let found = host.route(&request, false, &mut || 7);
+        let found = host.route(&request, &FilterState::default(), false, &mut || 7);
         assert_eq!(found.map(|route| &*route.name), Some(expected), "{path} {headers:?}");
     }
 }

@@ -142,7 +142,16 @@ pub enum Operator {
         /// As a number instead of a name.
         number: bool,
     },
-    /// `%DYNAMIC_METADATA(..)%`, `%FILTER_STATE(..)%`: nothing sets either yet, so it is always unset
+    /// `%DYNAMIC_METADATA(kuma.routes:route_kri)%`
+    RouteKri,
+    /// `%FILTER_STATE(key)%`
+    FilterState {
+        /// Key.
+        key: Box<str>,
+        /// `PLAIN` instead of a JSON string.
+        plain: bool,
+    },
+    /// Metadata that nothing sets
     Unset,
 }
 

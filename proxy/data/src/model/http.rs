@@ -2,12 +2,12 @@
 //!
 //! Source: Envoy `filters.network.http_connection_manager.v3.HttpConnectionManager`.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use http::HeaderValue;
 use ipnet::IpNet;
 
-use super::{RouteTableId, access_log::AccessLog, rbac::Rbac};
+use super::{RouteTableId, access_log::AccessLog, http_filter::HttpFilter};
 use crate::stats::HttpStats;
 
 /// Envoy `HttpConnectionManager`. The router is always the last filter and is not listed.
@@ -218,11 +218,4 @@ pub enum ForwardClientCertMode {
     SanitizeSet,
     /// Passed on always.
     AlwaysForwardOnly,
-}
-
-/// An HTTP filter before the router.
-#[derive(Clone, Debug)]
-pub enum HttpFilter {
-    /// Envoy `filters.http.rbac.v3.RBAC`.
-    Rbac(Arc<Rbac>),
 }

@@ -7,12 +7,13 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use bytes::Bytes;
 
 use super::{
-    ChainId, ListenerId, access_log::AccessLog, chain_match::ChainTable, http::HttpConnectionManager, labels::Labels,
-    rbac::Rbac, route::ClusterChoice, tls::ServerTls,
+    ChainId, ListenerId, access_log::AccessLog, chain_match::ChainTable, format::Format, http::HttpConnectionManager,
+    labels::Labels, rbac::Rbac, route::ClusterChoice, tls::ServerTls,
 };
 use crate::{
     denial::Denials,
-    stats::{ListenerStats, TcpStats},
+    stats::{ListenerStats, LocalRateLimitStats, TcpStats},
+    token_bucket::TokenBucket,
 };
 
 /// One listener, bound or virtual.
@@ -128,6 +129,41 @@ pub struct FilterChain {
 pub enum NetworkFilter {
     /// Envoy `filters.network.rbac.v3.RBAC`: decided on the first bytes, and again on every change of the rules.
     Rbac(Arc<Rbac>),
+    /// Envoy `filters.network.local_ratelimit.v3.LocalRateLimit`: a connection without a token is closed before anything else.
+    LocalRateLimit(Arc<ConnectionRateLimit>),
+    /// Envoy `filters.network.set_filter_state.v3.Config`.
+    SetFilterState(Arc<SetFilterState>),
+}
+
+/// Envoy `filters.network.local_ratelimit.v3.LocalRateLimit`.
+#[derive(Debug)]
+pub struct ConnectionRateLimit {
+    /// `local_rate_limit.<stat_prefix>.*`
+    pub stats: LocalRateLimitStats,
+    /// Shared by all workers.
+    pub bucket: TokenBucket,
+}
+
+/// Envoy `filters.network.set_filter_state.v3.Config`: what is kept of a connection under a key.
+#[derive(Debug, Default)]
+pub struct SetFilterState {
+    /// `on_new_connection`
+    pub on_connection: Vec<FilterStateRule>,
+    /// `on_downstream_tls_handshake`: connections in plain text have none.
+    pub on_handshake: Vec<FilterStateRule>,
+}
+
+/// Envoy `filters.common.set_filter_state.v3.FilterStateValue`.
+#[derive(Debug)]
+pub struct FilterStateRule {
+    /// `object_key`
+    pub key: Arc<str>,
+    /// `format_string`
+    pub value: Format,
+    /// No later rule changes it.
+    pub read_only: bool,
+    /// An empty value is not kept.
+    pub skip_if_empty: bool,
 }
 
 /// The filter that serves the connection.

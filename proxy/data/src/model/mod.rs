@@ -11,6 +11,7 @@ pub mod hash;
 pub mod header;
 pub mod health;
 pub mod http;
+pub mod http_filter;
 pub mod labels;
 pub mod listener;
 pub mod matcher;

@@ -213,7 +213,8 @@ impl Permission {
 }
 
 impl Principal {
-    fn matches(&self, subject: &Subject<'_>) -> bool {
+    /// Whether it holds of a subject.
+    pub fn matches(&self, subject: &Subject<'_>) -> bool {
         match self {
             Self::Any => true,
             Self::And(all) => all.iter().all(|one| one.matches(subject)),

@@ -14,8 +14,9 @@ use super::{
     format::Format,
     hash::HashPolicy,
     header::HeaderMutations,
+    http_filter::FilterSettings,
     labels::Labels,
-    matcher::{HeaderMatcher, QueryMatcher},
+    matcher::{HeaderMatcher, QueryMatcher, StringMatcher},
     retry::RetryPolicy,
 };
 
@@ -38,6 +39,8 @@ pub struct RouteTable {
     pub response_headers: HeaderMutations,
     /// `most_specific_header_mutations_wins`: evaluated from the table to the route instead of the other way round.
     pub most_specific_wins: bool,
+    /// What is said about filters.
+    pub filters: FilterSettings,
 }
 
 /// Index of domains, all lower case. Values are positions in [`RouteTable::virtual_hosts`].
@@ -70,6 +73,8 @@ pub struct VirtualHost {
     pub request_headers: HeaderMutations,
     /// On responses.
     pub response_headers: HeaderMutations,
+    /// What is said about filters.
+    pub filters: FilterSettings,
 }
 
 /// Envoy `VirtualHost.TlsRequirementType`.
@@ -96,6 +101,8 @@ pub struct Route {
     pub query: Vec<QueryMatcher>,
     /// Only gRPC requests (`content-type: application/grpc…`).
     pub grpc_only: bool,
+    /// All must hold.
+    pub filter_state: Vec<FilterStateMatcher>,
     /// Share of requests that the route takes.
     pub fraction: Option<Fraction>,
     /// What is done.
@@ -104,6 +111,19 @@ pub struct Route {
     pub request_headers: HeaderMutations,
     /// On responses.
     pub response_headers: HeaderMutations,
+    /// What is said about filters.
+    pub filters: FilterSettings,
+    /// `metadata.filter_metadata["envoy.filters.http.lua"].route_kri`: which Kuma resource the route stands for.
+    pub kri: Option<Arc<str>>,
+}
+
+/// Envoy `type.matcher.v3.FilterStateMatcher` on what [`super::listener::SetFilterState`] keeps; a key that is not there matches nothing.
+#[derive(Debug)]
+pub struct FilterStateMatcher {
+    /// Key.
+    pub key: Box<str>,
+    /// On the value.
+    pub value: StringMatcher,
 }
 
 /// How a path is matched.
@@ -249,6 +269,8 @@ pub struct WeightedCluster {
     pub request_headers: HeaderMutations,
     /// On responses.
     pub response_headers: HeaderMutations,
+    /// What is said about filters.
+    pub filters: FilterSettings,
 }
 
 /// What becomes of a path.

@@ -4,7 +4,10 @@
 
 use std::borrow::Cow;
 
-use super::{Record, millis, request_header};
+use super::{
+    Record,
+    operator::{millis, request_header},
+};
 use crate::{
     model::access_log::{Attribute, Expression, LogFilter, NumberAttribute},
     worker,

@@ -183,12 +183,22 @@ impl<'a> Command<'a> {
             "REQ" => pair(Operator::RequestHeader)?,
             "RESP" => pair(Operator::ResponseHeader)?,
             "TRAILER" => pair(Operator::ResponseTrailer)?,
-            "DYNAMIC_METADATA"
-            | "FILTER_STATE"
-            | "CLUSTER_METADATA"
-            | "UPSTREAM_METADATA"
-            | "UPSTREAM_FILTER_STATE"
-            | "METADATA" => {
+            "DYNAMIC_METADATA" if self.argument == Some("kuma.routes:route_kri") => Operator::RouteKri,
+            "FILTER_STATE" => {
+                let argument =
+                    self.argument.ok_or_else(|| Fault::new("", "%FILTER_STATE% needs a key in parentheses"))?;
+                match argument.split_once(':') {
+                    None => Operator::FilterState { key: argument.into(), plain: false },
+                    Some((key, "TYPED")) => Operator::FilterState { key: key.into(), plain: false },
+                    Some((key, "PLAIN")) => Operator::FilterState { key: key.into(), plain: true },
+                    Some((_, other)) => {
+                        let reason =
+                            format!("Invalid filter state serialize type, only support PLAIN/TYPED, not {other}");
+                        return Err(Fault::new("", reason));
+                    }
+                }
+            }
+            "DYNAMIC_METADATA" | "CLUSTER_METADATA" | "UPSTREAM_METADATA" | "UPSTREAM_FILTER_STATE" | "METADATA" => {
                 self.argument
                     .ok_or_else(|| Fault::new("", format!("%{}% needs an argument in parentheses", self.name)))?;
                 Operator::Unset

@@ -38,6 +38,19 @@ pub(crate) fn mutations(context: &Context<'_>, from: Mutations<'_>) -> Compiled<
     Ok(HeaderMutations { add, remove })
 }
 
+/// Additions alone, of a filter: the content of `field`.
+pub(crate) fn additions(context: &Context<'_>, from: &[HeaderValueOption], field: &str) -> Compiled<HeaderMutations> {
+    if from.len() > 10 {
+        return Err(Fault::new(field, "value must contain no more than 10 item(s)"));
+    }
+    let add = from
+        .iter()
+        .enumerate()
+        .map(|(index, option)| one(context, option).at(field, index))
+        .collect::<Compiled<_>>()?;
+    Ok(HeaderMutations { add, remove: Vec::new() })
+}
+
 fn one(context: &Context<'_>, option: &HeaderValueOption) -> Compiled<HeaderAdd> {
     let header = required(&option.header, "header")?;
     let action = enumeration::<HeaderAppendAction>(option.append_action, "append_action")?;

@@ -8,29 +8,22 @@ use shika_data::{
         RouteTableId,
         http::{
             Codec, EscapedSlashes, ForwardClientCert, ForwardClientCertMode, Http1Options, HttpConnectionManager,
-            HttpFilter, ServerHeader, StripPort, Timeouts, Trust, Underscores,
+            ServerHeader, StripPort, Timeouts, Trust, Underscores,
         },
         route::RouteTable,
     },
     stats::{HttpStats, Scope},
 };
-use shika_proto::{
-    any,
-    envoy::{
-        config::core::v3::{Http1ProtocolOptions, http_protocol_options::HeadersWithUnderscoresAction},
-        extensions::filters::{
-            http::{grpc_stats::v3::FilterConfig as GrpcStats, rbac::v3::Rbac as HttpRbac, router::v3::Router},
-            network::http_connection_manager::v3::{
-                self as proto, http_connection_manager as hcm, http_connection_manager::RouteSpecifier, http_filter,
-            },
-        },
+use shika_proto::envoy::{
+    config::core::v3::{Http1ProtocolOptions, http_protocol_options::HeadersWithUnderscoresAction},
+    extensions::filters::network::http_connection_manager::v3::{
+        self as proto, http_connection_manager as hcm, http_connection_manager::RouteSpecifier,
     },
-    google::protobuf::Any,
 };
 
 use super::{
     Compiled, Context, Fault, Within, access_log, address, bound, duration, enumeration, filter, flag, non_empty,
-    required, route, source, unpack, upstream_http, wrapped,
+    required, route, source, upstream_http, wrapped,
 };
 use crate::bootstrap::Source;
 
@@ -81,7 +74,7 @@ pub(crate) fn manager(
         Routes::Inline(table) => table.id,
         Routes::Rds(name, _) => ids(Some(name)),
     };
-    let (filters, router) = filters(context, &from.http_filters, stat_prefix)?;
+    let (filters, router) = filter::filters(context, &from.http_filters, stat_prefix)?;
     let common = from.common_http_protocol_options.unwrap_or_default();
     let underscores = match enumeration(common.headers_with_underscores_action, "headers_with_underscores_action")
         .within("common_http_protocol_options")?
@@ -268,57 +261,4 @@ fn client_cert(from: &proto::HttpConnectionManager) -> Compiled<ForwardClientCer
         dns: details.dns,
         uri: details.uri,
     })
-}
-
-/// All filters but the router, and the router.
-fn filters(
-    context: &Context<'_>,
-    from: &[proto::HttpFilter],
-    stat_prefix: &str,
-) -> Compiled<(Vec<HttpFilter>, Router)> {
-    let Some((last, others)) = from.split_last() else {
-        return Err(Fault::new("http_filters", "at least one filter is required: the router"));
-    };
-    let mut filters = Vec::with_capacity(others.len());
-    for (index, one) in others.iter().enumerate() {
-        // Keeps statistics by gRPC method and nothing else, as the table of harmless fields says.
-        if content(one).is_ok_and(any::is::<GrpcStats>) {
-            continue;
-        }
-        filters.push(filter(context, one, stat_prefix).at("http_filters", index)?);
-    }
-    let router = (|| {
-        let content = content(last)?;
-        if !any::is::<Router>(content) {
-            return Err(Fault::new(
-                "typed_config",
-                format!("the last HTTP filter has to be the router, but {:?} is {}", last.name, content.type_url),
-            ));
-        }
-        unpack::<Router>(content).within("typed_config")
-    })()
-    .at("http_filters", others.len())?;
-    Ok((filters, router))
-}
-
-fn content(from: &proto::HttpFilter) -> Compiled<&Any> {
-    match &from.config_type {
-        Some(http_filter::ConfigType::TypedConfig(content)) => Ok(content),
-        Some(http_filter::ConfigType::ConfigDiscovery(_)) => {
-            Err(Fault::new("config_discovery", "ECDS is not supported; use typed_config"))
-        }
-        None => Err(Fault::new("typed_config", "value is required")),
-    }
-}
-
-fn filter(context: &Context<'_>, from: &proto::HttpFilter, stat_prefix: &str) -> Compiled<HttpFilter> {
-    let content = content(from)?;
-    if any::is::<HttpRbac>(content) {
-        let rbac: HttpRbac = unpack(content).within("typed_config")?;
-        Ok(HttpFilter::Rbac(Arc::new(filter::rbac::http(context, &rbac, stat_prefix).within("typed_config")?)))
-    } else if any::is::<Router>(content) {
-        Err(Fault::new("typed_config", "the router must be the last HTTP filter"))
-    } else {
-        Err(Fault::new("typed_config", format!("HTTP filter {} is not supported", content.type_url)))
-    }
 }

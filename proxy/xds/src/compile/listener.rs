@@ -32,7 +32,9 @@ use shika_proto::{
                 direct_response::v3::Config as DirectResponse,
                 echo::v3::Echo,
                 http_connection_manager::v3::HttpConnectionManager,
+                local_ratelimit::v3::LocalRateLimit,
                 rbac::v3::Rbac,
+                set_filter_state::v3::Config as SetFilterState,
                 tcp_proxy::v3::{self as proto_tcp, TcpProxy as ProtoTcpProxy, tcp_proxy},
             },
         },
@@ -41,7 +43,7 @@ use shika_proto::{
 
 use super::{
     Compiled, Context, Fault, Within, access_log, address, bound, denials, enumeration,
-    filter::rbac,
+    filter::{network, rbac},
     flag, hash,
     http::{self, Routes},
     kafka, labels, non_empty, positive, required, source,
@@ -350,6 +352,14 @@ fn network_filter(context: &Context<'_>, from: &proto::Filter) -> Compiled<Netwo
         let config: Rbac = unpack(content).within("typed_config")?;
         return Ok(NetworkFilter::Rbac(Arc::new(rbac::network(context, &config).within("typed_config")?)));
     }
+    if any::is::<LocalRateLimit>(content) {
+        let limit = unpack(content).and_then(|config| network::local_rate_limit(context, &config));
+        return Ok(NetworkFilter::LocalRateLimit(Arc::new(limit.within("typed_config")?)));
+    }
+    if any::is::<SetFilterState>(content) {
+        let rules = unpack(content).and_then(|config| network::set_filter_state(context, &config));
+        return Ok(NetworkFilter::SetFilterState(Arc::new(rules.within("typed_config")?)));
+    }
     let terminal = any::is::<ProtoTcpProxy>(content)
         || any::is::<HttpConnectionManager>(content)
         || any::is::<DirectResponse>(content)
@@ -388,7 +398,7 @@ fn terminal(
             Ok((Terminal::DirectResponse(bytes), None))
         } else if any::is::<Echo>(content) {
             Ok((Terminal::Echo, None))
-        } else if any::is::<Rbac>(content) {
+        } else if any::is::<Rbac>(content) || any::is::<LocalRateLimit>(content) || any::is::<SetFilterState>(content) {
             Err(Fault::new(
                 "",
                 format!(
@@ -481,6 +491,7 @@ fn tcp_weighted(
             host_rewrite: None,
             request_headers: Default::default(),
             response_headers: Default::default(),
+            filters: Default::default(),
         });
     }
     Ok(ClusterChoice::Weighted { clusters, total })

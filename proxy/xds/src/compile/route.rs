@@ -9,8 +9,8 @@ use shika_data::model::{
     RouteTableId,
     access_log::LogFormat,
     route::{
-        DirectResponse, Domains, Fraction, PathMatch, PathRewrite, Redirect, RedirectPath, RequireTls, Route,
-        RouteAction, RouteTable, VirtualHost,
+        self as route_model, DirectResponse, Domains, Fraction, PathMatch, PathRewrite, Redirect, RedirectPath,
+        RequireTls, Route, RouteAction, RouteTable, VirtualHost,
     },
 };
 use shika_proto::envoy::{
@@ -22,11 +22,14 @@ use shika_proto::envoy::{
         route_match::PathSpecifier,
         virtual_host::TlsRequirementType,
     },
-    r#type::v3::{FractionalPercent, fractional_percent::DenominatorType},
+    r#type::{
+        matcher::v3::{FilterStateMatcher, filter_state_matcher},
+        v3::{FractionalPercent, fractional_percent::DenominatorType},
+    },
 };
 
 use super::{
-    Compiled, Context, Fault, Within, enumeration, flag, format,
+    Compiled, Context, Fault, Within, enumeration, filter, flag, format,
     header::{self, Mutations},
     matcher, non_empty, required, retry, source, wrapped,
 };
@@ -93,6 +96,7 @@ pub(crate) fn table(
             },
         )?,
         most_specific_wins: from.most_specific_header_mutations_wins,
+        filters: filter::settings(context, &from.typed_per_filter_config)?,
     })
 }
 
@@ -143,6 +147,7 @@ fn virtual_host(
                 remove: &from.response_headers_to_remove,
             },
         )?,
+        filters: filter::settings(context, &from.typed_per_filter_config)?,
     })
 }
 
@@ -206,6 +211,12 @@ fn route(context: &mut Context<'_>, table: &Table<'_>, host: &Host<'_>, from: &p
         .enumerate()
         .map(|(index, one)| matcher::query(one).at("query_parameters", index))
         .collect::<Compiled<_>>();
+    let filter_state = matched
+        .filter_state
+        .iter()
+        .enumerate()
+        .map(|(index, one)| self::filter_state(one).at("filter_state", index))
+        .collect::<Compiled<_>>();
     let fraction = match matched.runtime_fraction.as_ref() {
         None => None,
         Some(fraction) => {
@@ -235,6 +246,7 @@ fn route(context: &mut Context<'_>, table: &Table<'_>, host: &Host<'_>, from: &p
         headers: headers.within("match")?,
         query: query.within("match")?,
         grpc_only: matched.grpc.is_some(),
+        filter_state: filter_state.within("match")?,
         fraction,
         action,
         request_headers: header::mutations(
@@ -249,7 +261,20 @@ fn route(context: &mut Context<'_>, table: &Table<'_>, host: &Host<'_>, from: &p
                 remove: &from.response_headers_to_remove,
             },
         )?,
+        filters: filter::settings(context, &from.typed_per_filter_config)?,
+        kri: from.metadata.as_ref().and_then(filter::lua::route_kri),
     })
+}
+
+fn filter_state(from: &FilterStateMatcher) -> Compiled<route_model::FilterStateMatcher> {
+    let value = match &from.matcher {
+        Some(filter_state_matcher::Matcher::StringMatch(value)) => matcher::string(value).within("string_match")?,
+        Some(filter_state_matcher::Matcher::AddressMatch(_)) => {
+            return Err(Fault::new("address_match", "is not supported; use string_match"));
+        }
+        None => return Err(Fault::new("matcher", "value is required")),
+    };
+    Ok(route_model::FilterStateMatcher { key: non_empty(&from.key, "key")?.into(), value })
 }
 
 /// `per_request_buffer_limit_bytes`, or the newer field in its place.

@@ -1,6 +1,6 @@
 //! The HTTP connection manager, routes and access logs.
 
-use super::{INFO, Message, NAME, NO_LIMIT, NO_RUNTIME, STATS, TRACING};
+use super::{DESCRIPTORS, INFO, Message, NAME, NO_RUNTIME, STATS, TRACING};
 
 /// Their part of the table.
 pub(super) const TABLE: &[Message] = &[
@@ -51,9 +51,9 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter",
-        honoured: "typed_config",
-        harmless: &[("name", NAME), ("is_optional", "an unsupported filter is refused even if it is optional")],
-        refused: &[("disabled", "filters that are off until a route turns them on are not supported")],
+        honoured: "name typed_config disabled",
+        harmless: &[("is_optional", "an unsupported filter is refused even if it is optional")],
+        refused: &[],
     },
     Message {
         name: "envoy.extensions.filters.http.router.v3.Router",
@@ -81,14 +81,14 @@ pub(super) const TABLE: &[Message] = &[
         name: "envoy.config.route.v3.RouteConfiguration",
         honoured: "name virtual_hosts response_headers_to_add response_headers_to_remove request_headers_to_add request_headers_to_remove \
                    most_specific_header_mutations_wins validate_clusters max_direct_response_body_size_bytes ignore_port_in_host_matching \
-                   request_mirror_policies",
+                   request_mirror_policies typed_per_filter_config",
         harmless: &[("metadata", INFO)],
         refused: &[("vhds", "VHDS is not supported")],
     },
     Message {
         name: "envoy.config.route.v3.VirtualHost",
-        honoured: "name domains routes require_tls retry_policy request_mirror_policies per_request_buffer_limit_bytes request_body_buffer_limit request_headers_to_add request_headers_to_remove response_headers_to_add response_headers_to_remove",
-        harmless: &[("virtual_clusters", STATS), ("rate_limits", NO_LIMIT), ("metadata", INFO)],
+        honoured: "name domains routes require_tls retry_policy request_mirror_policies per_request_buffer_limit_bytes request_body_buffer_limit request_headers_to_add request_headers_to_remove response_headers_to_add response_headers_to_remove typed_per_filter_config",
+        harmless: &[("virtual_clusters", STATS), ("rate_limits", DESCRIPTORS), ("metadata", INFO)],
         refused: &[("matcher", "is not supported; use routes"), ("cors", "CORS is not supported")],
     },
     Message {
@@ -100,12 +100,18 @@ pub(super) const TABLE: &[Message] = &[
     Message {
         name: "envoy.config.route.v3.Route",
         honoured: "name match route redirect direct_response non_forwarding_action request_headers_to_add request_headers_to_remove \
-                   response_headers_to_add response_headers_to_remove per_request_buffer_limit_bytes request_body_buffer_limit",
-        harmless: &[("metadata", INFO), ("decorator", TRACING), ("tracing", TRACING), ("stat_prefix", STATS)],
-        refused: &[
-            ("filter_action", "is not supported"),
-            ("typed_per_filter_config", "per-route settings of filters are not supported"),
+                   response_headers_to_add response_headers_to_remove per_request_buffer_limit_bytes request_body_buffer_limit \
+                   typed_per_filter_config",
+        harmless: &[
+            (
+                "metadata",
+                "only route_kri of the namespace envoy.filters.http.lua is read: nothing else that is supported looks at it",
+            ),
+            ("decorator", TRACING),
+            ("tracing", TRACING),
+            ("stat_prefix", STATS),
         ],
+        refused: &[("filter_action", "is not supported")],
     },
     Message { name: "envoy.config.route.v3.NonForwardingAction", honoured: "", harmless: &[], refused: &[] },
     Message {
@@ -127,12 +133,11 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.config.route.v3.RouteMatch",
-        honoured: "prefix path safe_regex connect_matcher path_separated_prefix case_sensitive runtime_fraction headers query_parameters grpc",
+        honoured: "prefix path safe_regex connect_matcher path_separated_prefix case_sensitive runtime_fraction headers query_parameters grpc filter_state",
         harmless: &[],
         refused: &[
             ("tls_context", "matching on the client certificate is not supported"),
             ("dynamic_metadata", "nothing sets dynamic metadata"),
-            ("filter_state", "nothing sets filter state"),
         ],
     },
     Message {
@@ -161,8 +166,8 @@ pub(super) const TABLE: &[Message] = &[
                    auto_host_rewrite host_rewrite_header host_rewrite_path_regex append_x_forwarded_host timeout idle_timeout priority \
                    upgrade_configs max_stream_duration retry_policy metadata_match request_mirror_policies hash_policy",
         harmless: &[
-            ("rate_limits", NO_LIMIT),
-            ("include_vh_rate_limits", NO_LIMIT),
+            ("rate_limits", DESCRIPTORS),
+            ("include_vh_rate_limits", DESCRIPTORS),
             ("early_data_policy", "early data is not accepted"),
         ],
         refused: &[
@@ -303,9 +308,9 @@ pub(super) const TABLE: &[Message] = &[
     Message {
         name: "envoy.config.route.v3.WeightedCluster.ClusterWeight",
         honoured: "name weight metadata_match host_rewrite_literal request_headers_to_add request_headers_to_remove \
-                   response_headers_to_add response_headers_to_remove",
+                   response_headers_to_add response_headers_to_remove typed_per_filter_config",
         harmless: &[],
-        refused: &[("typed_per_filter_config", "per-route settings of filters are not supported")],
+        refused: &[],
     },
     Message {
         name: "envoy.config.route.v3.RedirectAction",

@@ -6,6 +6,7 @@
 
 mod cluster;
 mod common;
+mod filter;
 mod http;
 mod listener;
 mod telemetry;
@@ -27,12 +28,16 @@ const INFO: &str = "informative only: nothing that is supported reads it";
 const STATS: &str = "changes which statistics are kept, not what is done with traffic";
 const TRACING: &str = "read by tracing only, and nothing is traced";
 const CODEC: &str = "a bound inside the codec, which has bounds of its own";
-const NO_LIMIT: &str = "read by rate limit filters only, which are refused";
+const DESCRIPTORS: &str = "read by limits with descriptors only, which are refused";
 const NO_RUNTIME: &str = "the key of a runtime value that nothing overrides: the default value counts";
 const ENGINE: &str = "the only engine";
 const NAME: &str = "extensions are known by their type";
 
 /// The table.
 pub fn table() -> impl Iterator<Item = &'static Message> {
-    [common::TABLE, cluster::TABLE, listener::TABLE, http::TABLE, telemetry::TABLE].into_iter().flatten()
+    [common::TABLE, cluster::TABLE, listener::TABLE, http::TABLE, filter::TABLE, telemetry::TABLE].into_iter().flatten()
 }
+
+#[cfg(test)]
+#[path = "page_tests.rs"]
+mod tests;

@@ -6,7 +6,10 @@
 use std::sync::Arc;
 
 use shika_data::{
-    model::rbac::{Action, Permission, Policy, Principal, Rbac, Rules},
+    model::{
+        http_filter::RbacRules,
+        rbac::{Action, Permission, Policy, Principal, Rbac, Rules},
+    },
     stats::{RbacStats, Scope},
 };
 use shika_proto::{
@@ -15,7 +18,7 @@ use shika_proto::{
         config::rbac::v3::{self as proto, permission::Rule, principal::Identifier, rbac as proto_rbac},
         extensions::{
             filters::{
-                http::rbac::v3::Rbac as HttpRbac,
+                http::rbac::v3::{Rbac as HttpRbac, RbacPerRoute},
                 network::rbac::v3::{Rbac as NetworkRbac, rbac::EnforcementType},
             },
             matching::common_inputs::{network::v3::ServerNameInput, ssl::v3::UriSanInput},
@@ -71,6 +74,16 @@ pub(crate) fn http(context: &Context<'_>, from: &HttpRbac, stat_prefix: &str) ->
     let enforced = either(&from.rules, &from.matcher, "rules", "matcher")?;
     let shadow = either(&from.shadow_rules, &from.shadow_matcher, "shadow_rules", "shadow_matcher")?;
     Ok(Rbac { enforced, shadow, stats: RbacStats::new(context.registry, scope) })
+}
+
+/// `filters.http.rbac.v3.RBACPerRoute`; without rules nothing is asked.
+pub(crate) fn per_route(from: &RbacPerRoute) -> Compiled<RbacRules> {
+    let none = HttpRbac::default();
+    let from = from.rbac.as_ref().unwrap_or(&none);
+    Ok(RbacRules {
+        enforced: either(&from.rules, &from.matcher, "rules", "matcher").within("rbac")?,
+        shadow: either(&from.shadow_rules, &from.shadow_matcher, "shadow_rules", "shadow_matcher").within("rbac")?,
+    })
 }
 
 fn either(
@@ -333,7 +346,7 @@ fn action(from: &OnMatch) -> Compiled<(Arc<str>, bool)> {
     .within("action")
 }
 
-fn predicate(from: &Predicate, depth: usize) -> Compiled<Principal> {
+pub(super) fn predicate(from: &Predicate, depth: usize) -> Compiled<Principal> {
     too_deep(depth)?;
     let list = |predicates: &[Predicate]| -> Compiled<Vec<Principal>> {
         if predicates.len() < 2 {

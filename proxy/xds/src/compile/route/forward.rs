@@ -18,7 +18,7 @@ use shika_proto::envoy::config::{
 
 use super::{
     super::{
-        Compiled, Context, Fault, Within, bound, duration, enumeration, flag, hash,
+        Compiled, Context, Fault, Within, bound, duration, enumeration, filter, flag, hash,
         header::{self, Mutations},
         labels, matcher, non_empty, required, retry, wrapped,
     },
@@ -233,5 +233,6 @@ fn weight(
                 remove: &from.response_headers_to_remove,
             },
         )?,
+        filters: filter::settings(context, &from.typed_per_filter_config)?,
     })
 }
