@@ -26,6 +26,7 @@ pub use beside::Credentials;
 use crate::{
     ads::{self, AdsLink},
     files::Files,
+    health::Health,
     resolve::{Answer, Resolver},
     server_stats,
     sidecar::documents::Documents,
@@ -62,6 +63,7 @@ pub struct Control {
     files: Files,
     documents: Documents,
     credentials: Credentials,
+    health: Health,
     /// SIGUSR2 came: connections drain already.
     drained: bool,
 }
@@ -80,6 +82,7 @@ impl Control {
             files: Files::new(),
             documents: Documents::default(),
             credentials,
+            health: Health::default(),
             drained: false,
         }
     }
@@ -136,6 +139,11 @@ impl Control {
                 event = AdsLink::next(&mut self.ads) => self.ads_event(event).await,
                 Some(update) = self.files.next() => self.file_update(update).await,
                 Some(answer) = self.answers.recv() => self.resolved(answer).await,
+                cluster = self.health.next() => {
+                    cluster.drop_removed();
+                    self.publish_and_log().await;
+                    self.follow_up();
+                }
                 () = sleep_until(deadline), if deadline.is_some() => {
                     let due = self.state.compiler.borrow_mut().tick(Instant::now());
                     if due {
@@ -199,6 +207,7 @@ impl Control {
         let compiler = self.state.compiler.borrow();
         self.resolver.update(compiler.dns_targets());
         self.files.watch(compiler.wanted_files());
+        self.health.check(compiler.health_targets());
         if let Some(link) = &mut self.ads {
             link.want(&compiler);
         }

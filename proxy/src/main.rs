@@ -11,6 +11,7 @@ mod control;
 mod dns;
 mod export;
 mod files;
+mod health;
 mod install;
 mod logging;
 mod lookup;

@@ -85,6 +85,8 @@ fn cluster(setup: &mut Setup, registry: &Registry) -> Arc<Cluster> {
         tls_labels: None,
         health: AtomicU8::new(0),
         monitor: Default::default(),
+        checked: Default::default(),
+        check: None,
         stats: EndpointStats::default(),
     });
     Arc::new(Cluster {
@@ -96,9 +98,11 @@ fn cluster(setup: &mut Setup, registry: &Registry) -> Arc<Cluster> {
             overprovisioning: 140,
         }),
         balancer: Balancer::RoundRobin,
+        hashing: None,
         panic_threshold: 50,
         connect_timeout: Duration::from_secs(5),
         selection: Selection::default(),
+        health: None,
         outlier: None,
         tls: None,
         tls_matches: Vec::new(),
@@ -150,6 +154,7 @@ fn forward(id: ClusterId, timeout: Option<Duration>) -> RouteAction {
         mirrors: Vec::new(),
         buffer_limit: None,
         labels: None,
+        hash: Vec::new(),
     })
 }
 

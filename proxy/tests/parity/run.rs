@@ -94,7 +94,7 @@ pub async fn run(subject: Subject, case: Case, certs: Arc<Certs>, certs_dir: &Pa
         }
     }
     std::fs::write(dir.join("bootstrap.yaml"), bootstrap::build(&case, &placeholders)?)?;
-    let running = Running::start(subject, dir).await?;
+    let mut running = Running::start(subject, dir).await?;
     placeholders.insert("ADMIN".into(), running.admin.rsplit(':').next().unwrap_or_default().to_owned());
 
     let normalizer = Normalizer::new(placeholders.iter().map(|(k, v)| (k.as_str(), v.as_str())), &case.source);
@@ -106,6 +106,7 @@ pub async fn run(subject: Subject, case: Case, certs: Arc<Certs>, certs_dir: &Pa
     for (name, listener) in sockets {
         upstreams.spawn(upstream::serve(run.clone(), name, listener));
     }
+    running.live().await?;
     for index in 0..run.case.connections.len() {
         client::run(&run, index).await;
     }

@@ -389,6 +389,12 @@ impl Compiler {
         }
     }
 
+    /// Clusters whose endpoints are to be checked: those that wait for it too.
+    pub fn health_targets(&self) -> Vec<Arc<Cluster>> {
+        let slots = self.clusters.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
+        slots.map(|state| &state.compiled.cluster).filter(|cluster| cluster.health.is_some()).cloned().collect()
+    }
+
     /// Names to resolve.
     pub fn dns_targets(&self) -> Vec<DnsTarget> {
         let mut targets = Vec::new();

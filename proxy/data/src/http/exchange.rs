@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use http::{HeaderMap, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, StatusCode, Version};
 
 use super::{
     body::{Progress, broken_by_protocol, cut_short},
@@ -78,6 +78,8 @@ pub struct Exchange {
     pub keep_alive: bool,
     /// The request is gRPC, and a refusal takes its form.
     pub grpc: bool,
+    /// Made for clusters that hash, and sent with the response.
+    pub set_cookies: Vec<HeaderValue>,
     /// How long filters held the request back.
     pub held: Duration,
     /// What filters have to do with the response; `None` without such filters.
@@ -214,6 +216,7 @@ impl Exchange {
             unfinished: false,
             keep_alive: false,
             grpc: false,
+            set_cookies: Vec::new(),
             held: Duration::ZERO,
             effects: None,
             complete: false,
@@ -329,6 +332,8 @@ impl Exchange {
             downstream_failure: None,
             attempts: self.attempts,
             stream_id: None,
+            traced: false,
+            only_connected: false,
             route_kri: self.effects.as_ref().and_then(|effects| effects.route_kri.as_deref()),
         }
     }

@@ -15,6 +15,7 @@ use super::{
     exchange::{Exchange, UpstreamRequest},
     failure::{Failure, expire, fail, overflow},
     filter::Shaped,
+    hash,
     head::{Head, Path},
     headers::{self as names, mutate, strip_hop_by_hop, values},
     limits::{Expired, Limits},
@@ -87,13 +88,16 @@ pub(super) async fn forward(
         upstream_stream: cluster.max_stream,
         request: manager.timeouts.request,
     };
-    let connection = &exchange.connection;
     let labels = match weighted {
         Some(weighted) => weighted.labels.as_ref(),
         None => action.labels.as_ref(),
     };
-    let original = connection.local.filter(|_| connection.restored);
-    let context = PickContext { original_destination: original, labels, ..PickContext::default() };
+    let original = exchange.connection.local.filter(|_| exchange.connection.restored);
+    let hash = match cluster.hashing {
+        Some(_) => hash::of_request(&action.hash, head, &mut exchange),
+        None => None,
+    };
+    let context = PickContext { original_destination: original, labels, hash, ..PickContext::default() };
     let endpoint = match pick::choose(&cluster, &context) {
         Ok(endpoint) => endpoint,
         Err(_) => {
@@ -161,7 +165,7 @@ pub(super) async fn forward(
             let buffer = buffer();
             let (exchange, upstream, head) = (&mut *exchange, &mut upstream, &mut *head);
             let tries =
-                Tries { retry, exchange, upstream, head, action, labels, downstream, original, timeout, buffer };
+                Tries { retry, exchange, upstream, head, action, labels, hash, downstream, original, timeout, buffer };
             // Boxed: requests of routes without a retry policy must not be larger for it.
             limits.watch(Box::pin(tries.run(request)).as_mut(), progress.as_deref()).await.and_then(|ended| ended)
         }
@@ -398,6 +402,9 @@ fn respond(
             .insert(names::ENVOY_UPSTREAM_TIME.clone(), HeaderValue::from((now - upstream.start).as_millis() as u64));
     }
     exchange.upstream = Some(upstream);
+    for cookie in std::mem::take(&mut exchange.set_cookies) {
+        parts.headers.append(header::SET_COOKIE, cookie);
+    }
     if let Some(weighted) = weighted.filter(|weighted| !weighted.response_headers.is_empty()) {
         let values = {
             let mut record = exchange.record();

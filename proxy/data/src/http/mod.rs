@@ -7,6 +7,7 @@ mod failure;
 mod filter;
 mod forward;
 mod guard;
+mod hash;
 mod head;
 mod headers;
 mod life;

@@ -143,6 +143,8 @@ pub(super) struct Tries<'a> {
     pub action: &'a Forward,
     /// What the route asks of endpoints.
     pub labels: Option<&'a Arc<Labels>>,
+    /// For clusters that hash.
+    pub hash: Option<u64>,
     pub downstream: Protocol,
     pub original: Option<SocketAddr>,
     /// Of the route, for all tries together.
@@ -267,6 +269,7 @@ impl Tries<'_> {
         let context = PickContext {
             original_destination: self.original,
             labels: self.labels,
+            hash: self.hash,
             avoid: Avoid {
                 hosts: if policy.other_hosts { tried } else { &[] },
                 labels: &policy.omitted_hosts,

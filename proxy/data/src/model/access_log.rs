@@ -10,7 +10,8 @@ use tokio::sync::mpsc;
 
 use super::{
     format::{Format, JsonFormat},
-    matcher::HeaderMatcher,
+    matcher::{HeaderMatcher, HeaderRef, StringMatcher},
+    route::Fraction,
 };
 
 /// Envoy `config.accesslog.v3.AccessLog`.
@@ -52,6 +53,116 @@ pub enum LogFilter {
     Header(HeaderMatcher),
     /// `response_flag_filter`: any of these short flags, or any flag when empty
     ResponseFlags(Vec<Box<str>>),
+    /// `grpc_status_filter`: one of these codes, or with `exclude` none of them
+    GrpcStatus {
+        /// Codes.
+        codes: Vec<u64>,
+        /// Turned round.
+        exclude: bool,
+    },
+    /// `runtime_filter`
+    Share {
+        /// Of all lines.
+        share: Fraction,
+        /// Drawn for each line; else the request's `x-request-id` decides, so that all proxies that it passes decide alike.
+        independent: bool,
+    },
+    /// `log_type_filter`: which lines pass
+    LogType {
+        /// At the end of a request (`DownstreamEnd`).
+        request_end: bool,
+        /// At the end of a TCP connection (`TcpConnectionEnd`).
+        connection_end: bool,
+        /// When its upstream is connected (`TcpUpstreamConnected`).
+        connected: bool,
+    },
+    /// `metadata_filter` on the one value of dynamic metadata that there is, `kuma.routes`, `route_kri`
+    RouteKri {
+        /// What the value has to be; `None`: something that a text never is.
+        value: Option<StringMatcher>,
+        /// Outcome without one.
+        if_missing: bool,
+    },
+    /// `metadata_filter` on metadata that nothing sets
+    Always(bool),
+    /// `extension_filter` with a CEL expression
+    Expression(Expression),
+}
+
+/// A CEL expression. Its value may be unknown, as CEL's own is an error: when it asks for what is not there.
+///
+/// Source: Envoy "Attributes", `access_loggers.filters.cel.v3.ExpressionFilter`.
+#[derive(Clone, Debug)]
+pub enum Expression {
+    /// `a && b`
+    And(Vec<Expression>),
+    /// `a || b`
+    Or(Vec<Expression>),
+    /// `!a`
+    Not(Box<Expression>),
+    /// A comparison of texts.
+    Text(Attribute, StringMatcher),
+    /// `response.code`, `request.total_size` and their like.
+    Number(NumberAttribute, Relation, u64),
+}
+
+/// Attributes that are texts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Attribute {
+    /// `connection.uri_san_peer_certificate`: the first.
+    PeerUriSan,
+    /// `connection.dns_san_peer_certificate`: the first.
+    PeerDnsSan,
+    /// `connection.subject_peer_certificate`
+    PeerSubject,
+    /// `connection.requested_server_name`; empty without one.
+    RequestedServerName,
+    /// `request.headers["…"]`, and attributes that are headers.
+    Header(HeaderRef),
+    /// `request.url_path`: without the query.
+    UrlPath,
+}
+
+/// Attributes that are numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NumberAttribute {
+    /// `response.code`
+    ResponseCode,
+    /// `source.port`
+    SourcePort,
+    /// `destination.port`
+    DestinationPort,
+}
+
+/// How two numbers compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Relation {
+    /// `==`
+    Equal,
+    /// `!=`
+    NotEqual,
+    /// `<`
+    Less,
+    /// `<=`
+    AtMost,
+    /// `>`
+    Greater,
+    /// `>=`
+    AtLeast,
+}
+
+impl Relation {
+    /// Whether it holds.
+    pub fn holds(self, left: u64, right: u64) -> bool {
+        match self {
+            Relation::Equal => left == right,
+            Relation::NotEqual => left != right,
+            Relation::Less => left < right,
+            Relation::AtMost => left <= right,
+            Relation::Greater => left > right,
+            Relation::AtLeast => left >= right,
+        }
+    }
 }
 
 /// Envoy `ComparisonFilter`.

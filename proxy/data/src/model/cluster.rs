@@ -13,9 +13,12 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use foldhash::HashSet;
 
 use super::{
     ClusterId,
+    hash::Hashing,
+    health::{CheckAt, Checked, HealthCheck},
     http::Http2Options,
     labels::Labels,
     outlier::{Monitor, Outlier},
@@ -36,12 +39,16 @@ pub struct Cluster {
     pub endpoints: ArcSwap<EndpointSet>,
     /// How one is chosen.
     pub balancer: Balancer,
+    /// For [`Balancer::Hash`].
+    pub hashing: Option<Box<Hashing>>,
     /// Below this share of healthy hosts, in percent, health is ignored. Envoy's default 50; 0 turns it off.
     pub panic_threshold: u8,
     /// TCP connect and TLS handshake together. Envoy's default 5 s.
     pub connect_timeout: Duration,
     /// Which part of the endpoints is chosen from.
     pub selection: Selection,
+    /// Asks endpoints how they are.
+    pub health: Option<Box<HealthCheck>>,
     /// Leaves out endpoints that fail.
     pub outlier: Option<Box<Outlier>>,
     /// `None`: plain text.
@@ -90,8 +97,53 @@ impl Cluster {
         self.tls.iter().chain(self.tls_matches.iter().filter_map(|(_, tls)| tls.as_ref()))
     }
 
-    /// Puts a set of endpoints in force and tells `membership_*`.
-    pub fn put_endpoints(&self, endpoints: EndpointSet) {
+    /// Puts a set of endpoints in force and tells `membership_*`. Endpoints that are healthy stay although they are not in it, as long as their health
+    /// checks say so, unless the configuration says otherwise: whoever tells of endpoints may be cut off from them.
+    pub fn put_endpoints(&self, mut endpoints: EndpointSet) {
+        let before = self.endpoints.load();
+        if self.health.as_ref().is_some_and(|health| !health.removes_healthy) {
+            let named: HashSet<&EndpointAddress> = endpoints.all().map(|endpoint| &endpoint.address).collect();
+            let kept: Vec<(usize, Arc<Endpoint>)> = before
+                .priorities
+                .iter()
+                .enumerate()
+                .flat_map(|(at, priority)| priority.endpoints.iter().map(move |endpoint| (at, endpoint)))
+                .filter(|(_, endpoint)| !endpoint.checked.has_failed() && !named.contains(&endpoint.address))
+                .map(|(at, endpoint)| (at, endpoint.clone()))
+                .collect();
+            for endpoint in endpoints.all() {
+                endpoint.checked.set_removed(false);
+            }
+            for (at, endpoint) in kept {
+                endpoint.checked.set_removed(true);
+                if endpoints.priorities.len() <= at {
+                    endpoints.priorities.resize_with(at + 1, Priority::default);
+                }
+                if let Some(priority) = endpoints.priorities.get_mut(at) {
+                    priority.weighted |= priority.endpoints.iter().any(|other| other.weight != endpoint.weight);
+                    priority.endpoints.push(endpoint);
+                }
+            }
+        }
+        self.install(endpoints);
+    }
+
+    /// Takes out the endpoints that stayed only because they were healthy, and no longer are.
+    pub fn drop_removed(&self) {
+        let set = self.endpoints.load();
+        let is_gone = |endpoint: &Arc<Endpoint>| endpoint.checked.is_removed() && endpoint.checked.has_failed();
+        if !set.all().any(is_gone) {
+            return;
+        }
+        let priorities = set.priorities.iter().map(|priority| Priority {
+            endpoints: priority.endpoints.iter().filter(|endpoint| !is_gone(endpoint)).cloned().collect(),
+            weighted: priority.weighted,
+            localities: priority.localities.clone(),
+        });
+        self.install(EndpointSet { priorities: priorities.collect(), overprovisioning: set.overprovisioning });
+    }
+
+    fn install(&self, endpoints: EndpointSet) {
         let before = self.endpoints.load();
         let total = endpoints.all().count() as u64;
         if self.stats.membership_total().value() != total
@@ -99,15 +151,31 @@ impl Cluster {
         {
             self.stats.membership_change().inc();
         }
+        for endpoint in endpoints.all() {
+            match &self.health {
+                Some(_) if endpoint.check.as_ref().is_some_and(|check| check.disabled) => endpoint.checked.forget(),
+                Some(_) => endpoint.checked.await_first(),
+                None => endpoint.checked.forget(),
+            }
+        }
         self.endpoints.store(Arc::new(endpoints));
         self.count_membership();
+        if let Some(health) = &self.health {
+            health.changed.notify_one();
+        }
+    }
+
+    /// Whether an endpoint has not answered its first health check yet, nor failed it.
+    pub fn awaits_checks(&self) -> bool {
+        self.health.is_some() && self.endpoints.load().all().any(|endpoint| endpoint.checked.is_awaited())
     }
 
     /// Tells how many endpoints there are, by health.
     pub fn count_membership(&self) {
-        let (mut total, mut healthy, mut degraded) = (0, 0, 0);
+        let (mut total, mut healthy, mut degraded, mut excluded) = (0, 0, 0, 0);
         for endpoint in self.endpoints.load().all() {
             total += 1;
+            excluded += u64::from(self.excludes(endpoint));
             match endpoint.health() {
                 Health::Healthy => healthy += 1,
                 Health::Degraded => degraded += 1,
@@ -118,7 +186,22 @@ impl Cluster {
         stats.membership_total().set(total);
         stats.membership_healthy().set(healthy);
         stats.membership_degraded().set(degraded);
-        stats.membership_excluded().set(0);
+        stats.membership_excluded().set(excluded);
+        if let Some(health) = &self.health {
+            health
+                .stats
+                .degraded()
+                .set(self.endpoints.load().all().filter(|one| one.checked.is_degraded()).count() as u64);
+            health
+                .stats
+                .healthy()
+                .set(self.endpoints.load().all().filter(|one| !one.checked.has_failed()).count() as u64);
+        }
+    }
+
+    /// Whether an endpoint does not even count, because nobody knows yet how it is (`ignore_new_hosts_until_first_hc`).
+    pub fn excludes(&self, endpoint: &Endpoint) -> bool {
+        self.health.as_ref().is_some_and(|health| health.ignore_new) && endpoint.checked.is_awaited()
     }
 }
 
@@ -151,6 +234,8 @@ pub enum Balancer {
     },
     /// `RANDOM`
     Random,
+    /// `RING_HASH` or `MAGLEV`, as [`Cluster::hashing`] says.
+    Hash,
     /// `CLUSTER_PROVIDED`: by original destination.
     Provided,
 }
@@ -320,8 +405,12 @@ pub struct Endpoint {
     pub labels: Option<Arc<Labels>>,
     /// Metadata `envoy.transport_socket_match`.
     pub tls_labels: Option<Arc<Labels>>,
-    /// What EDS and health checks say.
+    /// What EDS says.
     pub health: AtomicU8,
+    /// What health checks say.
+    pub checked: Checked,
+    /// Where and how its health is asked for, if not at its address like that of the others.
+    pub check: Option<Box<CheckAt>>,
     /// What outlier detection remembers; made at the first request to an endpoint of a cluster that has it.
     pub monitor: OnceLock<Box<Monitor>>,
     /// Counters and gauges of this endpoint.
@@ -331,7 +420,13 @@ pub struct Endpoint {
 impl Endpoint {
     /// What EDS, health checks and outlier detection say.
     pub fn health(&self) -> Health {
-        if self.is_ejected() { Health::Unhealthy } else { self.reported_health() }
+        if self.is_ejected() || self.checked.has_failed() {
+            return Health::Unhealthy;
+        }
+        match self.reported_health() {
+            Health::Healthy if self.checked.is_degraded() => Health::Degraded,
+            reported => reported,
+        }
     }
 
     /// Whether outlier detection has ejected it.
@@ -344,7 +439,7 @@ impl Endpoint {
         self.monitor.get_or_init(Box::default)
     }
 
-    /// What EDS and health checks say.
+    /// What EDS says.
     pub fn reported_health(&self) -> Health {
         match self.health.load(Ordering::Relaxed) {
             0 => Health::Healthy,

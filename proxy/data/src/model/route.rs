@@ -12,6 +12,7 @@ use regex::Regex;
 use super::{
     ClusterId, RouteTableId,
     format::Format,
+    hash::HashPolicy,
     header::HeaderMutations,
     http_filter::FilterSettings,
     labels::Labels,
@@ -206,6 +207,8 @@ pub struct Forward {
     pub buffer_limit: Option<u32>,
     /// What is asked of endpoints (`metadata_match`); heeded by clusters with subsets.
     pub labels: Option<Arc<Labels>>,
+    /// What is hashed for clusters that choose endpoints by a hash, in order.
+    pub hash: Vec<HashPolicy>,
     /// Who gets copies. Of the route, else of its virtual host, else of the table.
     pub mirrors: Vec<Mirror>,
 }

@@ -145,7 +145,7 @@ pub(super) fn value<'a>(operator: &'a Operator, record: &'a Record<'a>) -> Optio
     }
 }
 
-fn request_header<'a>(request: &RequestView<'a>, name: &HeaderRef) -> Option<Cow<'a, str>> {
+pub(super) fn request_header<'a>(request: &RequestView<'a>, name: &HeaderRef) -> Option<Cow<'a, str>> {
     match name {
         HeaderRef::Method => Some(request.method.into()),
         HeaderRef::Path => Some(request.path.into()),

@@ -388,6 +388,37 @@ stat_group!(
     }
 );
 
+stat_group!(
+    /// `cluster.<name or alt_stat_name>.health_check.`
+    HealthCheckStats {
+        counter attempt = "attempt",
+        counter failure = "failure",
+        counter network_failure = "network_failure",
+        counter passive_failure = "passive_failure",
+        counter success = "success",
+        counter verify_cluster = "verify_cluster",
+        level healthy = "healthy",
+        level degraded = "degraded",
+    }
+);
+
+stat_group!(
+    /// `cluster.<name or alt_stat_name>.ring_hash_lb.`
+    RingHashStats {
+        level size = "size",
+        level min_hashes_per_host = "min_hashes_per_host",
+        level max_hashes_per_host = "max_hashes_per_host",
+    }
+);
+
+stat_group!(
+    /// `cluster.<name or alt_stat_name>.maglev_lb.`
+    MaglevStats {
+        level min_entries_per_host = "min_entries_per_host",
+        level max_entries_per_host = "max_entries_per_host",
+    }
+);
+
 impl ClusterStats {
     /// Counts a response: `upstream_rq_<code>`, its class, `upstream_rq_completed`, and the `internal.`/`external.` copies, all derived on read.
     pub fn count_code(&self, origin: Origin, code: u16) {

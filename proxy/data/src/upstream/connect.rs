@@ -48,7 +48,7 @@ pub async fn connect(
 ) -> Result<UpstreamConnection, ConnectError> {
     let mut guard = ConnectionGuard::new(cluster.clone(), endpoint.clone());
     let attempt = async {
-        let (socket, passed_on) = open(cluster, endpoint).await?;
+        let (socket, passed_on) = open(cluster, &endpoint.address).await?;
         let io = match cluster.tls_for(endpoint) {
             None => UpstreamIo::Plain(socket),
             // Boxed: a handshake's state is large and short-lived.
@@ -87,8 +87,22 @@ pub fn may_connect(cluster: &Cluster) -> bool {
     allowed
 }
 
-async fn open(cluster: &Cluster, endpoint: &Endpoint) -> Result<(Socket, Option<PassedOn>), ConnectError> {
-    match &endpoint.address {
+/// Connects for a check of the endpoint's health, at `address`: outside of pools, counters and circuit breakers. The caller bounds the time.
+pub(crate) async fn probe(
+    cluster: &Cluster,
+    endpoint: &Endpoint,
+    address: &EndpointAddress,
+    alpn: AlpnChoice,
+) -> Result<UpstreamIo, ConnectError> {
+    let (socket, _) = open(cluster, address).await?;
+    match cluster.tls_for(endpoint) {
+        None => Ok(UpstreamIo::Plain(socket)),
+        Some(tls) => Box::pin(tls::connect::connect(tls, socket, endpoint, alpn)).await,
+    }
+}
+
+async fn open(cluster: &Cluster, address: &EndpointAddress) -> Result<(Socket, Option<PassedOn>), ConnectError> {
+    match address {
         EndpointAddress::Unix(path) => {
             let stream = UnixStream::connect(path).await.map_err(|error| sort_error(&error))?;
             Ok((Socket::Unix(stream), None))

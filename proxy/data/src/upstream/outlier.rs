@@ -222,6 +222,26 @@ pub(crate) fn tick(cluster: &Arc<Cluster>, now: Instant) {
     }
 }
 
+/// An endpoint has passed a health check: that ends an ejection, unless the configuration says otherwise.
+///
+/// Source: Envoy `successful_active_health_check_uneject_host`.
+pub(crate) fn passed_check(cluster: &Cluster, endpoint: &Endpoint) {
+    let Some(outlier) = cluster.outlier.as_ref().filter(|outlier| outlier.config.check_ends_ejection) else { return };
+    if !endpoint.is_ejected() {
+        return;
+    }
+    let monitor = endpoint.monitor();
+    monitor.ejection.lock().since = None;
+    monitor.consecutive_5xx.store(0, Relaxed);
+    monitor.consecutive_gateway.store(0, Relaxed);
+    monitor.consecutive_local.store(0, Relaxed);
+    monitor.ejected.store(false, Relaxed);
+    outlier.stats.ejections_active().set(census(cluster).1);
+    outlier.epoch.fetch_add(1, Relaxed);
+    cluster.count_membership();
+    tracing::info!(cluster = %cluster.name, endpoint = %endpoint.address, "endpoint takes traffic again: it passed a health check");
+}
+
 fn is_over(ejection: &Ejection, config: &OutlierConfig, now: Instant) -> bool {
     ejection.since.is_some_and(|(since, jitter)| {
         let length = (config.base_ejection * ejection.multiplier).min(config.longest_ejection);

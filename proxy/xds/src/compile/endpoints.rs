@@ -9,6 +9,7 @@ use std::{
 use shika_data::{
     model::{
         cluster::{Endpoint, EndpointAddress, EndpointSet, Health, Locality, Priority},
+        health::CheckAt,
         labels::Labels,
     },
     stats::EndpointStats,
@@ -24,7 +25,7 @@ use shika_proto::envoy::{
 use super::{
     Compiled, Fault, Within,
     address::{self, Target},
-    enumeration, labels, required, wrapped,
+    enumeration, health, labels, required, wrapped,
 };
 
 /// Highest priority number that Envoy takes.
@@ -52,6 +53,7 @@ pub(crate) struct Host {
     health: Health,
     labels: Option<Arc<Labels>>,
     tls_labels: Option<Arc<Labels>>,
+    check: Option<Box<CheckAt>>,
 }
 
 /// Addresses of names, as the resolver found them.
@@ -156,6 +158,8 @@ fn host(from: &LbEndpoint, names: Names, locality: &Arc<Locality>, priority: u32
         (_, name) => Some(name.into()),
     };
     let metadata = from.metadata.as_ref();
+    let check = endpoint.health_check_config.as_ref().map(health::check_at).transpose();
+    let check = check.within("health_check_config").within("endpoint")?;
     Ok(Host {
         target,
         hostname,
@@ -165,6 +169,7 @@ fn host(from: &LbEndpoint, names: Names, locality: &Arc<Locality>, priority: u32
         health,
         labels: labels::namespace(metadata, labels::LB),
         tls_labels: labels::namespace(metadata, labels::TRANSPORT_SOCKET_MATCH),
+        check: check.flatten().map(Box::new),
     })
 }
 
@@ -205,7 +210,8 @@ impl Assignment {
                 let same = known
                     .remove(&(address.clone(), host.hostname.clone()))
                     .filter(|old| old.weight == host.weight && old.locality == host.locality)
-                    .filter(|old| old.labels == host.labels && old.tls_labels == host.tls_labels);
+                    .filter(|old| old.labels == host.labels && old.tls_labels == host.tls_labels)
+                    .filter(|old| old.check == host.check);
                 let endpoint = match same {
                     Some(endpoint) => {
                         endpoint.health.store(host.health as u8, std::sync::atomic::Ordering::Relaxed);
@@ -220,6 +226,8 @@ impl Assignment {
                         tls_labels: host.tls_labels.clone(),
                         monitor: Default::default(),
                         health: AtomicU8::new(host.health as u8),
+                        checked: Default::default(),
+                        check: host.check.clone(),
                         stats: EndpointStats::default(),
                     }),
                 };

@@ -44,7 +44,7 @@ use shika_proto::{
 use super::{
     Compiled, Context, Fault, Within, access_log, address, bound, denials, enumeration,
     filter::{network, rbac},
-    flag,
+    flag, hash,
     http::{self, Routes},
     kafka, labels, non_empty, positive, required, source,
     tls::{self, ServerBinding, Transport},
@@ -451,6 +451,7 @@ fn tcp(context: &mut Context<'_>, from: &ProtoTcpProxy) -> Compiled<TcpProxy> {
         stats: TcpStats::new(context.registry, scope),
         clusters,
         labels: asked,
+        hash_source_ip: hash::source_ip(&from.hash_policy)?,
         idle_timeout: bound(&from.idle_timeout, "idle_timeout", Some(Duration::from_secs(3_600)))?,
         max_duration: positive(&from.max_downstream_connection_duration, "max_downstream_connection_duration")?,
         max_connect_attempts,

@@ -164,18 +164,53 @@ pub(super) const TABLE: &[Message] = &[
         name: "envoy.config.route.v3.RouteAction",
         honoured: "cluster cluster_header weighted_clusters cluster_not_found_response_code prefix_rewrite regex_rewrite host_rewrite_literal \
                    auto_host_rewrite host_rewrite_header host_rewrite_path_regex append_x_forwarded_host timeout idle_timeout priority \
-                   upgrade_configs max_stream_duration retry_policy metadata_match request_mirror_policies",
+                   upgrade_configs max_stream_duration retry_policy metadata_match request_mirror_policies hash_policy",
         harmless: &[
             ("rate_limits", DESCRIPTORS),
             ("include_vh_rate_limits", DESCRIPTORS),
             ("early_data_policy", "early data is not accepted"),
         ],
         refused: &[
-            ("hash_policy", "hash load balancing is not supported"),
             ("hedge_policy", "hedging is not supported"),
             ("internal_redirect_policy", "internal redirects are not supported"),
             ("cors", "CORS is not supported"),
         ],
+    },
+    Message {
+        name: "envoy.config.route.v3.RouteAction.HashPolicy",
+        honoured: "header cookie connection_properties query_parameter terminal",
+        harmless: &[],
+        refused: &[("filter_state", "no filter state is made that could be hashed")],
+    },
+    Message {
+        name: "envoy.config.route.v3.RouteAction.HashPolicy.Header",
+        honoured: "header_name regex_rewrite",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RouteAction.HashPolicy.Cookie",
+        honoured: "name ttl path attributes",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RouteAction.HashPolicy.CookieAttribute",
+        honoured: "name value",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RouteAction.HashPolicy.ConnectionProperties",
+        honoured: "source_ip",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RouteAction.HashPolicy.QueryParameter",
+        honoured: "name",
+        harmless: &[],
+        refused: &[],
     },
     Message {
         name: "envoy.config.route.v3.RouteAction.RequestMirrorPolicy",
@@ -297,7 +332,8 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.config.accesslog.v3.AccessLogFilter",
-        honoured: "status_code_filter duration_filter not_health_check_filter traceable_filter and_filter or_filter header_filter response_flag_filter",
+        honoured: "status_code_filter duration_filter not_health_check_filter traceable_filter and_filter or_filter header_filter response_flag_filter \
+                   runtime_filter grpc_status_filter log_type_filter metadata_filter extension_filter",
         harmless: &[],
         refused: &[],
     },
