@@ -12,7 +12,7 @@ use crate::{app::compile_options, export::access_log::AccessLogs, options::Optio
 ///
 /// # Errors
 /// Every refusal with its field path.
-pub fn check(options: &Options, bootstrap: &Bootstrap) -> Result<(), Vec<String>> {
+pub fn check(options: &Options, bootstrap: Bootstrap) -> Result<(), Vec<String>> {
     let registry = Registry::new(0);
     let (access_logs, _writers) = AccessLogs::new(None);
     let mut compiler = Compiler::new(registry, compile_options(options, &access_logs));

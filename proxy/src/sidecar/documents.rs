@@ -110,7 +110,7 @@ mod tests {
             log_sink: Box::new(|path| shika_data::model::access_log::LogSink::new(path, 1).0),
         };
         let mut compiler = Compiler::new(Registry::new(1), options);
-        compiler.load_static(&bootstrap, Instant::now()).expect("accepted");
+        compiler.load_static(bootstrap, Instant::now()).expect("accepted");
         compiler.build().expect("a plan").snapshot
     }
 
