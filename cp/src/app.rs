@@ -35,6 +35,11 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     if let Some(reason) = config.unavailable() {
         bail!(reason);
     }
+    for name in Config::unread(std::env::vars_os().map(|(name, _)| name)) {
+        tracing::warn!(
+            "{name} is set, and this control plane has no such setting: it is without effect; see shika-cp run --help"
+        );
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     runtime.block_on(serve(config))
 }

@@ -1,5 +1,7 @@
 //! The arguments of `shika-cp run`. Where Kuma has a setting, its environment variable is read.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -237,6 +239,18 @@ impl Config {
         }
     }
 
+    /// Those of the environment's variables that are a setting of Kuma's and that nothing here reads, in order.
+    pub fn unread(environment: impl Iterator<Item = OsString>) -> BTreeSet<String> {
+        let known = Config::augment_args(clap::Command::new("run"));
+        let read: BTreeSet<OsString> =
+            known.get_arguments().filter_map(|argument| argument.get_env().map(OsString::from)).collect();
+        environment
+            .filter(|name| !read.contains(name))
+            .filter_map(|name| name.into_string().ok())
+            .filter(|name| name.starts_with("KUMA_"))
+            .collect()
+    }
+
     /// Whether this is the control plane of a zone that has a global one.
     pub fn is_federated(&self) -> bool {
         self.mode == Mode::Zone && self.kds_global_address.is_some()
@@ -312,5 +326,25 @@ impl Config {
             },
             "defaults": {"skipMeshCreation": self.skip_mesh_creation},
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_nothing_reads_are_found() {
+        let environment = [
+            "KUMA_MODE",
+            "PATH",
+            "KUMA_MONITORING_ASSIGNMENT_SERVER_TLS_CERT_FILE",
+            "KUMA_MONITORING_ASSIGNMENT_SERVER_PORT",
+            "KUMA_API_SERVER_READ_ONLY",
+            "SHIKA_ANYTHING",
+        ];
+        let unread = Config::unread(environment.into_iter().map(OsString::from));
+        let unread: Vec<&str> = unread.iter().map(String::as_str).collect();
+        assert_eq!(unread, ["KUMA_API_SERVER_READ_ONLY", "KUMA_MONITORING_ASSIGNMENT_SERVER_TLS_CERT_FILE"]);
     }
 }

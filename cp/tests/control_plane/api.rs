@@ -201,6 +201,15 @@ async fn ignored_fields_and_settings_without_effect_are_warned_about() {
         json!({"warnings": ["mtls.enabledBakend: unknown field, ignored", "logging: stored, but without effect in this version"]})
     );
     assert_eq!(cp.get("/meshes/m").await.json()["logging"], json!({"defaultBackend": "l"}));
+    let backend = json!({"name": "a", "type": "builtin", "rootChain": {"requestTimeout": "10s"},
+        "dpCert": {"rotation": {"expiration": "1d"}, "requestTimeout": "10s"}});
+    let reply = cp.put("/meshes/n", &json!({"type": "Mesh", "name": "n", "mtls": {"backends": [backend]}})).await;
+    let warnings = reply.json()["warnings"].clone();
+    for (index, field) in ["dpCert", "rootChain"].iter().enumerate() {
+        let expected =
+            format!("mtls.backends[0].{field}.requestTimeout: stored, but without effect: a builtin authority");
+        assert!(warnings[index].as_str().is_some_and(|text| text.starts_with(&expected)), "{warnings}");
+    }
 }
 
 #[tokio::test]

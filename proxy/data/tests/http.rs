@@ -618,7 +618,8 @@ async fn a_silent_http2_connection_gets_no_further_requests() {
     let upstream = Upstream::new().await;
     let mut setup = Setup::new(upstream.address());
     setup.protocol = UpstreamProtocol::Http2;
-    setup.timeout = Some(Duration::from_secs(1));
+    // Long enough for the requests that are answered.
+    setup.timeout = Some(Duration::from_secs(4));
     let proxy = start(setup).await;
     let serve = tokio::spawn(async move {
         let (stream, _) = upstream.0.accept().await.unwrap();

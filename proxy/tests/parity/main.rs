@@ -40,7 +40,7 @@ use crate::run::Outcome;
 use crate::subject::Subject;
 
 /// A case that takes longer hangs.
-const CASE_LIMIT: Duration = Duration::from_secs(60);
+const CASE_LIMIT: Duration = Duration::from_secs(180);
 
 /// Directory of this file.
 fn home() -> PathBuf {

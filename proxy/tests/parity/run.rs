@@ -188,7 +188,7 @@ async fn check_stats(run: &Run) -> Result<()> {
     if run.case.stats.is_empty() {
         return Ok(());
     }
-    let deadline = Instant::now() + PATIENCE / 3;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let answer = subject::admin(&run.admin, "GET /stats").await.context("reading stats")?;
         let text = String::from_utf8_lossy(&answer.body).into_owned();

@@ -157,5 +157,17 @@ pub(super) fn without_effect(mesh: &Mesh) -> Vec<String> {
     };
     note(mesh.logging.is_some(), "logging");
     note(mesh.tracing.is_some(), "tracing");
+    for (index, backend) in mesh.mtls.iter().flat_map(|mtls| &mtls.backends).enumerate() {
+        let timeouts = [
+            ("dpCert", backend.dp_cert.as_ref().and_then(|dp_cert| dp_cert.request_timeout.as_ref())),
+            ("rootChain", backend.root_chain.as_ref().and_then(|root_chain| root_chain.request_timeout.as_ref())),
+        ];
+        for (field, _) in timeouts.iter().filter(|(_, timeout)| timeout.is_some()) {
+            fields.push(format!(
+                "mtls.backends[{index}].{field}.requestTimeout: stored, but without effect: a builtin authority asks nobody, and \
+                 answers at once"
+            ));
+        }
+    }
     fields
 }

@@ -132,7 +132,7 @@ async fn an_answer_says_how_the_endpoint_is() {
         path: "/ready?x".into(),
         host: HeaderValue::from_static("checked.example"),
         headers: vec![(http::HeaderName::from_static("x-kuma-tags"), Some(HeaderValue::from_static("&a=b&")))],
-        expected: vec![200..202],
+        expected: vec![200..202, 204..205],
         retriable: Vec::new(),
     };
     let cluster = cluster(&registry, Ask::Http(Box::new(ask)), &addresses);
