@@ -431,7 +431,9 @@ fn datadogs_agent_gets_traces() {
         bodies.iter().flat_map(|body| unpack(&mut body.as_slice()).as_array().unwrap().clone()).collect()
     };
     let found = traces(&bodies(&seen, "/v0.4/traces", |bodies| traces(bodies).len() >= 2));
-    let of = |id: &str| found.iter().find(|trace| trace[0]["trace_id"].to_string() == id).unwrap().as_array().unwrap();
+    let of = |id: &str| {
+        found.iter().find(|trace| trace[0]["trace_id"].as_u64() == id.parse().ok()).unwrap().as_array().unwrap()
+    };
     let trace = of("10");
     assert_eq!(trace.len(), 2, "a try and its request: {trace:?}");
     let (child, root) = (&trace[0], &trace[1]);
