@@ -58,6 +58,7 @@ fn prefix_route(prefix: &str) -> Route {
         response_headers: HeaderMutations::default(),
         filters: FilterSettings::default(),
         kri: None,
+        tracing: None,
     }
 }
 

@@ -256,6 +256,7 @@ impl Control {
             }
         }
         *self.state.snapshot.borrow_mut() = plan.snapshot.clone();
+        self.state.telemetry.publish(plan.snapshot.clone());
         self.workers.publish(plan.snapshot.clone()).await;
         for id in unbind {
             self.stop(id).await;

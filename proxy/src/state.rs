@@ -21,8 +21,13 @@ use shika_xds::{BootstrapPlan, Compiler, Wanted, Warming};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    admin::tags::Tags, dns::Dns, export::access_log::AccessLogs, logging::Logging, options::Options,
-    server_stats::ServerGroups, sidecar::metrics::Metrics,
+    admin::tags::Tags,
+    dns::Dns,
+    export::{access_log::AccessLogs, telemetry::Telemetry},
+    logging::Logging,
+    options::Options,
+    server_stats::ServerGroups,
+    sidecar::metrics::Metrics,
 };
 
 /// Everything that admin, readiness and the control loop look at.
@@ -55,6 +60,8 @@ pub struct State {
     pub logging: Logging,
     /// Access logs.
     pub access_logs: AccessLogs,
+    /// Spans and logs on their way to collectors.
+    pub telemetry: Telemetry,
     /// When the process started.
     pub start: Instant,
     /// The same, by the clock.

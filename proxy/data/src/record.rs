@@ -23,7 +23,8 @@ use crate::{
     },
 };
 
-pub use operator::{hex, printable};
+pub(crate) use operator::flags_text;
+pub use operator::{hex, printable, protocol};
 
 use operator::{Field, value};
 
@@ -86,8 +87,10 @@ pub struct Record<'a> {
     pub stream_id: Option<u64>,
     /// Which Kuma resource the route stands for, if a filter asked for it.
     pub route_kri: Option<&'a str>,
-    /// Spans of the request are sent to a tracer.
+    /// Somebody asked for this very request to be traced.
     pub traced: bool,
+    /// The trace that it is part of, and its span.
+    pub trace: Option<(u128, u64)>,
     /// The line tells that the upstream is connected, not that it is over.
     pub only_connected: bool,
 }
@@ -125,6 +128,7 @@ impl<'a> Record<'a> {
             stream_id: None,
             route_kri: None,
             traced: false,
+            trace: None,
             only_connected: false,
         }
     }
@@ -198,6 +202,11 @@ fn render_json(format: &JsonFormat, record: &Record<'_>, out: &mut String) {
             out.push(']');
         }
         JsonFormat::Literal(text) => out.push_str(text),
+        JsonFormat::Text(format) => {
+            let mut text = String::new();
+            render(format, record, &mut text);
+            quote(&text, out);
+        }
         JsonFormat::Value(format) => match format.parts.as_slice() {
             [Part::Operator(operator, limit)] => match value(operator, record) {
                 Some(Field::Number(number, _)) => {

@@ -86,6 +86,7 @@ fn cluster(setup: &mut Setup, registry: &Registry) -> Arc<Cluster> {
         health: AtomicU8::new(0),
         monitor: Default::default(),
         checked: Default::default(),
+        failures: Default::default(),
         check: None,
         stats: EndpointStats::default(),
     });
@@ -99,6 +100,7 @@ fn cluster(setup: &mut Setup, registry: &Registry) -> Arc<Cluster> {
         }),
         balancer: Balancer::RoundRobin,
         hashing: None,
+        close_on_failure: None,
         panic_threshold: 50,
         connect_timeout: Duration::from_secs(5),
         selection: Selection::default(),
@@ -135,6 +137,7 @@ fn route(path: &str, action: RouteAction) -> Route {
         response_headers: HeaderMutations::default(),
         filters: FilterSettings::default(),
         kri: None,
+        tracing: None,
     }
 }
 
@@ -193,6 +196,7 @@ fn snapshot(setup: &Setup, registry: &Registry, cluster: &Arc<Cluster>) -> Arc<S
         routes: RouteTableId(0),
         filters: Vec::new(),
         suppress_envoy_headers: false,
+        tracing: None,
         access_log: Vec::new(),
         trust: Trust::default(),
         server_name: HeaderValue::from_static("envoy"),

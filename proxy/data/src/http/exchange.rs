@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, Version};
 use super::{
     body::{Progress, broken_by_protocol, cut_short},
     filter::Effects,
+    trace::{self, Trace, TrySpan},
 };
 use crate::{
     connection::Connection,
@@ -78,6 +79,8 @@ pub struct Exchange {
     pub keep_alive: bool,
     /// The request is gRPC, and a refusal takes its form.
     pub grpc: bool,
+    /// The span of the request, if its connection manager traces.
+    pub trace: Option<Box<Trace>>,
     /// Made for clusters that hash, and sent with the response.
     pub set_cookies: Vec<HeaderValue>,
     /// How long filters held the request back.
@@ -128,6 +131,8 @@ pub struct UpstreamRequest {
     pub version: Version,
     /// Our address on the connection.
     pub local: Option<SocketAddr>,
+    /// Its span, where tries have spans of their own.
+    pub(super) span: Option<Box<TrySpan>>,
     high_priority: bool,
     released: bool,
 }
@@ -147,13 +152,17 @@ impl UpstreamRequest {
             start: Instant::now(),
             version: Version::HTTP_11,
             local: None,
+            span: None,
             high_priority,
             released: false,
         }
     }
 
     /// Counts the outcome for the endpoint, and tells outlier detection.
-    pub(super) fn ended(&self, report: Report) {
+    pub(super) fn ended(&mut self, report: Report) {
+        if let (Some(span), Report::Response(code)) = (&mut self.span, report) {
+            span.status = code;
+        }
         let stats = &self.endpoint.stats;
         let ok = matches!(report, Report::Response(code) if code < 500);
         if ok { &stats.rq_success } else { &stats.rq_error }.fetch_add(1, Relaxed);
@@ -216,6 +225,7 @@ impl Exchange {
             unfinished: false,
             keep_alive: false,
             grpc: false,
+            trace: None,
             set_cookies: Vec::new(),
             held: Duration::ZERO,
             effects: None,
@@ -235,7 +245,7 @@ impl Exchange {
 
     /// Whether a log will want copies of heads and trailers.
     pub fn logs(&self) -> bool {
-        !self.manager.access_log.is_empty()
+        !self.manager.access_log.is_empty() || self.trace.as_ref().is_some_and(|trace| trace.is_sent())
     }
 
     /// The response is sent as far as we are concerned.
@@ -332,9 +342,25 @@ impl Exchange {
             downstream_failure: None,
             attempts: self.attempts,
             stream_id: None,
-            traced: false,
+            traced: self.trace.as_ref().is_some_and(|trace| trace.forced),
+            trace: self.trace.as_ref().map(|trace| trace.ids()),
             only_connected: false,
             route_kri: self.effects.as_ref().and_then(|effects| effects.route_kri.as_deref()),
+        }
+    }
+}
+
+impl Exchange {
+    /// Ends the request's span, and that of its last try.
+    fn end_trace(&mut self) {
+        if let Some(mut upstream) = self.upstream.take() {
+            trace::finish_try(self, &mut upstream, false);
+            self.upstream = Some(upstream);
+        }
+        if let Some(trace) = self.trace.take()
+            && let Some(tracing) = &self.manager.tracing
+        {
+            trace.finish(tracing, &self.record());
         }
     }
 }
@@ -385,6 +411,9 @@ impl Drop for Exchange {
         }
         if self.logs() {
             record::write(&self.manager.access_log, &self.record());
+        }
+        if self.trace.is_some() {
+            self.end_trace();
         }
     }
 }

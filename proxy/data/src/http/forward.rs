@@ -109,6 +109,9 @@ pub(super) async fn forward(
     };
 
     rewrite(head, &exchange, matched, action, weighted, &endpoint);
+    if let (Some(trace), Some(tracing)) = (&exchange.trace, &manager.tracing) {
+        trace.inject(tracing.propagation, &mut head.headers);
+    }
     if !manager.suppress_envoy_headers
         && let Some(timeout) = action.retry.as_ref().and_then(|retry| retry.first_timeout(timeout)).or(timeout)
     {
@@ -126,6 +129,9 @@ pub(super) async fn forward(
     }
     exchange.attempts = 1;
     let mut upstream = UpstreamRequest::new(&cluster, &endpoint, action.high_priority);
+    if let (Some(trace), Some(tracing)) = (&exchange.trace, &manager.tracing) {
+        upstream.span = trace.begin_try(tracing, 0, &mut head.headers);
+    }
 
     let downstream = if head.version == Version::HTTP_2 { Protocol::Http2 } else { Protocol::Http1 };
     let body = if body.is_end_stream() {

@@ -91,7 +91,7 @@ async fn send(
         return;
     }
     let Ok(endpoint) = pick::choose(&cluster, &PickContext::default()) else { return };
-    let upstream = UpstreamRequest::new(&cluster, &endpoint, false);
+    let mut upstream = UpstreamRequest::new(&cluster, &endpoint, false);
     let exchange = async {
         let sent: Result<(Response<Incoming>, Lease), Failure> =
             forward::attempt(&cluster, &endpoint, downstream, request, &authority, scheme).await;

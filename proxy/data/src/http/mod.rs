@@ -19,5 +19,8 @@ mod present;
 pub mod request;
 mod retry;
 pub mod route;
+pub mod trace;
 mod upgrade;
 mod wire;
+
+pub use head::own_address;

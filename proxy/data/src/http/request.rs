@@ -16,6 +16,7 @@ use super::{
     local_reply::Refusal,
     path,
     route::{path_only, without_port},
+    trace,
 };
 use crate::{
     connection::Connection,
@@ -75,6 +76,11 @@ pub async fn serve(
     if let Some(Matched { host, route, .. }) = matched {
         exchange.route = (!route.name.is_empty()).then(|| route.name.clone());
         exchange.virtual_host = exchange.logs().then(|| host.name.clone());
+    }
+
+    if let Some(tracing) = &manager.tracing {
+        let route = matched.and_then(|matched| matched.route.tracing.as_ref());
+        exchange.trace = trace::begin(tracing, route, &mut head, &manager.stats);
     }
 
     if !manager.filters.is_empty()
@@ -332,6 +338,9 @@ pub(super) fn finish_headers(
         filter::respond(exchange, headers, ends);
     }
     let manager = &exchange.manager;
+    if let (Some(trace), Some(tracing)) = (&mut exchange.trace, &manager.tracing) {
+        trace.respond(tracing, headers);
+    }
     match manager.server_header {
         ServerHeader::Overwrite => {
             headers.insert(header::SERVER, manager.server_name.clone());

@@ -20,6 +20,7 @@ use super::{
     head::Head,
     headers as names,
     limits::Expired,
+    trace,
 };
 use crate::{
     error::ResponseFlag,
@@ -177,6 +178,12 @@ impl Tries<'_> {
                     request.headers_mut().insert(names::ENVOY_ATTEMPT_TIMEOUT, expected);
                 }
             }
+            if self.exchange.attempts > 1
+                && let (Some(trace), Some(tracing)) = (&self.exchange.trace, &self.exchange.manager.tracing)
+            {
+                let span = trace.begin_try(tracing, self.exchange.attempts - 1, request.headers_mut());
+                self.upstream.span = span;
+            }
             let ended = self.one(&cluster, request).await;
             let gone = self.exchange.progress.as_ref().is_some_and(|progress| progress.broken().is_some());
             if gone || !body.can_be_sent_again() {
@@ -243,9 +250,11 @@ impl Tries<'_> {
 
     /// Counts a try that does not stand. Its connection is kept if the response was complete.
     fn discard(&mut self, ended: Ended, body: &Repeatable) {
+        let mut broken_off = false;
         match ended {
             Ok(Ok((response, lease))) => {
                 self.upstream.ended(Report::Response(response.status().as_u16()));
+                broken_off = !response.body().is_end_stream();
                 if response.body().is_end_stream() && body.is_sent() {
                     lease.give_back();
                 }
@@ -258,6 +267,7 @@ impl Tries<'_> {
             }
             Err(_) => self.upstream.ended(Report::TimedOut),
         }
+        trace::finish_try(self.exchange, self.upstream, broken_off);
         // The pause is nobody's request.
         self.upstream.release();
     }

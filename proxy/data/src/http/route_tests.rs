@@ -28,6 +28,7 @@ fn route(name: &str, path: PathMatch) -> Route {
         response_headers: HeaderMutations::default(),
         filters: FilterSettings::default(),
         kri: None,
+        tracing: None,
     }
 }
 

@@ -1,8 +1,11 @@
 //! Access logs: where lines go, which are written, how they look.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -12,6 +15,7 @@ use super::{
     format::{Format, JsonFormat},
     matcher::{HeaderMatcher, HeaderRef, StringMatcher},
     route::Fraction,
+    tracing::OtlpTarget,
 };
 
 /// Envoy `config.accesslog.v3.AccessLog`.
@@ -23,6 +27,24 @@ pub struct AccessLog {
     pub format: LogFormat,
     /// Where lines go.
     pub sink: LogSink,
+}
+
+/// Envoy `access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig`: who takes lines. Each is a JSON object with `time` (nanoseconds, as text),
+/// `body`, `attributes`, `trace` and `span`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LogCollector {
+    /// Its cluster.
+    pub cluster: Arc<str>,
+    /// gRPC or HTTP.
+    pub target: OtlpTarget,
+    /// `log_name`; `None` with `disable_builtin_labels`: neither it nor the node is told.
+    pub log_name: Option<Box<str>>,
+    /// Attributes of the resource, with values as JSON text.
+    pub resource: Vec<(Box<str>, Box<str>)>,
+    /// Lines are sent at the latest after this. Envoy's default 1 s.
+    pub flush: Duration,
+    /// As soon as so many bytes wait. Envoy's default 16 KiB; 0 is at once.
+    pub bytes: u32,
 }
 
 /// A line as text or as JSON (one object and a newline).
@@ -43,7 +65,7 @@ pub enum LogFilter {
     Duration(Comparison),
     /// `not_health_check_filter`
     NotHealthCheck,
-    /// `traceable_filter`... nothing is traced yet, so nothing is traceable
+    /// `traceable_filter`: somebody asked for this very request to be traced
     Traceable,
     /// `and_filter`
     And(Vec<LogFilter>),
@@ -221,6 +243,11 @@ impl LogSink {
         if self.queue.try_send(line).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Whether any configuration still holds it besides its owner.
+    pub fn is_used(&self) -> bool {
+        Arc::strong_count(&self.dropped) > 1
     }
 
     /// Lines lost to a full queue so far.

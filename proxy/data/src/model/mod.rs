@@ -20,6 +20,7 @@ pub mod rbac;
 pub mod retry;
 pub mod route;
 pub mod tls;
+pub mod tracing;
 
 macro_rules! dense_id {
     ($(#[$doc:meta])* $name:ident) => {

@@ -18,6 +18,7 @@ use super::{
     labels::Labels,
     matcher::{HeaderMatcher, QueryMatcher, StringMatcher},
     retry::RetryPolicy,
+    tracing::RouteTracing,
 };
 
 /// Envoy `RouteConfiguration`.
@@ -115,6 +116,8 @@ pub struct Route {
     pub filters: FilterSettings,
     /// `metadata.filter_metadata["envoy.filters.http.lua"].route_kri`: which Kuma resource the route stands for.
     pub kri: Option<Arc<str>>,
+    /// `tracing` and `decorator`.
+    pub tracing: Option<Arc<RouteTracing>>,
 }
 
 /// Envoy `type.matcher.v3.FilterStateMatcher` on what [`super::listener::SetFilterState`] keeps; a key that is not there matches nothing.

@@ -170,7 +170,8 @@ async fn splice(
     // Envoy never sees a TCP connection to an endpoint without its one request.
     guard.request_active = true;
     let _active = ActiveStream::new(guard.cluster().clone(), guard.endpoint().clone());
-    let cluster = guard.cluster().clone();
+    let (cluster, endpoint) = (guard.cluster().clone(), guard.endpoint().clone());
+    let failures = endpoint.failures.load(Relaxed);
     let mut meter = Counters { tcp: &proxy.stats, cluster: &cluster.stats, connection };
     let limits = Limits {
         idle: proxy.idle_timeout,
@@ -181,8 +182,15 @@ async fn splice(
     }
     // Told apart here, once, so that the loop that runs for every byte is compiled for plain sockets without asking.
     let end = match (&mut *io, &mut upstream) {
-        (DownstreamIo::Plain(down), UpstreamIo::Plain(up)) => {
+        (DownstreamIo::Plain(down), UpstreamIo::Plain(up)) if cluster.close_on_failure.is_none() => {
             copy::copy(down, up, limits, Some(&connection.drain), &mut meter).await
+        }
+        (down, up) if cluster.close_on_failure.is_some() => {
+            let copying = Box::pin(copy::copy(down, up, limits, Some(&connection.drain), &mut meter));
+            tokio::select! {
+                end = copying => end,
+                () = cluster.closes(&endpoint, failures) => End::Closing,
+            }
         }
         (down, up) => Box::pin(copy::copy(down, up, limits, Some(&connection.drain), &mut meter)).await,
     };

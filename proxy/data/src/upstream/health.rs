@@ -170,6 +170,9 @@ fn take(
     if matches!(answer, Answer::Healthy { .. }) && !judged.failed {
         outlier::passed_check(cluster, endpoint);
     }
+    if judged.changed && judged.failed {
+        cluster.endpoint_failed(endpoint);
+    }
     if judged.changed {
         let now = if judged.failed { "unhealthy" } else { "healthy" };
         tracing::info!(cluster = %cluster.name, endpoint = %endpoint.address, ?answer, "endpoint is {now}");

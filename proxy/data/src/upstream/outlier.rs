@@ -164,6 +164,7 @@ fn detected(cluster: &Cluster, outlier: &Outlier, endpoint: &Endpoint, offence: 
         ejection.multiplier += 1;
     }
     monitor.ejected.store(true, Relaxed);
+    cluster.endpoint_failed(endpoint);
     outlier.epoch.fetch_add(1, Relaxed);
     cluster.count_membership();
     tracing::info!(cluster = %cluster.name, endpoint = %endpoint.address, ?offence, "endpoint ejected: it fails where others do not");

@@ -99,6 +99,7 @@ fn original_destination(cluster: &Cluster, context: &PickContext<'_>) -> Result<
                 tls_labels: None,
                 health: lb::HEALTHY.into(),
                 checked: Default::default(),
+                failures: Default::default(),
                 check: None,
                 monitor: Default::default(),
                 stats: EndpointStats::default(),

@@ -109,6 +109,8 @@ struct HostPool {
     connecting: Option<Vec<oneshot::Sender<Result<(), ConnectError>>>>,
     /// Connections that are open, idle or not.
     live: u32,
+    /// How often the endpoint had failed when these connections were made.
+    failures: u32,
     /// Replaced by configuration: connections are closed instead of kept.
     retired: bool,
 }
@@ -243,6 +245,7 @@ impl Pools {
             shared: Vec::new(),
             connecting: None,
             live: 0,
+            failures: endpoint.failures.load(Relaxed),
             retired: false,
         })
     }
@@ -413,11 +416,18 @@ impl HostPool {
 }
 
 impl Pools {
-    /// Closes what configuration replaced. Called by the worker after each publication, and now and then for endpoints, which change without one.
+    /// Closes what configuration replaced, and what an endpoint had that has failed since. Called by the worker after each publication, and now and then
+    /// for endpoints, which change without one.
     pub fn retain(&mut self, snapshot: &Snapshot) {
         self.hosts.retain(|_, host| {
             if !host.is_listed(snapshot) {
                 host.retire();
+            }
+            let failures = host.endpoint.failures.load(Relaxed);
+            if std::mem::replace(&mut host.failures, failures) != failures {
+                // What is under way on a shared connection holds it until it is over.
+                host.idle.clear();
+                host.shared.clear();
             }
             !host.retired || host.live > 0
         });

@@ -1,4 +1,4 @@
-//! `config.accesslog.v3.AccessLog`: file, standard output, standard error.
+//! `config.accesslog.v3.AccessLog`: file, standard output, standard error, OpenTelemetry.
 
 use shika_data::model::{
     access_log::{AccessLog, Comparison, ComparisonOp, LogFilter, LogFormat},
@@ -17,6 +17,7 @@ use shika_proto::{
         extensions::access_loggers::{
             file::v3::{FileAccessLog, file_access_log},
             filters::cel::v3::ExpressionFilter,
+            open_telemetry::v3::OpenTelemetryAccessLogConfig,
             stream::v3::{StderrAccessLog, StdoutAccessLog, stderr_access_log, stdout_access_log},
         },
         r#type::matcher::v3::{metadata_matcher, value_matcher::MatchPattern},
@@ -26,6 +27,7 @@ use shika_proto::{
 use super::{Compiled, Context, Fault, Within, enumeration, flag, format, matcher, non_empty, required, route, unpack};
 
 mod cel;
+mod open_telemetry;
 
 /// Envoy's default line.
 const DEFAULT_FORMAT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% %RESPONSE_FLAGS% \
@@ -50,6 +52,11 @@ fn access_log(context: &mut Context<'_>, from: &proto::AccessLog) -> Compiled<Ac
         Some(access_log::ConfigType::TypedConfig(content)) => content,
         None => return Err(Fault::new("typed_config", "value is required")),
     };
+    if any::is::<OpenTelemetryAccessLogConfig>(content) {
+        let config: OpenTelemetryAccessLogConfig = unpack(content)?;
+        let (format, collector) = open_telemetry::open_telemetry(context, &config).within("typed_config")?;
+        return Ok(AccessLog { filter, format, sink: (context.log_collector)(&collector) });
+    }
     let (path, format) = (|| {
         if any::is::<FileAccessLog>(content) {
             let file: FileAccessLog = unpack(content)?;
@@ -68,7 +75,10 @@ fn access_log(context: &mut Context<'_>, from: &proto::AccessLog) -> Compiled<Ac
         } else {
             Err(Fault::new(
                 "",
-                format!("access logger {} is not supported; file, stdout and stderr are", content.type_url),
+                format!(
+                    "access logger {} is not supported; file, stdout, stderr and OpenTelemetry are",
+                    content.type_url
+                ),
             ))
         }
     })()

@@ -167,6 +167,7 @@ pub(crate) fn cluster(context: &mut Context<'_>, from: &proto::Cluster) -> Compi
         selection,
         health,
         outlier,
+        close_on_failure: from.close_connections_on_host_health_failure.then(Box::default),
         tls,
         tls_matches,
         protocol: http.protocol,

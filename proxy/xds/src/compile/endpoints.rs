@@ -227,6 +227,7 @@ impl Assignment {
                         monitor: Default::default(),
                         health: AtomicU8::new(host.health as u8),
                         checked: Default::default(),
+                        failures: Default::default(),
                         check: host.check.clone(),
                         stats: EndpointStats::default(),
                     }),

@@ -127,6 +127,11 @@ pub(crate) fn listener(
             format!("error adding listener '{}': no filter chains specified", from.name),
         ));
     }
+    context.direction = match enumeration(from.traffic_direction, "traffic_direction")? {
+        ProtoDirection::Unspecified => TrafficDirection::Unspecified,
+        ProtoDirection::Inbound => TrafficDirection::Inbound,
+        ProtoDirection::Outbound => TrafficDirection::Outbound,
+    };
     let scope = scope(from, addresses.first());
     let old: HashMap<ChainId, &Arc<CompiledChain>> = old.iter().map(|chain| (chain.chain.id, chain)).collect();
     let mut one = |context: &mut Context<'_>, from: &proto::FilterChain, id: ChainId| -> Compiled<Arc<CompiledChain>> {
@@ -179,11 +184,7 @@ pub(crate) fn listener(
         backlog: wrapped(&from.tcp_backlog_size),
         freebind: flag(&from.freebind, false),
         transparent: flag(&from.transparent, false),
-        direction: match enumeration(from.traffic_direction, "traffic_direction")? {
-            ProtoDirection::Unspecified => TrafficDirection::Unspecified,
-            ProtoDirection::Inbound => TrafficDirection::Inbound,
-            ProtoDirection::Outbound => TrafficDirection::Outbound,
-        },
+        direction: context.direction,
         use_original_dst: flag(&from.use_original_dst, false),
         inspect: inspect(&from.listener_filters)?,
         inspect_timeout: bound(

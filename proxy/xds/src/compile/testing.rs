@@ -19,6 +19,8 @@ pub(crate) fn compiler() -> Compiler {
             concurrency: 1,
             reject_unknown_dynamic_fields: false,
             log_sink: Box::new(|path| LogSink::new(path, 16).0),
+            span_sink: Box::new(|_| shika_data::model::tracing::SpanSink::new(1).0),
+            log_collector: Box::new(|_| LogSink::new("", 1).0),
         },
     )
 }

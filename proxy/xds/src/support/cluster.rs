@@ -10,7 +10,7 @@ pub(super) const TABLE: &[Message] = &[
                    max_requests_per_connection circuit_breakers common_http_protocol_options http_protocol_options http2_protocol_options \
                    typed_extension_protocol_options dns_refresh_rate respect_dns_ttl dns_lookup_family upstream_bind_config common_lb_config \
                    transport_socket protocol_selection upstream_connection_options least_request_lb_config round_robin_lb_config \
-                   ring_hash_lb_config maglev_lb_config health_checks ignore_health_on_host_removal \
+                   ring_hash_lb_config maglev_lb_config health_checks ignore_health_on_host_removal close_connections_on_host_health_failure \
                    outlier_detection lb_subset_config transport_socket_matches",
         harmless: &[
             ("metadata", INFO),
@@ -29,7 +29,6 @@ pub(super) const TABLE: &[Message] = &[
             ("preconnect_policy", "connections made ahead of need save time only"),
         ],
         refused: &[
-            ("close_connections_on_host_health_failure", "connections to unhealthy endpoints end with their requests"),
             ("original_dst_lb_config", "the connection's own destination is the only one supported"),
             ("load_balancing_policy", "is not supported; use lb_policy"),
             ("cluster_type", "custom cluster types are not supported"),

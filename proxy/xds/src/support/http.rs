@@ -1,12 +1,12 @@
 //! The HTTP connection manager, routes and access logs.
 
-use super::{DESCRIPTORS, INFO, Message, NAME, NO_RUNTIME, STATS, TRACING};
+use super::{DESCRIPTORS, INFO, Message, NAME, NO_RUNTIME, STATS};
 
 /// Their part of the table.
 pub(super) const TABLE: &[Message] = &[
     Message {
         name: "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        honoured: "codec_type stat_prefix rds route_config http_filters common_http_protocol_options http_protocol_options http2_protocol_options \
+        honoured: "tracing codec_type stat_prefix rds route_config http_filters common_http_protocol_options http_protocol_options http2_protocol_options \
                    server_name server_header_transformation max_request_headers_kb stream_idle_timeout request_timeout request_headers_timeout \
                    drain_timeout access_log use_remote_address xff_num_trusted_hops internal_address_config skip_xff_append via \
                    generate_request_id preserve_external_request_id always_set_request_id_in_response forward_client_cert_details \
@@ -19,7 +19,6 @@ pub(super) const TABLE: &[Message] = &[
             ("append_local_overload", "there is no overload manager"),
         ],
         refused: &[
-            ("tracing", "tracing is not supported"),
             ("local_reply_config", "rewriting of local replies is not supported"),
             ("scoped_routes", "is not supported; use rds or route_config"),
             ("http3_protocol_options", "HTTP/3 is not supported"),
@@ -57,12 +56,8 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.extensions.filters.http.router.v3.Router",
-        honoured: "suppress_envoy_headers",
-        harmless: &[
-            ("dynamic_stats", STATS),
-            ("start_child_span", TRACING),
-            ("suppress_grpc_request_failure_code_stats", STATS),
-        ],
+        honoured: "suppress_envoy_headers start_child_span",
+        harmless: &[("dynamic_stats", STATS), ("suppress_grpc_request_failure_code_stats", STATS)],
         refused: &[("upstream_log", "logs of tries are not supported; use access_log")],
     },
     Message {
@@ -101,36 +96,17 @@ pub(super) const TABLE: &[Message] = &[
         name: "envoy.config.route.v3.Route",
         honoured: "name match route redirect direct_response non_forwarding_action request_headers_to_add request_headers_to_remove \
                    response_headers_to_add response_headers_to_remove per_request_buffer_limit_bytes request_body_buffer_limit \
-                   typed_per_filter_config",
+                   typed_per_filter_config decorator tracing",
         harmless: &[
             (
                 "metadata",
                 "only route_kri of the namespace envoy.filters.http.lua is read: nothing else that is supported looks at it",
             ),
-            ("decorator", TRACING),
-            ("tracing", TRACING),
             ("stat_prefix", STATS),
         ],
         refused: &[("filter_action", "is not supported")],
     },
     Message { name: "envoy.config.route.v3.NonForwardingAction", honoured: "", harmless: &[], refused: &[] },
-    Message {
-        name: "envoy.config.route.v3.Decorator",
-        honoured: "",
-        harmless: &[("operation", TRACING), ("propagate", TRACING)],
-        refused: &[],
-    },
-    Message {
-        name: "envoy.config.route.v3.Tracing",
-        honoured: "",
-        harmless: &[
-            ("client_sampling", TRACING),
-            ("random_sampling", TRACING),
-            ("overall_sampling", TRACING),
-            ("custom_tags", TRACING),
-        ],
-        refused: &[],
-    },
     Message {
         name: "envoy.config.route.v3.RouteMatch",
         honoured: "prefix path safe_regex connect_matcher path_separated_prefix case_sensitive runtime_fraction headers query_parameters grpc filter_state",
@@ -215,7 +191,7 @@ pub(super) const TABLE: &[Message] = &[
     Message {
         name: "envoy.config.route.v3.RouteAction.RequestMirrorPolicy",
         honoured: "cluster runtime_fraction disable_shadow_host_suffix_append",
-        harmless: &[("trace_sampled", TRACING)],
+        harmless: &[("trace_sampled", "copies carry the trace of their request, and have no span of their own")],
         refused: &[
             ("cluster_header", "is not supported; name the cluster"),
             ("request_headers_mutations", "copies have the headers of the request"),

@@ -26,7 +26,6 @@ pub struct Message {
 
 const INFO: &str = "informative only: nothing that is supported reads it";
 const STATS: &str = "changes which statistics are kept, not what is done with traffic";
-const TRACING: &str = "read by tracing only, and nothing is traced";
 const CODEC: &str = "a bound inside the codec, which has bounds of its own";
 const DESCRIPTORS: &str = "read by limits with descriptors only, which are refused";
 const NO_RUNTIME: &str = "the key of a runtime value that nothing overrides: the default value counts";
