@@ -78,6 +78,8 @@ pub struct Exchange {
     pub keep_alive: bool,
     /// The request is gRPC, and a refusal takes its form.
     pub grpc: bool,
+    /// Which Kuma resource the route stands for, if a filter asked for it.
+    pub route_kri: Option<Arc<str>>,
     /// How long filters held the request back.
     pub held: Duration,
     /// What filters have to do with the response; `None` without such filters.
@@ -214,6 +216,7 @@ impl Exchange {
             unfinished: false,
             keep_alive: false,
             grpc: false,
+            route_kri: None,
             held: Duration::ZERO,
             effects: None,
             complete: false,
@@ -329,7 +332,7 @@ impl Exchange {
             downstream_failure: None,
             attempts: self.attempts,
             stream_id: None,
-            route_kri: self.effects.as_ref().and_then(|effects| effects.route_kri.as_deref()),
+            route_kri: self.route_kri.as_deref(),
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     error::ResponseFlag,
     model::{
         header::HeaderMutations,
-        http_filter::{FilterSetting, HttpFilter, HttpFilterKind, LocalRateLimit, RbacRules},
+        http_filter::{FilterSetting, HttpFilter, HttpFilterKind, LocalRateLimit, MessageMutations, RbacRules},
         listener::FilterChain,
         rbac::{Rules, Subject},
     },
@@ -29,6 +29,7 @@ use crate::{
 };
 
 mod compress;
+mod cors;
 mod fault;
 mod shape;
 
@@ -40,8 +41,6 @@ use shape::Throttle;
 /// What filters have to do with a response.
 #[derive(Debug, Default)]
 pub struct Effects {
-    /// Which Kuma resource the route stands for.
-    pub route_kri: Option<Arc<str>>,
     /// The limit that refused the request.
     limited: Option<Arc<LocalRateLimit>>,
     /// Limits that tell the client how it stands.
@@ -52,9 +51,16 @@ pub struct Effects {
     gzip: Option<shape::Gzip>,
     throttle: Option<Throttle>,
     faults: Vec<ActiveFault>,
+    cors: Option<cors::Allowed>,
+    mutations: Vec<Arc<MessageMutations>>,
 }
 
 impl Effects {
+    /// Whether what is added to the response may quote the request.
+    pub(super) fn quote_request(&self) -> bool {
+        self.limited.is_some() || !self.mutations.is_empty()
+    }
+
     /// Whether the body is not sent as it is.
     pub(super) fn shapes(&self) -> bool {
         self.gzip.is_some() || self.throttle.is_some()
@@ -112,9 +118,12 @@ pub(super) async fn run(
             }
             HttpFilterKind::RouteKri(stats) => {
                 stats.executions().inc();
-                if let Some(kri) = matched.and_then(|matched| matched.route.kri.as_ref()) {
-                    effects(exchange).route_kri = Some(kri.clone());
-                }
+                exchange.route_kri = matched.and_then(|matched| matched.route.kri.clone());
+                Ok(())
+            }
+            HttpFilterKind::Cors(stats) => cors::judge(stats, &filter.name, exchange, head, matched),
+            HttpFilterKind::HeaderMutation { all, most_specific_wins } => {
+                change_headers(all, *most_specific_wins, &filter.name, exchange, head, matched);
                 Ok(())
             }
         };
@@ -191,20 +200,12 @@ fn limited(limit: &Arc<LocalRateLimit>, exchange: &mut Exchange, head: &mut Head
     }
     limit.stats.rate_limited().inc();
     if !limit.enforced.holds(worker::random()) {
-        if !limit.request_headers.is_empty() {
-            let values = {
-                let mut record = exchange.record();
-                record.request = Some(head.view());
-                values(&limit.request_headers, &record)
-            };
-            mutate(&mut head.headers, &limit.request_headers, values);
-        }
+        add_to_request(exchange, head, &limit.request_headers);
         return Ok(());
     }
     limit.stats.enforced().inc();
     if !limit.response_headers.is_empty() {
         effects(exchange).limited = Some(limit.clone());
-        exchange.request.get_or_insert_with(|| Box::new(head.copy()));
     }
     let mut refusal =
         Refusal::new(limit.status, "local_rate_limited", "local_rate_limited").flag(ResponseFlag::RateLimited);
@@ -212,11 +213,45 @@ fn limited(limit: &Arc<LocalRateLimit>, exchange: &mut Exchange, head: &mut Head
     Err(refusal)
 }
 
+/// Envoy "Header mutation": the filter's own, then those of routes.
+fn change_headers(
+    all: &Arc<MessageMutations>,
+    most_specific_wins: bool,
+    name: &str,
+    exchange: &mut Exchange,
+    head: &mut Head,
+    matched: Option<Matched<'_>>,
+) {
+    let levels = matched.into_iter().flat_map(|matched| matched.filter_settings(name)).filter_map(|said| match said {
+        FilterSetting::HeaderMutation(mutations) => Some(mutations),
+        _ => None,
+    });
+    let mut list: Vec<&Arc<MessageMutations>> = levels.collect();
+    if most_specific_wins {
+        list.reverse();
+    }
+    list.insert(0, all);
+    for mutations in list {
+        for step in &mutations.request {
+            add_to_request(exchange, head, step);
+        }
+        if !mutations.response.is_empty() {
+            effects(exchange).mutations.push(mutations.clone());
+        }
+    }
+}
+
 /// What filters do to the headers of a response; `ends`: it has no body.
 pub(super) fn respond(exchange: &mut Exchange, headers: &mut HeaderMap, ends: bool) {
     let Some(mut effects) = exchange.effects.take() else { return };
     if let Some(limit) = &effects.limited {
         add(exchange, headers, &limit.response_headers);
+    }
+    if let Some(cors) = &effects.cors {
+        cors.allow(headers);
+    }
+    for step in effects.mutations.iter().flat_map(|mutations| &mutations.response) {
+        add(exchange, headers, step);
     }
     if let Some(negotiation) = effects.negotiation.take() {
         effects.gzip = negotiation.settle(exchange.status, headers, ends);
@@ -231,6 +266,18 @@ pub(super) fn respond(exchange: &mut Exchange, headers: &mut HeaderMap, ends: bo
         }
     }
     exchange.effects = Some(effects);
+}
+
+fn add_to_request(exchange: &Exchange, head: &mut Head, mutations: &HeaderMutations) {
+    if mutations.is_empty() {
+        return;
+    }
+    let values = {
+        let mut record = exchange.record();
+        record.request = Some(head.view());
+        values(mutations, &record)
+    };
+    mutate(&mut head.headers, mutations, values);
 }
 
 fn add(exchange: &Exchange, headers: &mut HeaderMap, mutations: &HeaderMutations) {

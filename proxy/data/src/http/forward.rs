@@ -110,7 +110,10 @@ pub(super) async fn forward(
     {
         head.headers.insert(names::ENVOY_ATTEMPT_TIMEOUT.clone(), HeaderValue::from(timeout.as_millis() as u64));
     }
-    let needs_copy = exchange.logs() || matched.has_response_headers() || manager.always_set_request_id_in_response;
+    let needs_copy = exchange.logs()
+        || matched.has_response_headers()
+        || manager.always_set_request_id_in_response
+        || exchange.effects.as_ref().is_some_and(|effects| effects.quote_request());
     if needs_copy {
         exchange.request = Some(Box::new(head.copy()));
     }

@@ -27,6 +27,8 @@ pub struct Refusal {
     pub location: Option<String>,
     /// `x-envoy-overloaded`
     pub overloaded: bool,
+    /// Of a CORS preflight's answer: these headers, and nothing that the route adds.
+    pub preflight: Option<Box<HeaderMap>>,
     /// The gRPC status, where it is not that of the response code.
     pub grpc_status: Option<u32>,
 }
@@ -42,6 +44,7 @@ impl Refusal {
             close: false,
             location: None,
             overloaded: false,
+            preflight: None,
             grpc_status: None,
         }
     }
@@ -86,6 +89,9 @@ impl Refusal {
                 Cow::Borrowed(text) => Bytes::from_static(text.as_bytes()),
                 Cow::Owned(text) => Bytes::from(text),
             });
+        }
+        if let Some(more) = self.preflight {
+            headers.extend(*more);
         }
         if let Some(location) = self.location.as_deref().and_then(|location| HeaderValue::from_str(location).ok()) {
             headers.insert(header::LOCATION, location);

@@ -4,14 +4,16 @@
 
 use std::{sync::Arc, time::Duration};
 
+use http::HeaderValue;
+
 use super::{
     header::HeaderMutations,
-    matcher::HeaderMatcher,
+    matcher::{HeaderMatcher, StringMatcher},
     rbac::{Principal, Rbac, Rules},
     route::Fraction,
 };
 use crate::{
-    stats::{CompressorStats, FaultStats, HttpLocalRateLimitStats, LuaStats},
+    stats::{CompressorStats, CorsStats, FaultStats, HttpLocalRateLimitStats, LuaStats},
     token_bucket::TokenBucket,
 };
 
@@ -42,6 +44,15 @@ pub enum HttpFilterKind {
     /// Envoy `filters.http.lua.v3.Lua` with the one script that Kuma writes: the route's metadata `route_kri` becomes dynamic metadata
     /// (namespace `kuma.routes`) of the request.
     RouteKri(LuaStats),
+    /// Envoy `filters.http.cors.v3.Cors`; what it allows is said by routes.
+    Cors(CorsStats),
+    /// Envoy `filters.http.header_mutation.v3.HeaderMutation`.
+    HeaderMutation {
+        /// Of all requests, before those of routes.
+        all: Arc<MessageMutations>,
+        /// The table's come before the virtual host's and the route's, instead of after.
+        most_specific_wins: bool,
+    },
 }
 
 /// What one level (table, virtual host, route, weighted cluster) says about filters: `typed_per_filter_config`.
@@ -61,6 +72,10 @@ pub enum FilterSetting {
     Fault(Arc<FaultSettings>),
     /// `CompressorPerRoute`
     Compressor(CompressorOverride),
+    /// `CorsPolicy`
+    Cors(Arc<CorsPolicy>),
+    /// `HeaderMutationPerRoute`
+    HeaderMutation(Arc<MessageMutations>),
 }
 
 impl FilterSettings {
@@ -200,4 +215,38 @@ pub struct CompressorOverride {
     pub enabled: Option<bool>,
     /// Instead of [`Compressor::remove_accept_encoding`].
     pub remove_accept_encoding: Option<bool>,
+}
+
+/// Envoy `filters.http.cors.v3.CorsPolicy`. What one level leaves unset, the next one says.
+#[derive(Debug)]
+pub struct CorsPolicy {
+    /// `allow_origin_string_match`; one that matches `*` allows all.
+    pub origins: Vec<StringMatcher>,
+    /// `access-control-allow-methods`; `*` allows the method asked for.
+    pub methods: Option<HeaderValue>,
+    /// `access-control-allow-headers`; `*` allows the headers asked for.
+    pub headers: Option<HeaderValue>,
+    /// `access-control-expose-headers`
+    pub expose: Option<HeaderValue>,
+    /// `access-control-max-age`
+    pub max_age: Option<HeaderValue>,
+    /// `access-control-allow-credentials`
+    pub credentials: Option<bool>,
+    /// `access-control-allow-private-network`
+    pub private_network: Option<bool>,
+    /// Preflights of other origins go to the upstream; Envoy's default.
+    pub forward_not_matching: Option<bool>,
+    /// Share of the requests that it holds for; Envoy's default all.
+    pub enabled: Fraction,
+    /// Share of the others that are counted; Envoy's default none.
+    pub shadow: Fraction,
+}
+
+/// Envoy `filters.http.header_mutation.v3.Mutations`: one step after the other, each of a single addition or removal.
+#[derive(Debug, Default)]
+pub struct MessageMutations {
+    /// On requests.
+    pub request: Vec<HeaderMutations>,
+    /// On responses.
+    pub response: Vec<HeaderMutations>,
 }

@@ -264,6 +264,14 @@ stat_group!(
 );
 
 stat_group!(
+    /// `http.<stat_prefix>.cors.`
+    CorsStats {
+        counter origin_valid = "origin_valid",
+        counter origin_invalid = "origin_invalid",
+    }
+);
+
+stat_group!(
     /// `http.<stat_prefix>.lua.<stat_prefix of the filter>`
     LuaStats {
         counter errors = "errors",

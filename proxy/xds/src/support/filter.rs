@@ -170,6 +170,42 @@ pub(super) const TABLE: &[Message] = &[
             ("filter_context", "Lua is not run; see default_source_code"),
         ],
     },
+    Message { name: "envoy.extensions.filters.http.cors.v3.Cors", honoured: "", harmless: &[], refused: &[] },
+    Message {
+        name: "envoy.extensions.filters.http.cors.v3.CorsPolicy",
+        honoured: "allow_origin_string_match allow_methods allow_headers expose_headers max_age allow_credentials filter_enabled \
+                   shadow_enabled allow_private_network_access forward_not_matching_preflights",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
+        honoured: "mutations most_specific_header_mutations_wins",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
+        honoured: "mutations",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.http.header_mutation.v3.Mutations",
+        honoured: "request_mutations response_mutations",
+        harmless: &[],
+        refused: &[
+            ("query_parameter_mutations", "only headers can be changed"),
+            ("request_trailers_mutations", "only headers can be changed"),
+            ("response_trailers_mutations", "only headers can be changed"),
+        ],
+    },
+    Message {
+        name: "envoy.config.common.mutation_rules.v3.HeaderMutation",
+        honoured: "remove append",
+        harmless: &[],
+        refused: &[("remove_on_match", "is not supported; use remove")],
+    },
     Message {
         name: "envoy.extensions.common.matching.v3.ExtensionWithMatcher",
         honoured: "xds_matcher extension_config",

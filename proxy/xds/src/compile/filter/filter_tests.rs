@@ -220,6 +220,8 @@ fn what_a_route_says_about_filters() {
         (typed("fault.v3.HTTPFault", ""), "Fault"),
         (typed("rbac.v3.RBACPerRoute", ""), "Rbac"),
         (typed("compressor.v3.CompressorPerRoute", "disabled: true"), "Compressor"),
+        (typed("cors.v3.CorsPolicy", "allow_origin_string_match: [{ exact: a }]"), "Cors"),
+        (typed("header_mutation.v3.HeaderMutationPerRoute", ""), "HeaderMutation"),
     ] {
         let settings = on_route(&text).unwrap();
         assert!(settings.of("another").is_none());
@@ -245,6 +247,19 @@ fn what_a_route_says_about_filters() {
             "value must be inside range [200, 600), not 1",
         ),
         (typed("compressor.v3.CompressorPerRoute", ""), at(".override"), "value is required"),
+        (
+            typed("cors.v3.CorsPolicy", "allow_origin_string_match: [{ safe_regex: { regex: 'a(' } }]"),
+            at(".allow_origin_string_match[0].safe_regex.regex"),
+            "invalid regex 'a(': unclosed group",
+        ),
+        (
+            typed(
+                "header_mutation.v3.HeaderMutationPerRoute",
+                "mutations: { request_mutations: [{ remove: ':path' }] }",
+            ),
+            at(".mutations.request_mutations[0].remove"),
+            ":-prefixed or host headers may not be modified, but \":path\" is named",
+        ),
     ] {
         let fault = on_route(&text).unwrap_err();
         assert_eq!((fault.path, fault.reason.as_str()), (path, reason));

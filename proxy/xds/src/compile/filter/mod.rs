@@ -1,7 +1,9 @@
 //! HTTP filters, what routes say about them, and the network filters that need a file of their own.
 
 pub(crate) mod compressor;
+pub(crate) mod cors;
 pub(crate) mod fault;
+pub(crate) mod header_mutation;
 pub(crate) mod local_ratelimit;
 pub(crate) mod lua;
 pub(crate) mod network;
@@ -14,7 +16,7 @@ use shika_data::{
         http_filter::{FilterSetting, FilterSettings, HttpFilter, HttpFilterKind},
         rbac::Principal,
     },
-    stats::Scope,
+    stats::{CorsStats, Scope},
 };
 use shika_proto::{
     any,
@@ -26,8 +28,10 @@ use shika_proto::{
                 common::matcher::action::v3::SkipFilter,
                 http::{
                     compressor::v3::{Compressor, CompressorPerRoute},
+                    cors::v3::{Cors, CorsPolicy},
                     fault::v3::HttpFault,
                     grpc_stats::v3::FilterConfig as GrpcStats,
+                    header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
                     local_ratelimit::v3::LocalRateLimit,
                     lua::v3::Lua,
                     rbac::v3::{Rbac as HttpRbac, RbacPerRoute},
@@ -117,6 +121,14 @@ fn kind(context: &Context<'_>, content: &Any, stat_prefix: &str) -> Compiled<Htt
         Ok(HttpFilterKind::Compressor(Arc::new(compressor::http(context, &unpack(content)?, stat_prefix)?)))
     } else if any::is::<Lua>(content) {
         lua::http(context, &unpack(content)?, stat_prefix).map(HttpFilterKind::RouteKri)
+    } else if any::is::<Cors>(content) {
+        Ok(HttpFilterKind::Cors(CorsStats::new(context.registry, scope(stat_prefix, "cors."))))
+    } else if any::is::<HeaderMutation>(content) {
+        let from: HeaderMutation = unpack(content)?;
+        Ok(HttpFilterKind::HeaderMutation {
+            all: Arc::new(header_mutation::mutations(context, &from.mutations)?),
+            most_specific_wins: from.most_specific_header_mutations_wins,
+        })
     } else if any::is::<Router>(content) {
         Err(Fault::new("", "the router must be the last HTTP filter"))
     } else {
@@ -212,6 +224,12 @@ fn setting(context: &Context<'_>, content: &Any) -> Compiled<FilterSetting> {
         rbac::per_route(&unpack(content)?).map(|rules| FilterSetting::Rbac(Arc::new(rules)))
     } else if any::is::<CompressorPerRoute>(content) {
         compressor::per_route(&unpack(content)?).map(FilterSetting::Compressor)
+    } else if any::is::<CorsPolicy>(content) {
+        cors::policy(&unpack(content)?).map(|policy| FilterSetting::Cors(Arc::new(policy)))
+    } else if any::is::<HeaderMutationPerRoute>(content) {
+        let from: HeaderMutationPerRoute = unpack(content)?;
+        let mutations = header_mutation::mutations(context, &from.mutations)?;
+        Ok(FilterSetting::HeaderMutation(Arc::new(mutations)))
     } else {
         Err(Fault::new("", format!("settings of type {} are not supported for a route", content.type_url)))
     }
