@@ -8,7 +8,7 @@ ROUNDS ?= 5
 # Tools installed under target/tools win over those of the machine.
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
-.PHONY: help demo demo-zones images test test-compose bench load fmt lint setup
+.PHONY: help demo demo-zones zone-faults images test test-compose bench bench-sidecar load fmt lint setup
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -17,9 +17,13 @@ demo: ## Two services, two sidecars, one control plane: a call over mutual TLS, 
 	@scripts/setup.sh build curl
 	@demo/run.sh
 
-demo-zones: ## Two zones in network namespaces (root); fails until shika-cp has --mode global
+demo-zones: ## Two zones and a global control plane in network namespaces (root): calls across, a cut link, a killed control plane
 	@scripts/setup.sh build curl netns
 	@demo/zones.sh
+
+zone-faults: ## What each fault costs (root): two zones under load, every process killed, every cable pulled in turn
+	@scripts/setup.sh build curl netns
+	@loadtest/zone-faults.sh
 
 images: ## Static programs and container images (Docker)
 	@scripts/setup.sh build docker
@@ -29,7 +33,7 @@ test: ## Formatting, clippy, licences, every test, parity with Envoy
 	@scripts/setup.sh build lint deny envoy curl netns
 	@scripts/test.sh
 
-test-compose: ## The same with docker compose and a real Prometheus; fails until shika-cp has --mode global
+test-compose: ## The same with docker compose and a real Prometheus (root where no engine runs)
 	@scripts/setup.sh build curl docker
 	@scripts/test-compose.sh
 
@@ -37,6 +41,10 @@ bench: ## CPU per request, memory and start-up beside Envoy: make bench ROUNDS=5
 	@scripts/setup.sh build envoy
 	cargo build --release --locked -p shika-proxy -p shika-loadtest
 	target/release/shika-loadtest bench --subject $(SUBJECT) --rounds $(ROUNDS) --out-dir target/bench
+
+bench-sidecar: ## DNS under dnsperf while names change, and the delay of a server that speaks first (root)
+	@scripts/setup.sh build curl netns dnsperf
+	@scripts/bench-sidecar.sh
 
 load: ## One scenario at a fixed rate: make load RATE=5000 SCENARIO=http1_one_hop SUBJECT=both|shika|envoy
 	@scripts/setup.sh build envoy

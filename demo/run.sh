@@ -111,6 +111,7 @@ PATH="$bin:$PATH"
 pick 5681; api=$port
 pick 5678; dp=$port
 pick 5680; diagnostics=$port
+pick 5676; mads=$port
 pick 10001; outbound=$port
 pick 10080; backend_in=$port
 pick 10081; web_in=$port
@@ -122,7 +123,7 @@ pick 9912; web_ready=$port
 step "1. The control plane, with its store in one SQLite file"
 start control_plane shika-cp run --store sqlite --store-path "$work/shika.db" --work-dir "$work/cp" \
     --api-http-interface 127.0.0.1 --api-http-port "$api" --dp-server-interface 127.0.0.1 --dp-server-port "$dp" \
-    --diagnostics-interface 127.0.0.1 --diagnostics-port "$diagnostics"
+    --diagnostics-interface 127.0.0.1 --diagnostics-port "$diagnostics" --mads-interface 127.0.0.1 --mads-port "$mads"
 until_true 30 "the control plane answers on port $api" control_plane admin "$api" /
 ctl() { shikactl --config-file "$work/shikactl.yaml" "$@"; }
 run ctl config control-planes add --name demo --address "http://127.0.0.1:$api" || fail "shikactl could not be set up" control_plane

@@ -31,7 +31,8 @@ programs() {
     RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" \
         cargo build "${flags[@]}" --locked --target "$target" -p shika-proxy -p shika-cp -p shika-loadtest
     rm -rf "$out"
-    mkdir -p "$out/empty"
+    mkdir -p "$out/empty" "$out/root"
+    mkdir -m 1777 "$out/root/tmp"
     for program in shika-proxy shika-cp shikactl shika-loadtest; do
         strip -o "$out/$program" "target/$target/$directory/$program"
         if ldd "$out/$program" >/dev/null 2>&1 && ! ldd "$out/$program" 2>&1 | grep -q 'statically linked'; then

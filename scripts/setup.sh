@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the named parts of the work need: build, lint, deny, envoy, curl, netns, docker. What is there already is left alone.
+# Installs what the named parts of the work need: build, lint, deny, envoy, curl, netns, dnsperf, docker. What is there already is left alone.
 # System packages come from apt where this runs as root; everything else goes to target/tools and can be deleted with it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -113,6 +113,10 @@ setup_netns() {
     [ ${#missing[@]} = 0 ] || apt_install "programs for network namespaces are missing" "${missing[@]}"
 }
 
+setup_dnsperf() {
+    have dnsperf || apt_install "dnsperf is missing" dnsperf
+}
+
 # The Docker engine and docker compose, from the distribution. Whether an engine runs is for those to see who use it.
 setup_docker() {
     have docker && have dockerd || apt_install "the Docker engine is missing" docker.io iptables
@@ -122,7 +126,7 @@ setup_docker() {
 
 for part in "$@"; do
     case $part in
-    build | lint | deny | envoy | curl | netns | docker) "setup_$part" ;;
+    build | lint | deny | envoy | curl | netns | dnsperf | docker) "setup_$part" ;;
     *) die "no such part: $part" ;;
     esac
 done

@@ -48,6 +48,24 @@ tests() {
     cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$out/cargo-test.log"
 }
 
+# The demonstration of two zones, with the programs that the tests were built with.
+two_zones() {
+    local why_not=
+    if [ "$(id -u)" != 0 ]; then
+        why_not="network namespaces are made by root"
+    elif ! ip netns add "shika-try-$$" 2>"$out/netns.log"; then
+        why_not="no network namespace can be made here: $(tail -n 1 "$out/netns.log")"
+    fi
+    if [ -n "$why_not" ]; then
+        echo "$why_not"
+        return "$not_checked"
+    fi
+    ip netns del "shika-try-$$"
+    BIN=target/debug demo/zones.sh </dev/null >"$out/zones.log" 2>&1 && return
+    tail -n 40 "$out/zones.log"
+    return 1
+}
+
 step "formatting" cargo fmt --all --check
 step "clippy" cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 step "licences, bans, sources" cargo deny --locked check licenses bans sources
@@ -57,6 +75,7 @@ if [ "${1:-}" != lint ]; then
     if grep -q 'NOTHING WAS CHECKED' "$out/cargo-test.log" 2>/dev/null; then
         unchecked+=("redirection in network namespaces: $(grep -m 1 -o 'NOTHING WAS CHECKED: .*' "$out/cargo-test.log")")
     fi
+    step "two zones in network namespaces" two_zones
 fi
 
 printf '\n'

@@ -5,9 +5,12 @@ use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use http::HeaderMap;
-use shika_data::model::{
-    chain_match::{ConnectionFacts, TransportProtocol},
-    rbac::{PeerNames, RequestView, Subject},
+use shika_data::{
+    connection::FilterState,
+    model::{
+        chain_match::{ConnectionFacts, TransportProtocol},
+        rbac::{PeerNames, RequestView, Subject},
+    },
 };
 
 fn routes(c: &mut Criterion) {
@@ -23,7 +26,7 @@ fn routes(c: &mut Criterion) {
                 headers: &headers,
             };
             let host = table.virtual_host(request.authority)?;
-            host.route(&request, false, &mut || 0).map(|route| black_box(route).name.len())
+            host.route(&request, &FilterState::default(), false, &mut || 0).map(|route| black_box(route).name.len())
         });
     });
 }

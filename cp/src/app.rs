@@ -22,6 +22,7 @@ use crate::dp::{DpConfig, DpServer};
 use crate::kds::ZoneNode;
 use crate::kds::global::{GlobalConfig, GlobalServer};
 use crate::kds::zone::{ZoneClient, ZoneConfig};
+use crate::mads::Mads;
 use crate::mesh::keep_authorities;
 use crate::services::{Services, Settings};
 use crate::store::Store;
@@ -182,6 +183,7 @@ async fn zone(
     let mut dp_config = DpConfig::new(config.work_dir());
     dp_config.tls = config.dp_tls_cert.clone().zip(config.dp_tls_key.clone());
     dp_config.xds_host.clone_from(&config.xds_host);
+    dp_config.admin_unix_socket = config.envoy_admin_unix_socket;
     dp_config.require_token = config.dp_auth == DpAuth::DpToken;
     instance_id.clone_into(&mut dp_config.instance_id);
     dp_config.zone.clone_from(&config.zone_name);
@@ -191,6 +193,22 @@ async fn zone(
     }
     let dp = DpServer::new(store.clone(), DataplaneTokens::new(store.clone()), dp_config, listener)?;
     let stats = dp.stats();
+    if config.mads_enabled {
+        let listener = bind(config.mads_interface, config.mads_port, "monitoring assignments", "--mads-port").await?;
+        let at = listener.local_addr()?;
+        tracing::info!(address = %at, "serving monitoring assignments");
+        ports.insert("mads".to_owned(), json!(at.port()));
+        let (mads, stopped) = (Arc::new(Mads::new(dp.views())), stopped.clone());
+        servers.spawn(async move {
+            let stop = stopped.clone();
+            let handler = move |request| {
+                let (mads, stop) = (Arc::clone(&mads), stop.clone());
+                async move { mads.answer(request, stop).await }
+            };
+            server::serve(listener, stopped, handler).await;
+            ("monitoring assignments", Ok(()))
+        });
+    }
     tracing::info!(%address, authority = %dp.ca_path().display(), zone = config.zone_name, "serving data planes");
     ports.insert("dpServer".to_owned(), json!(address.port()));
     ports.insert("dpServerCaFile".to_owned(), json!(dp.ca_path()));

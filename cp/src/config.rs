@@ -123,12 +123,37 @@ pub struct Config {
     /// Host that proxies are told to connect to; by default the one they called for their bootstrap
     #[arg(long, value_name = "HOST", env = "KUMA_BOOTSTRAP_SERVER_PARAMS_XDS_HOST")]
     pub xds_host: Option<String>,
+    /// Whether the admin interface of proxies that name a working directory is on a Unix socket there, as Kuma 2.14 has it, and not on
+    /// port 9901 of their loopback
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value_t = false,
+        action = clap::ArgAction::Set,
+        env = "KUMA_BOOTSTRAP_SERVER_PARAMS_ENVOY_ADMIN_UNIX_SOCKET"
+    )]
+    pub envoy_admin_unix_socket: bool,
     /// Address that the diagnostics server listens on
     #[arg(long, value_name = "IP", default_value = "0.0.0.0", env = "SHIKA_DIAGNOSTICS_INTERFACE")]
     pub diagnostics_interface: IpAddr,
     /// Port of the diagnostics server: /healthy, /ready, /metrics
     #[arg(long, value_name = "PORT", default_value_t = 5680, env = "KUMA_DIAGNOSTICS_SERVER_PORT")]
     pub diagnostics_port: u16,
+    /// Whether to serve monitoring assignments
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value_t = true,
+        action = clap::ArgAction::Set,
+        env = "KUMA_MONITORING_ASSIGNMENT_SERVER_ENABLED"
+    )]
+    pub mads_enabled: bool,
+    /// Address that the monitoring assignment server listens on
+    #[arg(long, value_name = "IP", default_value = "0.0.0.0", env = "SHIKA_MADS_INTERFACE")]
+    pub mads_interface: IpAddr,
+    /// Port of the monitoring assignment server, which Prometheus asks for its targets (kuma_sd_configs)
+    #[arg(long, value_name = "PORT", default_value_t = 5676, env = "KUMA_MONITORING_ASSIGNMENT_SERVER_PORT")]
+    pub mads_port: u16,
     /// Which part of a mesh over several zones this control plane is
     #[arg(long, value_enum, default_value = "zone", env = "KUMA_MODE")]
     pub mode: Mode,
@@ -275,8 +300,16 @@ impl Config {
                     "tlsKeyFile": self.kds_tls_key,
                 }},
             },
-            "bootstrapServer": {"params": {"xdsHost": self.xds_host}},
+            "bootstrapServer": {"params": {"xdsHost": self.xds_host, "envoyAdminUnixSocket": self.envoy_admin_unix_socket}},
             "diagnostics": {"serverPort": self.diagnostics_port},
+            "monitoringAssignmentServer": {
+                "enabled": self.mads_enabled,
+                "port": self.mads_port,
+                "apiVersions": ["v1"],
+                "defaultFetchTimeout": "30s",
+                "assignmentRefreshInterval": "1s",
+                "tlsEnabled": false,
+            },
             "defaults": {"skipMeshCreation": self.skip_mesh_creation},
         })
     }

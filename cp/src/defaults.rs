@@ -1,5 +1,7 @@
 //! What a fresh control plane and a new mesh start with (Kuma `pkg/defaults`).
 
+mod policies;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +29,9 @@ pub enum DefaultsError {
     /// A key or token could not be made.
     #[error("{0}")]
     Key(String),
+    /// A default policy could not be made.
+    #[error("default policies: {0}")]
+    Policy(String),
 }
 
 /// Creates what is missing: the mesh `default` (unless told not to), the signing key of every mesh, the signing key of
@@ -38,9 +43,13 @@ pub async fn ensure(store: &Store, skip_mesh_creation: bool) -> Result<(), Defau
     ensure_user_keys(store).await?;
     ensure_key(store, "", ZONE_SIGNING_KEY_PREFIX).await?;
     if !skip_mesh_creation {
-        let mesh = Resource::new(Meta::new("", DEFAULT_MESH), Spec::Mesh(Arc::new(Mesh::default())));
-        match store.put(mesh, Expect::Absent).await {
-            Ok(_) => tracing::info!(mesh = DEFAULT_MESH, "created the default mesh"),
+        let mesh = Arc::new(Mesh::default());
+        let resource = Resource::new(Meta::new("", DEFAULT_MESH), Spec::Mesh(mesh.clone()));
+        match store.put(resource, Expect::Absent).await {
+            Ok(_) => {
+                tracing::info!(mesh = DEFAULT_MESH, "created the default mesh");
+                new_mesh(store, DEFAULT_MESH, &mesh).await?;
+            }
             Err(StoreError::Exists(_)) => {}
             Err(error) => return Err(error.into()),
         }
@@ -58,6 +67,23 @@ pub async fn ensure(store: &Store, skip_mesh_creation: bool) -> Result<(), Defau
 /// [`DefaultsError`] naming what could not be created.
 pub async fn ensure_federated(store: &Store) -> Result<(), DefaultsError> {
     ensure_user_keys(store).await
+}
+
+/// Creates what a mesh starts with once it was stored for the first time: what every mesh has, and the default policies that it does not
+/// skip. These are resources like others: one that an operator changes or deletes is not made again.
+///
+/// # Errors
+/// [`DefaultsError`] naming what could not be created.
+pub async fn new_mesh(store: &Store, name: &str, mesh: &Mesh) -> Result<(), DefaultsError> {
+    ensure_mesh(store, name).await?;
+    for policy in policies::policies(name, &mesh.skip_creating_initial_policies).map_err(DefaultsError::Policy)? {
+        match store.put(policy, Expect::Absent).await {
+            // The mesh was deleted in the meantime, or somebody else was faster.
+            Ok(_) | Err(StoreError::Exists(_) | StoreError::NoMesh { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Creates what every mesh has: the key that signs its data plane tokens.

@@ -14,6 +14,8 @@ pub mod dp;
 pub mod emit;
 pub mod identity;
 pub mod kds;
+mod lookup;
+pub mod mads;
 pub mod mesh;
 pub mod plan;
 pub mod policy;

@@ -6,37 +6,11 @@ mod envoy;
 #[path = "dp/support.rs"]
 mod support;
 
-use envoy::{get, start_envoy, until};
+use envoy::{application, get, start_envoy, until};
 use shika_cp::resource::{Kind, ResourceKey};
 use shika_cp::store::Store;
 use shika_cp::xds::ResourceType;
 use support::{Cp, free_port, two_services};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
-
-/// An application that answers every request with its headers.
-async fn application() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        while let Ok((mut socket, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut request = Vec::new();
-                let mut chunk = [0; 4096];
-                while let Ok(read @ 1..) = socket.read(&mut chunk).await {
-                    request.extend_from_slice(&chunk[..read]);
-                    if request.ends_with(b"\r\n\r\n") {
-                        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", request.len());
-                        socket.write_all(head.as_bytes()).await.unwrap();
-                        socket.write_all(&request).await.unwrap();
-                        request.clear();
-                    }
-                }
-            });
-        }
-    });
-    port
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_envoys_call_each_other_and_obey_permissions() {

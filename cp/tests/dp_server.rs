@@ -126,6 +126,10 @@ async fn bootstrap_answers() {
     let strict: Bootstrap = shika_proto::json::from_yaml(&yaml).unwrap_or_else(|errors| panic!("{errors:?}\n{yaml}"));
     assert_eq!(strict.node.unwrap().id, "default.server-1");
     assert!(yaml.contains("DELTA_GRPC"), "{yaml}");
+    // Trap 4: the token goes as it is, without "Bearer".
+    let document: Value = serde_yaml_ng::from_str(&yaml).unwrap();
+    let metadata = &document["dynamicResources"]["adsConfig"]["grpcServices"][0]["initialMetadata"];
+    assert_eq!(*metadata, json!([{"key": "authorization", "value": token}]));
 
     let (status, head, yaml) = cp.bootstrap("*/*", &request(json!({}))).await;
     assert_eq!(status, 200);
@@ -147,8 +151,11 @@ async fn streams_that_are_refused() {
     let cp = Cp::start(Store::memory(), dir.path()).await;
     cp.apply(&two_services(10001, 10002, 10003, 10004)).await;
     let token = cp.token("server-1").await;
+    let with_scheme = format!("Bearer {token}");
     for (name, token, code) in [
         ("server-1", "forged", Code::Unauthenticated),
+        // Trap 4.
+        ("server-1", with_scheme.as_str(), Code::Unauthenticated),
         ("web-1", token.as_str(), Code::Unauthenticated),
         ("absent", token.as_str(), Code::NotFound),
     ] {
@@ -239,6 +246,36 @@ async fn a_broken_authority_takes_nothing_away() {
     cp.stop().await;
 }
 
+/// Opens a stream for a proxy that brings its Dataplane along.
+async fn bring(
+    cp: &Cp,
+    channel: tonic::transport::Channel,
+    name: &str,
+) -> (mpsc::Sender<DiscoveryRequest>, Streaming<DiscoveryResponse>) {
+    let token = cp.token(name).await;
+    let text = format!(
+        "{{type: Dataplane, mesh: default, name: {name}, networking: {{address: 127.0.0.1, inbound: [{{port: 9, servicePort: 8, \
+         tags: {{kuma.io/service: job}}}}]}}}}"
+    );
+    let metadata = Struct {
+        fields: HashMap::from([(
+            "dataplane.resource".to_owned(),
+            ProtoValue { kind: Some(value::Kind::StringValue(text)) },
+        )]),
+    };
+    let (requests, queue) = mpsc::channel::<DiscoveryRequest>(4);
+    let mut request = tonic::Request::new(ReceiverStream::new(queue));
+    request.metadata_mut().insert("authorization", token.parse().unwrap());
+    let first = DiscoveryRequest {
+        node: Some(Node { metadata: Some(metadata), ..node(name) }),
+        type_url: ResourceType::Listener.url().to_owned(),
+        ..DiscoveryRequest::default()
+    };
+    requests.send(first).await.unwrap();
+    let mut client = AggregatedDiscoveryServiceClient::new(channel);
+    (requests, client.stream_aggregated_resources(request).await.unwrap().into_inner())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dataplane_that_its_proxy_brings_comes_and_goes_with_it() {
     let dir = tempfile::tempdir().unwrap();
@@ -247,26 +284,8 @@ async fn a_dataplane_that_its_proxy_brings_comes_and_goes_with_it() {
         ..shika_cp::dp::DpConfig::new(dir.path())
     };
     let cp = Cp::start_with(Store::memory(), config).await;
-    let token = cp.token("job-1").await;
-    let text = "{type: Dataplane, mesh: default, name: job-1, networking: {address: 127.0.0.1, inbound: [{port: 9, servicePort: 8, tags: {kuma.io/service: job}}]}}";
-    let metadata = Struct {
-        fields: HashMap::from([(
-            "dataplane.resource".to_owned(),
-            ProtoValue { kind: Some(value::Kind::StringValue(text.to_owned())) },
-        )]),
-    };
-    let (requests, queue) = mpsc::channel::<DiscoveryRequest>(4);
-    let mut request = tonic::Request::new(ReceiverStream::new(queue));
-    request.metadata_mut().insert("authorization", token.parse().unwrap());
-    let first = DiscoveryRequest {
-        node: Some(Node { metadata: Some(metadata), ..node("job-1") }),
-        type_url: ResourceType::Listener.url().to_owned(),
-        ..DiscoveryRequest::default()
-    };
-    requests.send(first).await.unwrap();
     let mut watch = cp.store.watch();
-    let mut client = AggregatedDiscoveryServiceClient::new(cp.channel().await);
-    let mut responses = client.stream_aggregated_resources(request).await.unwrap().into_inner();
+    let (requests, mut responses) = bring(&cp, cp.channel().await, "job-1").await;
     let listeners: DiscoveryResponse = responses.message().await.unwrap().unwrap();
     assert_eq!(listeners.resources.len(), 1);
     assert_eq!(listeners.version_info.len(), 16);
@@ -282,6 +301,47 @@ async fn a_dataplane_that_its_proxy_brings_comes_and_goes_with_it() {
     };
     tokio::time::timeout(PATIENCE, gone).await.unwrap();
     assert!(cp.store.get(&key).await.unwrap().is_none());
+    cp.stop().await;
+}
+
+/// When the network of the control plane fails, all connections break. Those who come back first must not be told that the others are gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_all_connections_are_broken_nobody_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = shika_cp::dp::DpConfig {
+        deregistration_delay: std::time::Duration::ZERO,
+        ..shika_cp::dp::DpConfig::new(dir.path())
+    };
+    let cp = Cp::start_with(Store::memory(), config).await;
+    let cable = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (near, far) = (cable.local_addr().unwrap().port(), cp.port);
+    let cable = tokio::spawn(async move {
+        let (mut near, _) = cable.accept().await.unwrap();
+        let mut far = tokio::net::TcpStream::connect(("127.0.0.1", far)).await.unwrap();
+        tokio::io::copy_bidirectional(&mut near, &mut far).await
+    });
+    let (_requests, mut responses) = bring(&cp, cp.channel_by(near).await, "job-1").await;
+    responses.message().await.unwrap().unwrap();
+    cable.abort();
+    let offline = async {
+        while cp.insight("job-1").await.unwrap().insight().unwrap().is_online() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, offline).await.unwrap();
+    let mut watch = cp.store.watch();
+    let (_requests, mut others) = bring(&cp, cp.channel().await, "job-2").await;
+    others.message().await.unwrap().unwrap();
+    let key = |name| ResourceKey::new(Kind::Dataplane, "default", name);
+    let (came, gone) = (shika_cp::store::Event::Changed(key("job-2")), shika_cp::store::Event::Deleted(key("job-1")));
+    let mut seen = Vec::new();
+    while !seen.contains(&gone) {
+        let event = tokio::time::timeout(PATIENCE, watch.next()).await.unwrap().unwrap();
+        if event == came || event == gone {
+            seen.push(event);
+        }
+    }
+    assert_eq!(seen, [came, gone]);
     cp.stop().await;
 }
 
@@ -363,6 +423,8 @@ async fn zone_proxies_join_with_zone_tokens() {
         ),
         (&cp.zone_token("east", &[Egress, ControlPlane], hour).await, "ingress is out of token's scope"),
         (&cp.expired_zone_token("east").await, "token is expired since"),
+        // Issued where the clock is ten minutes ahead.
+        (&cp.zone_token_between("east", 600, 3600).await, "token is not yet valid: its 'nbf' lies "),
         (&cp.token("zi-1").await, "signature of the token is invalid"),
         ("a.b.c", "not a JWT"),
     ];

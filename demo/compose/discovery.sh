@@ -16,12 +16,13 @@ targets='[.resources[]? | . as $assignment | .targets[]? | {
 while :; do
     for host in "$@"; do
         # Prometheus sees a file whole or not at all.
-        if curl --silent --fail --max-time 5 --header 'Content-Type: application/json' --data "$request" \
-            "http://$host:5676/v3/discovery:monitoringassignments?fetch-timeout=0s" | jq --exit-status "$targets" >"$out/$host.new"; then
+        if curl --silent --fail --max-time 5 --output "$out/$host.answer" --header 'Content-Type: application/json' --data "$request" \
+            "http://$host:5676/v3/discovery:monitoringassignments?fetch-timeout=0s" && jq "$targets" "$out/$host.answer" >"$out/$host.new"; then
             mv "$out/$host.new" "$out/$host.json"
         fi
         if curl --silent --fail --max-time 5 --output /dev/null "http://$host:5680/healthy"; then
-            printf '[{"targets": ["%s:5680"]}]\n' "$host" >"$out/control-planes/$host.json"
+            printf '[{"targets": ["%s:5680"]}]\n' "$host" >"$out/control-planes/$host.new"
+            mv "$out/control-planes/$host.new" "$out/control-planes/$host.json"
         fi
     done
     sleep 5

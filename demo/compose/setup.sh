@@ -19,6 +19,7 @@ publish() {
 resources() {
     ctl apply -f /demo/zones/mesh.yaml
     ctl apply -f /demo/zones/permission.yaml
+    ctl apply -f /demo/zones/resilience.yaml
     ctl apply -f /demo/zones/metrics.yaml
     for name in "$@"; do
         ctl generate dataplane-token --mesh demo --name "$name" --tag "kuma.io/service=${name%-*}" --valid-for 720h | publish "$name.token"

@@ -3,9 +3,11 @@
 
 mod bench;
 mod echo;
+mod greet;
 mod histogram;
 mod hold;
 mod load;
+mod probe;
 mod text;
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -37,6 +39,10 @@ enum Command {
     Load(LoadArguments),
     /// Hold keep-alive and upgraded connections and fail on the first thing that a client would notice.
     Hold(HoldArguments),
+    /// Wait for a server that speaks first, and report how long that took.
+    Greet(GreetArguments),
+    /// Call at a fixed rate whatever happens, and write down what became of each call and when.
+    Probe(ProbeArguments),
     /// Measure Shika and Envoy side by side on the same bootstraps.
     Bench(bench::Arguments),
 }
@@ -143,6 +149,41 @@ struct HoldArguments {
     json: bool,
 }
 
+#[derive(Args)]
+struct GreetArguments {
+    /// Address of the subject, host:port.
+    #[arg(long)]
+    target: String,
+    /// Connections, one after the other.
+    #[arg(long, default_value_t = 500)]
+    count: usize,
+    /// Longest wait for one greeting.
+    #[arg(long, value_parser = parse_duration, default_value = "10s")]
+    timeout: Duration,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct ProbeArguments {
+    /// Whom to call, host or host:port; may be given more than once.
+    #[arg(long, required = true)]
+    target: Vec<String>,
+    /// Path of the calls.
+    #[arg(long, default_value = "/echo")]
+    path: String,
+    /// Calls per second to each target.
+    #[arg(long, default_value_t = 50.0)]
+    rate: f64,
+    /// Longest wait for one reply.
+    #[arg(long, value_parser = parse_duration, default_value = "2s")]
+    timeout: Duration,
+    /// File for the outcomes, one line each: milliseconds since 1970, target, `ok` or what failed, milliseconds it took, who answered.
+    #[arg(long)]
+    log: PathBuf,
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     // One thread: what this process takes from the machine is missing to the subject.
@@ -158,6 +199,8 @@ fn main() -> ExitCode {
             Command::Echo(arguments) => serve_echo(arguments).await,
             Command::Load(arguments) => send_load(arguments).await,
             Command::Hold(arguments) => hold_connections(arguments).await,
+            Command::Greet(arguments) => await_greetings(arguments).await,
+            Command::Probe(arguments) => probe(arguments).await,
             Command::Bench(arguments) => Box::pin(bench::run(arguments)).await,
         }
     });
@@ -312,6 +355,46 @@ async fn hold_connections(arguments: HoldArguments) -> anyhow::Result<ExitCode> 
     }
     let good = tally.lost_connections == 0 && tally.connections == wanted;
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn await_greetings(arguments: GreetArguments) -> anyhow::Result<ExitCode> {
+    let times = greet::run(resolve(&arguments.target)?, arguments.count, arguments.timeout).await?;
+    let micros = |percent| times.percentile(percent).as_secs_f64() * 1e6;
+    if arguments.json {
+        let shown = serde_json::json!({
+            "greetings": times.count(),
+            "time_us": {
+                "p50": micros(50.0), "p90": micros(90.0), "p99": micros(99.0), "max": times.max().as_secs_f64() * 1e6,
+            },
+        });
+        say(&serde_json::to_string_pretty(&shown)?)?;
+    } else {
+        say(&format!(
+            "{} greetings, µs  p50 {:.0}  p90 {:.0}  p99 {:.0}  max {:.0}",
+            times.count(),
+            micros(50.0),
+            micros(90.0),
+            micros(99.0),
+            times.max().as_secs_f64() * 1e6
+        ))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn probe(arguments: ProbeArguments) -> anyhow::Result<ExitCode> {
+    let log = &arguments.log;
+    let log = std::fs::File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+    let plan = probe::Plan {
+        targets: arguments.target,
+        path: arguments.path,
+        rate: arguments.rate,
+        timeout: arguments.timeout,
+    };
+    tokio::select! {
+        outcome = probe::run(plan, log) => outcome.context("cannot write the outcomes")?,
+        () = asked_to_end() => {}
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Resolves at SIGTERM or SIGINT; never when signals cannot be watched.

@@ -161,3 +161,30 @@ fn bench_names_what_is_missing() {
         assert!(message.contains(expected), "{arguments:?}: {message}");
     }
 }
+
+#[test]
+fn greet_times_a_server_that_speaks_first() {
+    use std::io::Write;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = listener.local_addr().unwrap().to_string();
+    // Greets three clients, and hangs up on the fourth.
+    let server = std::thread::spawn(move || {
+        for number in 0..4 {
+            let mut stream = listener.accept().unwrap().0;
+            if number < 3 {
+                stream.write_all(b"220 hello\r\n").unwrap();
+            }
+        }
+    });
+    let greet = |count: &str| {
+        let output = loadtest().args(["greet", "--json", "--count", count, "--target", &target]).output().unwrap();
+        (output.status.success(), output)
+    };
+    let (good, output) = greet("3");
+    let shown = json(&output);
+    assert!(good && shown["greetings"] == 3 && shown["time_us"]["p99"].as_f64().unwrap() > 0.0, "{shown}");
+    let (good, output) = greet("1");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!good && said.contains(&target) && said.contains("greeting"), "{said}");
+    server.join().unwrap();
+}

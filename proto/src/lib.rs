@@ -62,3 +62,12 @@ pub mod kuma {
 pub fn is_known_message(full_name: &str) -> bool {
     schema::Message::find(full_name).is_some()
 }
+
+/// Names of all fields of a message, in the order of the schema; empty for a message that the schema does not have.
+pub fn fields_of(full_name: &str) -> impl Iterator<Item = &'static str> {
+    let message = schema::Message::find(full_name);
+    message
+        .into_iter()
+        .flat_map(|message| (0..).map_while(move |index| message.field_at(index)))
+        .map(schema::Field::name)
+}

@@ -4,7 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     fs, io,
     net::Ipv4Addr,
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     rc::Rc,
     sync::Arc,
@@ -109,8 +109,12 @@ async fn run(
     // Statistics, logs, configuration: nothing is bound before all of the bootstrap is accepted.
     let registry = Registry::new(options.workers());
     let groups = ServerGroups::new(&registry);
+    let streamed = match &role {
+        Role::Envoy => None,
+        Role::Sidecar(sidecar) => Some(sidecar.access_log_pipe.clone()),
+    };
     let access_logs =
-        start_access_logs(&options, &groups).map_err(|error| one(format!("access log thread: {error}")))?;
+        start_access_logs(&options, &groups, streamed).map_err(|error| one(format!("access log thread: {error}")))?;
     let mut compiler = Compiler::new(registry.clone(), compile_options(&options, &access_logs));
     let plan = compiler
         .load_static(&bootstrap, Instant::now())
@@ -250,8 +254,8 @@ pub fn compile_options(options: &Options, access_logs: &AccessLogs) -> CompileOp
 }
 
 /// The writers' thread. It ends with the process; what it holds is flushed before.
-fn start_access_logs(options: &Options, groups: &ServerGroups) -> io::Result<AccessLogs> {
-    let (access_logs, commands) = AccessLogs::new();
+fn start_access_logs(options: &Options, groups: &ServerGroups, streamed: Option<PathBuf>) -> io::Result<AccessLogs> {
+    let (access_logs, commands) = AccessLogs::new(streamed);
     let flush = Flush { interval: options.flush_interval(), min_size: options.file_flush_min_size_kb as usize * 1024 };
     let stats = groups.files.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

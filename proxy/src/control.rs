@@ -2,9 +2,11 @@
 //!
 //! One task on the control thread. Decisions are the compiler's; this file carries them out in order and says what happened.
 
+mod beside;
+
 use std::{
     collections::BTreeSet,
-    fs, io,
+    io,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -19,15 +21,14 @@ use shika_xds::{Plan, Reject};
 use tokio::{sync::mpsc, time};
 use tracing::{error, info, warn};
 
+pub use beside::Credentials;
+
 use crate::{
     ads::{self, AdsLink},
     files::Files,
     resolve::{Answer, Resolver},
     server_stats,
-    sidecar::{
-        credentials::{self, Watched},
-        documents::Documents,
-    },
+    sidecar::documents::Documents,
     signals::{Event, Signals},
     state::{Command, State},
 };
@@ -63,15 +64,6 @@ pub struct Control {
     credentials: Credentials,
     /// SIGUSR2 came: connections drain already.
     drained: bool,
-}
-
-/// Files that prove who is who between proxy and control plane.
-#[derive(Default)]
-pub struct Credentials {
-    /// With the token.
-    pub token: Option<Watched>,
-    /// With the control plane's CA.
-    pub ca: Option<Watched>,
 }
 
 impl Control {
@@ -164,33 +156,6 @@ impl Control {
         }
     }
 
-    fn look_at_credentials(&mut self) {
-        if self.credentials.token.as_mut().is_some_and(Watched::changed)
-            && let Some(link) = &mut self.ads
-        {
-            link.renew_token();
-        }
-        let Some(ca) = self.credentials.ca.as_mut() else { return };
-        if !ca.changed() {
-            return;
-        }
-        let path = ca.path().display();
-        let secrets = self.state.bootstrap.static_resources.as_ref().map_or(&[][..], |resources| &resources.secrets);
-        let read = fs::read(ca.path()).map_err(|error| error.to_string());
-        let replaced = read.and_then(|pem| match credentials::with_ca(secrets, pem) {
-            Some(secret) => {
-                self.state.compiler.borrow_mut().replace_static_secret(&secret).map_err(|reject| reject.to_string())
-            }
-            None => Err("the bootstrap has no secret for it".into()),
-        });
-        match replaced {
-            Ok(()) => info!("the control plane's CA has changed: {path} is used from the next connection on"),
-            Err(error) => {
-                warn!("the control plane's CA has changed and cannot be used: {path}: {error}; the old one stays")
-            }
-        }
-    }
-
     async fn ads_event(&mut self, event: ads::Event) {
         match event {
             ads::Event::Update { update, receipt } => {
@@ -256,36 +221,6 @@ impl Control {
             error!("{reject}");
         }
         rejects.extend(self.read_documents());
-        rejects
-    }
-
-    /// Hands the control plane's documents to what they are for. What of one cannot be used is refused like a resource: the control plane should know,
-    /// and what was there before stays.
-    fn read_documents(&mut self) -> Vec<Reject> {
-        let mut rejects = Vec::new();
-        for document in self.documents.changed(&self.state.snapshot.borrow()) {
-            let left_out = match (&*document.path, &self.state.dns, &self.state.metrics) {
-                ("/dns", Some(dns), _) => dns.configure(&document.body),
-                ("/meshmetric", _, Some(metrics)) => metrics.configure(&document.body),
-                // Kuma sends what the proxy's features ask for. What else it has does no harm, but is said once for each version.
-                _ => {
-                    warn!("{} of {}: nothing here reads this document", document.path, document.listener);
-                    continue;
-                }
-            };
-            let refused = match left_out {
-                Ok(left_out) => {
-                    info!("{} of {} is in force", document.path, document.listener);
-                    left_out.into_iter().map(|what| format!("{what}; it is left out")).collect()
-                }
-                Err(error) => vec![format!("{error}; what was there before stays")],
-            };
-            for why in refused {
-                let reject = Reject::new(shika_proto::type_url::LISTENER, &document.listener, &*document.path, why);
-                warn!("{reject}");
-                rejects.push(reject);
-            }
-        }
         rejects
     }
 

@@ -13,6 +13,7 @@ mod export;
 mod files;
 mod install;
 mod logging;
+mod lookup;
 mod options;
 mod resolve;
 mod server_stats;

@@ -14,7 +14,7 @@ use crate::{app::compile_options, export::access_log::AccessLogs, options::Optio
 /// Every refusal with its field path.
 pub fn check(options: &Options, bootstrap: &Bootstrap) -> Result<(), Vec<String>> {
     let registry = Registry::new(0);
-    let (access_logs, _writers) = AccessLogs::new();
+    let (access_logs, _writers) = AccessLogs::new(None);
     let mut compiler = Compiler::new(registry, compile_options(options, &access_logs));
     compiler
         .load_static(bootstrap, Instant::now())

@@ -15,6 +15,7 @@ fn metrics(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// Trap 25.
 #[test]
 fn metrics_of_the_dashboards_exist() {
     let listener = http_listener(
@@ -26,7 +27,11 @@ fn metrics_of_the_dashboards_exist() {
           - name: rbac
             typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC, rules: {policies: {all: {permissions: [{any: true}], principals: [{any: true}]}}}}
 ";
-    let listener = listener.replace("          http_filters:\n", rbac);
+    let network = "    - filters:
+      - name: rbac
+        typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC, stat_prefix: web., rules: {policies: {all: {permissions: [{any: true}], principals: [{any: true}]}}}}
+";
+    let listener = listener.replace("          http_filters:\n", rbac).replace("    - filters:\n", network);
     let bootstrap = format!("static_resources:\n  listeners:{listener}\n  clusters:{}", cluster("web", "127.0.0.1:9"));
     let proxy = Proxy::start(&bootstrap, &[]).live();
     // A response, so that the classes of responses are there.

@@ -152,3 +152,38 @@ async fn the_bootstraps_applications_are_appended_as_they_are() {
     );
     assert!(!head.contains("cookie"), "{head}");
 }
+
+/// As Kuma's MeshMetric leads Prometheus there: a listener, a route that rewrites the path, a cluster whose endpoint is the socket.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prometheus_comes_through_a_listener() {
+    use shika_proto::{
+        any,
+        envoy::config::{cluster::v3::Cluster, listener::v3::Listener},
+        json,
+    };
+    let mut sidecar = Sidecar::start(Setup::default()).await;
+    let mut stream = sidecar.session().await;
+    let cluster: Cluster = json::from_yaml(&format!(
+        "{{name: '_kuma:metrics:hijacker', alt_stat_name: _kuma_metrics_hijacker, type: STATIC, connect_timeout: 5s, load_assignment: {{cluster_name: '_kuma:metrics:hijacker', \
+         endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{pipe: {{path: {}/{SOCKET}}}}}}}}}]}}]}}}}",
+        sidecar.directory.path().display()
+    ))
+    .unwrap();
+    let listener: Listener = json::from_yaml(
+        "{name: '_kuma:metrics:prometheus:default-backend', address: {socket_address: {address: 127.0.0.1, port_value: 0}}, traffic_direction: INBOUND, \
+         filter_chains: [{filters: [{name: hcm, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, \
+         stat_prefix: _kuma_metrics_prometheus_default-backend, route_config: {virtual_hosts: [{name: v, domains: ['*'], routes: [{match: {prefix: /metrics}, \
+         route: {cluster: '_kuma:metrics:hijacker', prefix_rewrite: /meshmetric}}]}]}, \
+         http_filters: [{name: router, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]}}]}]}",
+    )
+    .unwrap();
+    let ack = stream.send(type_url::CLUSTER, "1", vec![("_kuma:metrics:hijacker", any::pack(&cluster))]).await;
+    assert!(ack.error_detail.is_none(), "{ack:?}");
+    let name = "_kuma:metrics:prometheus:default-backend";
+    let ack = stream.send(type_url::LISTENER, "1", vec![(name, any::pack(&listener))]).await;
+    assert!(ack.error_detail.is_none(), "{ack:?}");
+    let answer = common::get(&sidecar.listener(name), "/metrics");
+    assert_eq!(answer.status, 200);
+    // The profile Basic, which leaves out what is the proxy's own business.
+    assert!(answer.body.contains("envoy_server_live 1\n") && !answer.body.contains("ads_cluster"), "{}", answer.body);
+}

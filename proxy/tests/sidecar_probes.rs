@@ -187,3 +187,42 @@ async fn https_is_not_verified_and_the_source_is_not_redirected() {
     // Trap 28: only this source passes the redirection.
     assert_eq!(server.join().unwrap().ip().to_string(), "127.0.0.6");
 }
+
+/// Kuma's virtual probes are a listener like any other: the kubelet is sent on to the workload's own port. From Kuma's golden file of the probe generator.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn virtual_probes_come_by_xds() {
+    let mut sidecar = Sidecar::start(Setup::default()).await;
+    let mut stream = sidecar.session().await;
+    stream.send(type_url::CLUSTER, "1", vec![]).await;
+    let text = "name: 'probe:listener'
+address: {socket_address: {address: 127.0.0.1, port_value: 0}}
+enable_reuse_port: false
+traffic_direction: INBOUND
+filter_chains:
+- filters:
+  - name: envoy.filters.network.http_connection_manager
+    typed_config:
+      '@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+      http_filters: [{name: envoy.filters.http.router, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]
+      internal_address_config: {cidr_ranges: [{address_prefix: 127.0.0.1, prefix_len: 32}, {address_prefix: '::1', prefix_len: 128}]}
+      route_config:
+        name: probe:route_configuration
+        virtual_hosts:
+        - domains: ['*']
+          name: probe
+          routes:
+          - match: {headers: [{name: ':method', string_match: {exact: GET}}], path: /8080/healthz/probe}
+            redirect: {path_redirect: /healthz/probe, port_redirect: 8080}
+      stat_prefix: probe_listener
+";
+    let listener: shika_proto::envoy::config::listener::v3::Listener = shika_proto::json::from_yaml(text).unwrap();
+    let resource = shika_proto::any::pack(&listener);
+    let ack = stream.send(type_url::LISTENER, "1", vec![("probe:listener", resource)]).await;
+    assert!(ack.error_detail.is_none(), "{ack:?}");
+    let address = sidecar.listener("probe:listener");
+    let get = |path: &str| exchange(TcpStream::connect(&address).unwrap(), "GET", path, "");
+    let answer = get("/8080/healthz/probe");
+    assert_eq!(answer.status, 301);
+    assert!(answer.head.contains("location: http://test:8080/healthz/probe\r\n"), "{}", answer.head);
+    assert_eq!(get("/8080/other").status, 404);
+}

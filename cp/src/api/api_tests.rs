@@ -66,8 +66,13 @@ async fn every_path_answers_or_says_that_it_is_not_there() {
         ("GET", "/meshes/default", 200),
         ("GET", "/meshes/%64efault", 200),
         ("GET", "/meshes/default?format=universal", 200),
-        ("GET", "/meshes/default?format=kubernetes", 400),
+        ("GET", "/meshes/default?format=kubernetes", 200),
+        ("GET", "/_kri/kri_m____default_?format=k8s", 200),
+        ("GET", "/meshes/default?format=helm", 400),
+        // Trap 19: a mesh has none of the parts in the middle; what follows the last one is the name of a section, whatever it holds.
         ("GET", "/_kri/kri_m____default_", 200),
+        ("GET", "/_kri/kri_m____default_a_b", 200),
+        ("GET", "/_kri/kri_m____default", 400),
         ("GET", "/_kri/kri_m____none_", 404),
         ("GET", "/_kri/kri_x____default_", 400),
         ("GET", "/_kri/default", 400),
@@ -88,6 +93,7 @@ async fn every_path_answers_or_says_that_it_is_not_there() {
         ("GET", "/global-secrets", 200),
         ("GET", "/meshes/default/meshes", 404),
         ("GET", "/meshes/default/traffic-routes", 404),
+        // Trap 33.
         ("GET", "/versions", 404),
         ("GET", "/%ff", 400),
         ("POST", "/meshes", 405),

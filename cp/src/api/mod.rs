@@ -7,6 +7,7 @@ pub mod access;
 mod description;
 pub mod diagnostics;
 mod error;
+mod kubernetes;
 mod list;
 mod overview;
 mod resources;
@@ -142,7 +143,7 @@ async fn route(api: &Api, request: &Request, user: &User) -> Result<Answer, ApiE
         ["meshes", mesh, collection, name, "_overview"] if get => {
             overview::one(api, with_insight(collection, request)?, mesh, name).await
         }
-        ["_kri", kri] if get => resources::by_kri(api, kri).await,
+        ["_kri", kri] if get => resources::by_kri(api, request, kri).await,
         ["meshes", mesh, plural] => match Kind::from_path(plural).filter(|kind| kind.in_mesh()) {
             Some(kind) => collection(api, request, user, kind, Some(mesh)).await,
             None => Err(not_here(request)),
@@ -180,7 +181,7 @@ async fn collection(
 async fn single(api: &Api, request: &Request, user: &User, key: ResourceKey) -> Result<Answer, ApiError> {
     require_admin(user, key.kind)?;
     match request.method {
-        Method::GET | Method::HEAD => resources::get_in_format(api, request, &key).await,
+        Method::GET | Method::HEAD => resources::get(api, request, &key).await,
         Method::PUT => resources::put(api, request, key).await,
         Method::DELETE => resources::delete(api, &key).await,
         _ => Err(ApiError::method_not_allowed(format!("{} is not allowed on {}", request.method, request.path()))),

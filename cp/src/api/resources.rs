@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::list::Query;
 use super::server::{Answer, Request};
-use super::{Api, ApiError, Role};
+use super::{Api, ApiError, Role, kubernetes};
 use crate::defaults;
 use crate::kds;
 use crate::resource::validate::{self, Violation};
@@ -33,28 +33,30 @@ pub(super) async fn list(api: &Api, request: &Request, kind: Kind, mesh: Option<
     Ok(query.page(request, &resources, Resource::to_document))
 }
 
-/// Serves one resource. Only in the universal format: the other one is refused instead of being answered with this one.
-pub(super) async fn get_in_format(api: &Api, request: &Request, key: &ResourceKey) -> Result<Answer, ApiError> {
-    match request.parameter("format").as_deref() {
-        None | Some("" | "universal") => get(api, key).await,
-        Some(format) => Err(ApiError::bad_request(format!(
-            "format {format:?} is not supported by this version; use format=universal, the default"
-        ))),
-    }
-}
-
 /// Serves one resource.
-pub(super) async fn get(api: &Api, key: &ResourceKey) -> Result<Answer, ApiError> {
+pub(super) async fn get(api: &Api, request: &Request, key: &ResourceKey) -> Result<Answer, ApiError> {
     if key.kind.in_mesh() {
         require_mesh(api, &key.mesh).await?;
     }
     let found = api.store.get(key).await.map_err(|e| ApiError::store(e, GET_TITLE))?;
-    let found = found.ok_or_else(|| ApiError::not_found(GET_TITLE))?;
-    Ok(Answer::json(StatusCode::OK, &found.to_document()))
+    in_format(request, &found.ok_or_else(|| ApiError::not_found(GET_TITLE))?)
+}
+
+/// The resource in the format that is asked for.
+fn in_format(request: &Request, resource: &Resource) -> Result<Answer, ApiError> {
+    let document = match request.parameter("format").as_deref() {
+        None | Some("" | "universal") => resource.to_document(),
+        Some("k8s" | "kubernetes") => kubernetes::object(resource, &request.parameter("namespace").unwrap_or_default()),
+        Some(_) => {
+            let violation = Violation::new("format", "must be one of k8s, kubernetes, universal");
+            return Err(ApiError::invalid(GET_TITLE, vec![violation]));
+        }
+    };
+    Ok(Answer::json(StatusCode::OK, &document))
 }
 
 /// Serves the resource of an identifier such as `kri_dp_default___web-1_`.
-pub(super) async fn by_kri(api: &Api, kri: &str) -> Result<Answer, ApiError> {
+pub(super) async fn by_kri(api: &Api, request: &Request, kri: &str) -> Result<Answer, ApiError> {
     let malformed = || {
         ApiError::bad_request(format!(
             "{kri:?} is not a resource identifier: expected kri_<type>_<mesh>_<zone>_<namespace>_<name>_<section>"
@@ -73,8 +75,7 @@ pub(super) async fn by_kri(api: &Api, kri: &str) -> Result<Answer, ApiError> {
         let key = resource.key();
         key.kri(&resource.meta.labels).is_some_and(|kri| kri == wanted) || (key.name == *name && zone.is_empty())
     });
-    let found = found.ok_or_else(|| ApiError::not_found(GET_TITLE))?;
-    Ok(Answer::json(StatusCode::OK, &found.to_document()))
+    in_format(request, &found.ok_or_else(|| ApiError::not_found(GET_TITLE))?)
 }
 
 /// Creates or changes a resource.
@@ -96,10 +97,11 @@ pub(super) async fn put(api: &Api, request: &Request, key: ResourceKey) -> Resul
     if let Some(status) = stored.as_ref().and_then(|stored| status_to_value(&stored.spec)) {
         set_status(&mut resource.spec, status).map_err(ApiError::parse)?;
     }
+    let new_mesh = resource.mesh().cloned().filter(|_| stored.is_none());
     let expect = stored.as_ref().map_or(Expect::Absent, |stored| Expect::Version(stored.meta.version));
     api.store.put(resource, expect).await.map_err(|e| ApiError::store(e, title))?;
-    if key.kind == Kind::Mesh && stored.is_none() {
-        defaults::ensure_mesh(&api.store, &key.name).await.map_err(|error| {
+    if let Some(mesh) = new_mesh {
+        defaults::new_mesh(&api.store, &key.name, &mesh).await.map_err(|error| {
             tracing::error!(mesh = key.name, %error, "cannot create the defaults of a new mesh");
             ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, CREATE_TITLE, "Internal Server Error")
         })?;

@@ -29,6 +29,7 @@ fn claims(token: &str) -> serde_json::Value {
     jsonwebtoken::dangerous::insecure_decode_claims(token).unwrap()
 }
 
+/// Trap 4: names of claims are those of Go fields, and `kid` is the number of the key.
 #[tokio::test]
 async fn a_token_has_kumas_header_and_claims() {
     let store = store_with_mesh("default").await;
@@ -149,6 +150,7 @@ async fn what_is_wrong_with_a_token_is_said() {
     tokens.validate(&good, "default", "web-1", &BTreeMap::new(), None).await.unwrap();
 }
 
+/// Trap 4: the highest number signs.
 #[tokio::test]
 async fn the_newest_key_signs_and_every_stored_key_verifies() {
     let store = store_with_mesh("default").await;
@@ -171,6 +173,7 @@ async fn the_newest_key_signs_and_every_stored_key_verifies() {
     tokens.validate(&second, "default", "web-1", &BTreeMap::new(), None).await.unwrap();
 }
 
+/// Trap 5: the list is documented as a Secret of the mesh and read as a GlobalSecret.
 #[tokio::test]
 async fn a_revoked_token_is_refused_from_either_list() {
     let store = store_with_mesh("default").await;

@@ -17,6 +17,7 @@ pub use zone::{ZoneClaims, ZoneScope, ZoneTokens};
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use chrono::{DateTime, Utc};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::Serialize;
@@ -202,15 +203,18 @@ async fn verify<T: DeserializeOwned + Clone>(store: &Store, ring: &KeyRing, toke
     let decoded =
         jsonwebtoken::decode::<T>(token, &DecodingKey::from_rsa_raw_components(modulus, exponent), &validation);
     decoded.map(|token| token.claims).map_err(|error| match error.kind() {
-        ErrorKind::ExpiredSignature => TokenError::Invalid(match expiry(token) {
-            Some(at) => format!("token is expired since {at}; generate a new one"),
-            None => "token is expired; generate a new one".to_owned(),
+        ErrorKind::ExpiredSignature => TokenError::Invalid(match times(token).map(|times| times.exp) {
+            Some(Some(at)) => format!("token is expired since {}; generate a new one", crate::resource::time(at)),
+            _ => "token is expired; generate a new one".to_owned(),
         }),
-        ErrorKind::ImmatureSignature => TokenError::Invalid(
-            "token is not yet valid: its 'nbf' lies in the future. Check if the system clock on the instance that issued the \
-             token is set correctly"
-                .to_owned(),
-        ),
+        ErrorKind::ImmatureSignature => {
+            let begin = times(token).and_then(|times| times.nbf);
+            let ahead = begin.map(|at| format!("{} s ", (at - Utc::now()).num_seconds())).unwrap_or_default();
+            TokenError::Invalid(format!(
+                "token is not yet valid: its 'nbf' lies {ahead}in the future. Check if the system clocks of this host and of the \
+                 instance that issued the token are set correctly"
+            ))
+        }
         ErrorKind::InvalidSignature => TokenError::Invalid(format!(
             "signature of the token is invalid: it was not made with the key in {}; was the token issued by another control \
              plane, or for another mesh?",
@@ -220,14 +224,23 @@ async fn verify<T: DeserializeOwned + Clone>(store: &Store, ring: &KeyRing, toke
     })
 }
 
-/// When a token says that it expires. Only for messages: nothing was verified.
-fn expiry(token: &str) -> Option<String> {
+/// When a token says that it begins and ends to be valid.
+struct Times {
+    exp: Option<DateTime<Utc>>,
+    nbf: Option<DateTime<Utc>>,
+}
+
+/// Only for messages: nothing was verified.
+fn times(token: &str) -> Option<Times> {
     #[derive(serde::Deserialize)]
-    struct Expiry {
+    struct Claims {
+        #[serde(default)]
         exp: i64,
+        #[serde(default)]
+        nbf: i64,
     }
-    let claims: Expiry = jsonwebtoken::dangerous::insecure_decode_claims(token).ok()?;
-    chrono::DateTime::from_timestamp(claims.exp, 0).map(crate::resource::time)
+    let claims: Claims = jsonwebtoken::dangerous::insecure_decode_claims(token).ok()?;
+    Some(Times { exp: DateTime::from_timestamp(claims.exp, 0), nbf: DateTime::from_timestamp(claims.nbf, 0) })
 }
 
 /// Whether a token was revoked: one of `lists` (secrets that hold identifiers separated by commas) names it.

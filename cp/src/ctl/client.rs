@@ -14,9 +14,9 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 
 use super::config::ApiServer;
+use crate::lookup;
 
 /// Largest answer that is read: a page of a thousand resources is far below it.
 const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
@@ -70,7 +70,7 @@ impl Client {
     }
 
     async fn exchange(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Reply> {
-        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
+        let stream = lookup::connect(&self.host, self.port).await?;
         let request = self.request(method, path, body)?;
         match &self.tls {
             None => exchange_on(stream, request).await,

@@ -95,7 +95,7 @@ async fn handle(
         serde_json::from_slice(&body).map_err(|e| Refusal::BadRequest(format!("the request is not valid: {e}")))?;
     let asked = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let asked = asked.or_else(|| uri.authority().map(|authority| authority.as_str())).unwrap_or_default();
-    let (bootstrap, address) = make(&shared, &request, asked).await?;
+    let Made { bootstrap, address, aggregate } = make(&shared, &request, asked).await?;
     shared.stats.bootstrap();
     let yaml = serde_yaml_ng::to_string(&bootstrap).map_err(|e| Refusal::Internal(e.to_string()))?;
     let version = ("kuma-bootstrap-version", "3");
@@ -110,14 +110,22 @@ async fn handle(
         "bootstrap": STANDARD.encode(yaml),
         "kumaSidecarConfiguration": {
             "networking": {"address": address},
-            "metrics": {"aggregate": []},
+            "metrics": {"aggregate": aggregate},
         },
     });
     Ok(([(header::CONTENT_TYPE.as_str(), "application/json"), version], answer.to_string()).into_response())
 }
 
-/// The bootstrap and the address of the Dataplane.
-async fn make(shared: &Shared, request: &BootstrapRequest, asked: &str) -> Result<(Value, String), Refusal> {
+/// What a proxy is answered.
+struct Made {
+    bootstrap: Value,
+    /// Address of the Dataplane.
+    address: String,
+    /// Applications whose metrics it passes on, if no MeshMetric says otherwise.
+    aggregate: Vec<Value>,
+}
+
+async fn make(shared: &Shared, request: &BootstrapRequest, asked: &str) -> Result<Made, Refusal> {
     let proxy_type = ProxyType::parse(&request.proxy_type).ok_or_else(|| {
         let written = &request.proxy_type;
         Refusal::Unprocessable(format!("proxyType: {written:?} is not known; it is dataplane, ingress or egress"))
@@ -172,7 +180,25 @@ async fn make(shared: &Shared, request: &BootstrapRequest, asked: &str) -> Resul
         admin_socket: shared.config.admin_unix_socket,
         work_dir: &request.workdir,
     });
-    Ok((bootstrap, address))
+    let aggregate = aggregate(shared, &resource).await?;
+    Ok(Made { bootstrap, address, aggregate })
+}
+
+/// The applications that `metrics` of the mesh and of the Dataplane name (Kuma `getMetricsConfig` in `pkg/xds/bootstrap/generator.go`).
+async fn aggregate(shared: &Shared, resource: &Resource) -> Result<Vec<Value>, Refusal> {
+    let Some(dataplane) = resource.dataplane() else { return Ok(Vec::new()) };
+    let mesh = shared.store.get(&ResourceKey::global(Kind::Mesh, &resource.meta.mesh)).await;
+    let mesh = mesh.map_err(|e| Refusal::Internal(e.to_string()))?;
+    let Some(conf) = mesh.as_ref().and_then(Resource::mesh).and_then(|mesh| mesh.prometheus_of(dataplane)) else {
+        return Ok(Vec::new());
+    };
+    let conf = conf.map_err(Refusal::Unprocessable)?;
+    let entries = conf.enabled().map(|entry| {
+        let own = dataplane.address();
+        let address = if entry.address.is_empty() { own } else { entry.address.as_str() };
+        json!({"name": entry.name, "address": address, "port": entry.port, "path": entry.path})
+    });
+    Ok(entries.collect())
 }
 
 /// What the bootstrap takes from the resource that describes the proxy.

@@ -21,8 +21,8 @@ use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Shared;
 use super::session::{self, Incoming, Outgoing, StreamState};
+use super::{Connection, Shared};
 use crate::xds::delta::{DeltaRequest, DeltaStream};
 use crate::xds::sotw::{SotwRequest, SotwStream};
 
@@ -53,9 +53,10 @@ impl Services {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Responses<DeltaDiscoveryResponse>, Status> {
         let token = token(request.metadata())?;
+        let connection = request.extensions().get::<Connection>().cloned();
         let incoming = request.into_inner().map(|request| request.map(delta_request));
         let control_plane = self.control_plane();
-        let responses = self.open(token, incoming, StreamState::Delta(DeltaStream::new()));
+        let responses = self.open(token, connection, incoming, StreamState::Delta(DeltaStream::new()));
         Ok(Box::pin(responses.filter_map(move |response| {
             let response = match response {
                 Ok(Outgoing::Delta(response)) => Some(Ok(delta_response(response, control_plane.clone()))),
@@ -68,9 +69,10 @@ impl Services {
 
     fn sotw(&self, request: Request<Streaming<DiscoveryRequest>>) -> Result<Responses<DiscoveryResponse>, Status> {
         let token = token(request.metadata())?;
+        let connection = request.extensions().get::<Connection>().cloned();
         let incoming = request.into_inner().map(|request| request.map(sotw_request));
         let control_plane = self.control_plane();
-        let responses = self.open(token, incoming, StreamState::Sotw(SotwStream::new()));
+        let responses = self.open(token, connection, incoming, StreamState::Sotw(SotwStream::new()));
         Ok(Box::pin(responses.filter_map(move |response| {
             let response = match response {
                 Ok(Outgoing::Sotw(response)) => Some(Ok(sotw_response(response, control_plane.clone()))),
@@ -85,11 +87,12 @@ impl Services {
     fn open(
         &self,
         token: Option<String>,
+        connection: Option<Connection>,
         incoming: impl Stream<Item = Result<Incoming, Status>> + Send + Unpin + 'static,
         state: StreamState,
     ) -> ReceiverStream<Result<Outgoing, Status>> {
         let (responses, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(session::run(self.shared.clone(), token, incoming, responses, state));
+        tokio::spawn(session::run(self.shared.clone(), token, connection, incoming, responses, state));
         ReceiverStream::new(queue)
     }
 

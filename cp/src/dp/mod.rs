@@ -31,7 +31,7 @@ use crate::auth::{DataplaneTokens, ZoneTokens};
 use crate::identity::leaf::LeafIssuer;
 use crate::mesh::MeshViews;
 use crate::store::Store;
-pub(crate) use connections::serve_connections;
+pub(crate) use connections::{Connection, serve_connections};
 use registry::Registry;
 use stats::DpStats;
 
@@ -181,6 +181,11 @@ impl DpServer {
         self.shared.stats.clone()
     }
 
+    /// The views of the meshes, which [`serve`](Self::serve) keeps up to date.
+    pub fn views(&self) -> Arc<MeshViews> {
+        self.shared.views.clone()
+    }
+
     /// Serves until `shutdown` completes; then ends the streams and returns. Dataplanes stay: their proxies come back.
     ///
     /// # Errors
@@ -189,7 +194,8 @@ impl DpServer {
         let DpServer { shared, acceptor, listener } = self;
         let views = tokio::spawn(shared.views.clone().run(shared.store.clone()));
         let router = grpc::router(shared.clone()).merge(bootstrap::router(shared.clone()));
-        serve_connections(listener, Some(acceptor), move |_| router.clone(), &shared.stopping, shutdown).await;
+        let router = move |connection: Connection| router.clone().layer(axum::Extension(connection));
+        serve_connections(listener, Some(acceptor), router, &shared.stopping, shutdown).await;
         views.abort();
         Ok(())
     }

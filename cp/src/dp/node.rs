@@ -95,6 +95,7 @@ fn features(metadata: &Value) -> Result<ProxyFeatures, String> {
         redirection,
         admin: (admin_port != 0).then_some(AdminEndpoint { address, port: admin_port, socket }),
         readiness_port: port_at("dataplane.readinessReporter.port")?,
+        app_probe_proxy: text("dataplane.appProbeProxy.enabled") == "true",
         metrics_cert_path: text("metricsCertPath"),
         metrics_key_path: text("metricsKeyPath"),
         system_ca_path: text("systemCaPath"),
@@ -168,5 +169,56 @@ fn json(value: &protobuf::Value, depth: usize) -> Value {
         Some(Kind::BoolValue(flag)) => Value::Bool(*flag),
         Some(Kind::StructValue(fields)) => object(fields, depth),
         Some(Kind::ListValue(list)) => Value::Array(list.values.iter().map(|value| json(value, depth + 1)).collect()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn node(id: &str, metadata: &[(&str, &str)]) -> Node {
+        let text = |text: &str| protobuf::Value { kind: Some(Kind::StringValue(text.to_owned())) };
+        let fields = metadata.iter().map(|(key, value)| ((*key).to_owned(), text(value))).collect();
+        Node { id: id.to_owned(), metadata: Some(Struct { fields }), ..Node::default() }
+    }
+
+    /// Trap 6: the id splits at the first dot.
+    #[test]
+    fn ids_split_at_the_first_dot() {
+        for (id, proxy_type, expected) in [
+            ("default.web-1", "", Some(("default", "web-1"))),
+            ("default.web-1.shop", "dataplane", Some(("default", "web-1.shop"))),
+            (".ingress.kuma-system", "ingress", Some(("", "ingress.kuma-system"))),
+            ("default.ingress", "ingress", None),
+            (".web-1", "", None),
+            ("default.", "", None),
+            ("default", "", None),
+            ("", "egress", None),
+        ] {
+            let read = ProxyNode::read(&node(id, &[("dataplane.proxyType", proxy_type)]));
+            let found = read.as_ref().ok().map(|node| (node.mesh.as_str(), node.name.as_str()));
+            assert_eq!(found, expected, "{id} {proxy_type}");
+        }
+    }
+
+    /// Trap 6: ports and booleans are strings.
+    #[test]
+    fn ports_and_booleans_are_strings() {
+        let given = [
+            ("dataplane.admin.port", "9901"),
+            ("dataplane.dns.port", "15053"),
+            ("dataplane.readinessReporter.port", "9902"),
+            ("dataplane.appProbeProxy.enabled", "true"),
+        ];
+        let features = ProxyNode::read(&node("m.d", &given)).unwrap().features;
+        let admin = features.admin.unwrap();
+        assert_eq!((admin.port, features.dns_port, features.readiness_port), (9901, 15053, 9902));
+        assert!(features.app_probe_proxy);
+        for (key, value) in [("dataplane.admin.port", "x"), ("dataplane.dns.port", "70000")] {
+            let error = ProxyNode::read(&node("m.d", &[(key, value)])).err().unwrap();
+            assert!(error.contains(key) && error.contains(value), "{error}");
+        }
     }
 }

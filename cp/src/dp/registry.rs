@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::resource::ResourceKey;
 
@@ -10,12 +11,25 @@ use crate::resource::ResourceKey;
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     streams: Mutex<HashMap<ResourceKey, u64>>,
+    /// How many streams there are.
+    live: watch::Sender<usize>,
 }
 
 impl Registry {
     /// Notes that stream `stream` now speaks for the proxy.
     pub(super) fn connected(&self, proxy: &ResourceKey, stream: u64) {
         self.streams.lock().insert(proxy.clone(), stream);
+        self.live.send_modify(|live| *live += 1);
+    }
+
+    /// Notes that a stream has ended.
+    pub(super) fn ended(&self) {
+        self.live.send_modify(|live| *live = live.saturating_sub(1));
+    }
+
+    /// How many streams there are.
+    pub(super) fn live(&self) -> watch::Receiver<usize> {
+        self.live.subscribe()
     }
 
     /// Forgets the proxy if `stream` is still its newest; true if it was.

@@ -8,14 +8,14 @@ use chrono::{SubsecRound as _, Utc};
 use futures_util::{Stream, StreamExt as _};
 use shika_proto::envoy::config::core::v3::Node;
 use tokio::sync::mpsc;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::admit::{Opened, open};
 use super::certificates::Certificates;
 use super::insight::InsightWriter;
 use super::node::ProxyNode;
 use super::source::Source;
-use super::{Shared, stopped};
+use super::{Connection, Shared, stopped};
 use crate::emit;
 use crate::identity::IdentityError;
 use crate::identity::leaf::{Leaf, LeafRequest};
@@ -93,6 +93,7 @@ impl StreamState {
 pub(super) async fn run(
     shared: Arc<Shared>,
     token: Option<String>,
+    connection: Option<Connection>,
     mut requests: impl Stream<Item = Result<Incoming, Status>> + Send + Unpin,
     responses: mpsc::Sender<Result<Outgoing, Status>>,
     state: StreamState,
@@ -139,10 +140,19 @@ pub(super) async fn run(
         snapshot: Snapshot::default(),
         node,
     };
-    let ended = session.serve(first, &mut requests).await;
+    let mut ended = session.serve(first, &mut requests).await;
     let Session { insight, responses, .. } = session;
+    if matches!(ended, End::ProxyLeft) {
+        ended = last_word(&mut requests).await;
+        // Given up because it did not answer, which looks like a stream that was cancelled.
+        if connection.is_some_and(|connection| connection.is_silent()) {
+            ended = End::Broken;
+        }
+    }
+    shared.registry.ended();
     match &ended {
         End::ProxyLeft => tracing::info!(proxy = %key, stream, "proxy disconnected"),
+        End::Broken => tracing::info!(proxy = %key, stream, "the connection of a proxy broke"),
         End::Stopping => {}
         End::Refused(status) => {
             tracing::warn!(proxy = %key, stream, reason = status.message(), "ended a stream");
@@ -162,7 +172,7 @@ pub(super) async fn run(
     // What the proxy brought along goes with it, unless it comes back in time.
     let mut stopping = shared.stopping.subscribe();
     tokio::select! {
-        () = tokio::time::sleep(shared.config.deregistration_delay) => {}
+        () = patience(&shared, matches!(ended, End::Broken)) => {}
         () = stopped(&mut stopping) => return,
     }
     if shared.registry.forget(&key, stream) {
@@ -177,10 +187,49 @@ pub(super) async fn run(
     }
 }
 
+/// How much longer than the deregistration delay proxies may take to come back after all were lost: they try again every 30 s at last.
+const RETURN: u32 = 4;
+/// How long the reason for the end of a stream may take.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// Waits until a proxy whose stream ended counts as gone. While no proxy at all is connected and their connections broke, it is the network of this
+/// control plane that is at fault rather than each of them: what they brought stays, so that those which come back first are not told that
+/// the others are gone.
+async fn patience(shared: &Shared, broken: bool) {
+    let delay = shared.config.deregistration_delay;
+    tokio::time::sleep(delay).await;
+    let mut live = shared.registry.live();
+    while broken && *live.borrow_and_update() == 0 {
+        // The sender is part of what is shared.
+        let _ = live.wait_for(|live| *live > 0).await;
+        tokio::time::sleep(delay * RETURN).await;
+    }
+}
+
+/// How a stream ended of which one half is gone: a proxy that leaves ends it or cancels it.
+async fn last_word(requests: &mut (impl Stream<Item = Result<Incoming, Status>> + Unpin)) -> End {
+    let word = async {
+        loop {
+            match requests.next().await {
+                Some(Ok(_)) => {}
+                Some(Err(status)) => return end_of(&status),
+                None => return End::ProxyLeft,
+            }
+        }
+    };
+    tokio::time::timeout(LAST_WORD, word).await.unwrap_or(End::ProxyLeft)
+}
+
+fn end_of(status: &Status) -> End {
+    if status.code() == Code::Cancelled { End::ProxyLeft } else { End::Broken }
+}
+
 /// Why a stream ended.
 #[derive(Debug)]
 enum End {
     ProxyLeft,
+    /// The connection is gone without a word.
+    Broken,
     Stopping,
     Refused(Status),
 }
@@ -238,7 +287,8 @@ impl Session {
                     Some(Ok(request)) => if let Err(end) = self.take(request) {
                         return end;
                     },
-                    Some(Err(_)) | None => return End::ProxyLeft,
+                    Some(Err(status)) => return end_of(&status),
+                    None => return End::ProxyLeft,
                 },
                 changed = self.source.changed(&self.node) => match changed {
                     Ok(()) => self.replan(),

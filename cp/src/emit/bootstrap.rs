@@ -177,3 +177,17 @@ fn static_cluster(name: &str, address: &Value) -> Value {
         },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Trap 6: what is too long for a socket is cut before the suffix, as the proxy cuts it.
+    #[test]
+    fn socket_paths_are_cut() {
+        assert_eq!(admin_socket("/tmp/kuma-dp-1"), "/tmp/kuma-dp-1/kuma-envoy-admin.sock");
+        let long = socket("/tmp", &"x".repeat(200));
+        assert_eq!((long.len(), long.ends_with("xxx.sock")), (103, true));
+        assert_eq!(socket("/tmp", &"é".repeat(100)).len(), 5 + 92 + 5);
+    }
+}

@@ -9,7 +9,7 @@ use super::testing::*;
 use super::*;
 use crate::identity::ca::{self, CertificateAuthority};
 use crate::mesh::MeshView;
-use crate::plan::{ProxyFeatures, plan};
+use crate::plan::{MetricsTls, ProxyFeatures, ProxyPlan, plan};
 use crate::resource::{Dataplane, Mesh, MeshTrafficPermission, Meta};
 
 /// The emitted resources of a proxy as Envoy's JSON, keyed by kind and name.
@@ -19,6 +19,17 @@ fn emitted(
     dataplanes: &[(&str, &str)],
     permission: Option<&str>,
 ) -> BTreeMap<String, Value> {
+    with_features(mesh, mesh_name, dataplanes, permission, "").1
+}
+
+/// The plan of a proxy that works in a directory, and what is emitted of it.
+fn with_features(
+    mesh: &str,
+    mesh_name: &str,
+    dataplanes: &[(&str, &str)],
+    permission: Option<&str>,
+    work_dir: &str,
+) -> (ProxyPlan, BTreeMap<String, Value>) {
     let mesh: Mesh = serde_yaml_ng::from_str(mesh).unwrap();
     let authority = mesh.enabled_backend().map(|_| {
         let pem = ca::create(mesh_name, 0, ca::DEFAULT_EXPIRATION, chrono::Utc::now()).unwrap();
@@ -41,8 +52,10 @@ fn emitted(
         &BTreeSet::new(),
     );
     view.policies = no_timeouts();
-    let plan = plan(&view, &first, ProxyFeatures { ipv6: false, ..ProxyFeatures::default() }).unwrap();
-    as_json(&snapshot(&plan, None, &Snapshot::default()))
+    let features = ProxyFeatures { ipv6: false, work_dir: work_dir.to_owned(), ..ProxyFeatures::default() };
+    let plan = plan(&view, &first, features).unwrap();
+    let emitted = as_json(&snapshot(&plan, None, &Snapshot::default()));
+    (plan, emitted)
 }
 
 #[test]
@@ -164,6 +177,43 @@ fn a_permissive_mesh_is_that_of_kuma() {
     assert_eq!(filters(2), ["envoy.filters.http.rbac", "envoy.filters.http.router"]);
 }
 
+/// Trap 8: proxies of a mesh offer and expect the ALPN `kuma` alone and speak HTTP/2 whatever the workloads speak; a permissive inbound tells
+/// them from others by that ALPN; permissions are checked on mutual TLS alone.
+#[test]
+fn mesh_traffic_is_known_by_its_alpn() {
+    let mesh =
+        |mode: &str| format!("mtls: {{enabledBackend: b, backends: [{{name: b, type: builtin, mode: {mode}}}]}}");
+    let web = "networking: {address: 10.0.0.1, inbound: [{port: 80, tags: {kuma.io/service: web, kuma.io/protocol: http}}, \
+        {port: 81, tags: {kuma.io/service: tcp}}], outbound: [{port: 1, tags: {kuma.io/service: backend}}]}";
+    let backend = "networking: {address: 10.0.0.2, inbound: [{port: 80, tags: {kuma.io/service: backend, kuma.io/protocol: http}}]}";
+    let ours = emitted(&mesh("STRICT"), "m", &[("web", web), ("backend", backend)], None);
+    let cluster = &ours[&format!("{CLUSTER} backend")];
+    let offered = cluster.pointer("/transportSocket/typedConfig/commonTlsContext/alpnProtocols");
+    assert_eq!(offered, Some(&json!(["kuma"])), "{cluster:#}");
+    let options = "/typedExtensionProtocolOptions/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    let version = cluster.pointer(&format!("{options}/explicitHttpConfig"));
+    assert_eq!(version, Some(&json!({"http2ProtocolOptions": {}})), "{cluster:#}");
+
+    for (mode, port, rbac) in [
+        ("STRICT", 80, "envoy.filters.http.rbac"),
+        ("STRICT", 81, "envoy.filters.network.rbac"),
+        ("PERMISSIVE", 80, "envoy.filters.http.rbac"),
+        ("PERMISSIVE", 81, "envoy.filters.network.rbac"),
+    ] {
+        let ours = emitted(&mesh(mode), "m", &[("web", web)], None);
+        let listener = &ours[&format!("{LISTENER} inbound:10.0.0.1:{port}")];
+        let chains = listener["filterChains"].as_array().unwrap();
+        assert_eq!(chains.len(), if mode == "STRICT" { 1 } else { 3 }, "{listener:#}");
+        for chain in chains {
+            let is_mesh = chain.get("transportSocket").is_some();
+            assert_eq!(chain.to_string().contains(rbac), is_mesh, "{mode} {port}: {chain:#}");
+            let by_alpn = chain.pointer("/filterChainMatch/applicationProtocols");
+            let expected = (is_mesh && mode == "PERMISSIVE").then(|| json!(["kuma"]));
+            assert_eq!(by_alpn, expected.as_ref(), "{mode} {port}: {chain:#}");
+        }
+    }
+}
+
 #[test]
 fn permissions_become_principals() {
     let mesh = "mtls: {enabledBackend: b, backends: [{name: b, type: builtin}]}";
@@ -182,6 +232,7 @@ fn permissions_become_principals() {
     assert_eq!(ours[&format!("{LISTENER} inbound:10.0.0.1:80")].pointer(path), Some(&expected));
 }
 
+/// Trap 14: without any permission everyone is denied, which is said with its reason.
 #[test]
 fn permissions_are_explained_where_they_are_checked() {
     let mesh: Mesh =
@@ -268,4 +319,45 @@ fn two_applications_on_one_port_stay_two() {
         let path = "/loadAssignment/endpoints/0/lbEndpoints/0/endpoint/address/socketAddress/address";
         assert_eq!(ours[&format!("{CLUSTER} {cluster}")].pointer(path), Some(&json!(address)), "{cluster}");
     }
+}
+
+/// `metrics` of a mesh, `pkg/xds/generator/testdata/prometheus-endpoint`.
+#[test]
+fn metrics_of_a_mesh_are_those_of_kuma() {
+    let mesh =
+        |conf: &str| format!("metrics: {{enabledBackend: p, backends: [{{name: p, type: prometheus, conf: {conf}}}]}}");
+    let mtls = "mtls: {enabledBackend: ca, backends: [{name: ca, type: builtin}]}";
+    let dataplane = "networking: {address: 192.168.0.1, inbound: [{port: 80, tags: {kuma.io/service: backend}}]}";
+    let own = format!(
+        "{dataplane}\nmetrics: {{type: prometheus, conf: {{port: 8765, path: /even-more-non-standard-path, \
+         envoy: {{filterRegex: '123.*', usedOnly: true}}}}}}"
+    );
+    let with_mtls = format!("{}\n{mtls}", mesh("{port: 1234, path: /non-standard-path}"));
+    let disabled = format!("{}\n{mtls}", mesh("{port: 1234, path: /non-standard-path, tls: {mode: disabled}}"));
+    for (file, mesh, dataplane) in [
+        ("custom", mesh("{port: 1234}"), own.as_str()),
+        ("default-mtls", with_mtls, dataplane),
+        ("disabled-tls", disabled, dataplane),
+    ] {
+        let Some(theirs) = golden(&format!("generator/prometheus-endpoint/{file}.envoy-config.yaml")) else { return };
+        let (plan, ours) = with_features(&mesh, "demo", &[("backend-01", dataplane)], None, "/tmp");
+        assert!(!plan.warnings.iter().any(|warning| warning.contains("metrics")), "{:?}", plan.warnings);
+        assert_same(&ours, &theirs, &theirs.keys().cloned().collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn metrics_of_a_mesh_that_cannot_be_offered_are_named() {
+    let mesh =
+        |conf: &str| format!("metrics: {{enabledBackend: p, backends: [{{name: p, type: prometheus, conf: {conf}}}]}}");
+    let dataplane = "networking: {address: 192.168.0.1, inbound: [{port: 80, tags: {kuma.io/service: backend}}]}";
+    let given = |conf: &str| with_features(&mesh(conf), "demo", &[("d", dataplane)], None, "").0;
+    let taken = given("{port: 80}");
+    assert!(
+        taken.metrics.is_none()
+            && taken.warnings.first().unwrap().contains("port 80 of the metrics is that of an inbound")
+    );
+    let provided = given("{tls: {mode: providedTLS}}");
+    assert_eq!(provided.metrics.unwrap().listeners[0].tls, MetricsTls::None);
+    assert!(provided.warnings.first().unwrap().contains("ask for providedTLS"));
 }

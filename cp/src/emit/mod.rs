@@ -15,6 +15,7 @@ mod external;
 mod listener;
 mod metrics;
 mod outlier;
+mod probes;
 mod rbac;
 mod retry;
 mod route;
@@ -82,6 +83,7 @@ pub fn snapshot<'a>(
         dynamic,
         metrics,
         admin,
+        probes,
         mtls,
         warnings: _,
     } = plan;
@@ -121,6 +123,9 @@ pub fn snapshot<'a>(
     }
     if let Some(admin) = admin {
         admin::admin(admin, &mut to);
+    }
+    if let Some(probes) = probes {
+        to.add(ResourceType::Listener, probes::PROBES, probes, || probes::listener(probes));
     }
     for mtls in mtls {
         let name = ca_secret(&mtls.mesh);

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::testing::*;
 use super::*;
 use crate::mesh::MeshView;
-use crate::plan::{ProxyFeatures, plan};
+use crate::plan::{MetricsTls, ProxyFeatures, plan};
 use crate::policy::Policies;
 use crate::resource::{Dataplane, Mesh, Meta};
 
@@ -574,7 +574,7 @@ fn metrics_with_tls_and_without_backends() {
     let listeners = &plan.metrics.as_ref().unwrap().listeners;
     assert_eq!(listeners.len(), 1, "two backends on one port");
     assert_eq!(listeners[0].name, "_kuma:metrics:prometheus:default-backend");
-    assert_eq!(listeners[0].tls, Some(("/cert".to_owned(), "/key".to_owned())));
+    assert_eq!(listeners[0].tls, MetricsTls::Files { certificate: "/cert".to_owned(), key: "/key".to_owned() });
     assert!(plan.warnings.first().unwrap().contains("have one port or one client"), "{:?}", plan.warnings);
     let document: Value = serde_json::from_str(&plan.dynamic.unwrap().documents["/meshmetric"]).unwrap();
     assert_eq!(

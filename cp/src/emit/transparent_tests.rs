@@ -67,6 +67,7 @@ fn redirected_traffic_is_taken_in_as_by_kuma() {
     assert_eq!(ours.len(), theirs.len());
 }
 
+/// Trap 7: the features that a proxy announces change what it gets.
 #[test]
 fn what_a_proxy_announces_outranks_its_dataplane() {
     let announced = |redirection| ProxyFeatures { redirection: Some(redirection), ..no_ipv6() };
@@ -300,6 +301,7 @@ fn names_come_as_kuma_s_filter_to_proxies_that_do_not_answer_dns() {
     assert_same(&ours, &theirs, &[format!("{LISTENER} kuma:dns")]);
 }
 
+/// Trap 23: the admin interface is on a socket or on TCP; on the address of the proxy only its readiness is open.
 #[test]
 fn readiness_is_offered_on_the_proxy_s_address() {
     let features = |address: &str, socket: &str| ProxyFeatures {
@@ -333,4 +335,26 @@ fn readiness_is_offered_on_the_proxy_s_address() {
     let (ours, warnings) = on("192.168.0.1", features("192.168.0.9", ""));
     assert_eq!(ours, BTreeMap::new());
     assert!(warnings.iter().any(|warning| warning.contains("dataplane.admin.address")), "{warnings:?}");
+}
+
+#[test]
+fn virtual_probes_are_those_of_kuma() {
+    let probes = "probes: {port: 9000, endpoints: [{inboundPort: 8080, inboundPath: '/healthz/probe?q=1', path: '/8080/healthz/probe?q=1'}]}";
+    let emit = |inbound: &str, features: ProxyFeatures| {
+        let yaml = format!("{{networking: {{address: 10.0.0.1, inbound: [{inbound}]}}, {probes}}}");
+        let (mut ours, _) = emitted("{}", &one(&yaml), Vec::new(), features);
+        // Kuma's test has no address.
+        let listener = ours.get_mut(&format!("{LISTENER} probe:listener"))?;
+        listener["address"]["socketAddress"].as_object_mut().unwrap().remove("address");
+        Some(ours)
+    };
+    let inbound = "{port: 80, servicePort: 8080, tags: {kuma.io/service: a}}";
+    let with = emit(inbound, ProxyFeatures::default()).unwrap();
+    let without = emit("", ProxyFeatures::default()).unwrap();
+    let own = ProxyFeatures { app_probe_proxy: true, ..ProxyFeatures::default() };
+    assert!(emit(inbound, own).is_none(), "a proxy with a probe proxy of its own does not need them");
+    let name = [format!("{LISTENER} probe:listener")];
+    let Some(theirs) = golden("generator/probe/04.envoy.yaml") else { return };
+    assert_same(&with, &theirs, &name);
+    assert_same(&without, &golden("generator/probe/03.envoy.yaml").unwrap(), &name);
 }

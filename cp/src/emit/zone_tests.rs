@@ -109,6 +109,7 @@ fn an_ingress_without_services_says_who_it_is() {
     ));
 }
 
+/// Trap 10: the server name of a service by tags.
 #[test]
 fn an_ingress_passes_on_by_server_name_as_that_of_kuma() {
     let ours = "availableServices: [{mesh: mesh1, instances: 2, tags: {kuma.io/service: backend}}, \
@@ -443,6 +444,28 @@ fn instances_in_other_zones_are_reached_through_their_ingresses() {
     // Clients of a permissive mesh speak plain text as long as not everyone has a certificate; no way either.
     let permissive = "mtls: {enabledBackend: b, backends: [{name: b, type: builtin, mode: PERMISSIVE}]}";
     assert_eq!(endpoints(permissive, false), json!([own(2)]));
+}
+
+/// Trap 21: instances of a MeshService in another zone come second, whatever the mesh says of localities.
+#[test]
+fn service_resources_of_other_zones_come_second() {
+    let ingress =
+        "{zone: zone-2, networking: {address: 10.0.0.1, port: 1, advertisedAddress: 1.1.1.2, advertisedPort: 10001}}";
+    let egress = ("egress", "{zone: zone-1, networking: {address: 10.0.0.9, port: 10002}}");
+    let zone = zone("zone-1", &[("z2", ingress)], &[egress]);
+    for (mesh, address) in [
+        (MTLS.to_owned(), "1.1.1.2"),
+        (format!("{{{MTLS}, routing: {{localityAwareLoadBalancing: true}}}}"), "1.1.1.2"),
+        (MTLS_EGRESS.to_owned(), "10.0.0.9"),
+    ] {
+        let labels = [("kuma.io/origin", "global"), ("kuma.io/zone", "zone-2"), ("kuma.io/display-name", "backend")];
+        let service = Arc::new(yaml::<MeshService>("{ports: [{port: 80, appProtocol: http}]}"));
+        let mesh_services = vec![(meta("default", "backend-x", &labels), service)];
+        let view = view("default", &mesh, Parts { zone: zone.clone(), mesh_services, ..Parts::default() });
+        let (_, backend) = view.backend("MeshService", "backend-x", 80).unwrap();
+        let found: Vec<_> = backend.endpoints.iter().map(|e| (e.address.as_str(), e.priority, e.weight)).collect();
+        assert_eq!(found, [(address, 1, 1)], "{mesh}");
+    }
 }
 
 #[test]

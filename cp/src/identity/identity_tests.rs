@@ -20,6 +20,7 @@ fn request(authority: &CertificateAuthority, uris: Vec<String>) -> LeafRequest {
     }
 }
 
+/// Trap 9: one SPIFFE identity for each service and one name for each tag, and a key that is made here.
 #[test]
 fn authority_and_leaf_read_back() {
     let now: DateTime<Utc> = DateTime::from_timestamp(1_800_000_000, 0).unwrap();

@@ -20,6 +20,7 @@ fn leaf(second: i64) -> Leaf {
     Leaf { certificate: String::new(), key: String::new(), issued: at(second), expires: at(second + 100) }
 }
 
+/// Trap 9: renewal after 4/5 of the lifetime.
 #[test]
 fn a_new_proxy_needs_one_now_and_again_after_four_fifths() {
     let mut rotation = Rotation::new();
@@ -30,6 +31,7 @@ fn a_new_proxy_needs_one_now_and_again_after_four_fifths() {
     assert_eq!(rotation.due(&request("a"), true, at(80)), Due::Now);
 }
 
+/// Trap 9: other tags are other names, which are not waited for.
 #[test]
 fn another_request_is_due_at_once() {
     let mut rotation = Rotation::new();

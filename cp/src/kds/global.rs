@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Extension;
 use futures_util::{Stream, StreamExt as _};
@@ -33,12 +33,16 @@ use super::{
     CLIENT_ID, Direction, FEATURES, INSTANCE, MAX_MESSAGE, TIME, ZoneNode, insight, skew, told_to_stop, unix_time,
 };
 use crate::auth::{TokenError, ZoneScope, ZoneTokens};
-use crate::dp::{DpConfig, DpError, serve_connections, tls};
+use crate::dp::{Connection, DpConfig, DpError, serve_connections, tls};
 use crate::resource::{Kind, Resource, ResourceKey};
 use crate::store::{Event, Store, StoreError};
 
 /// Messages that may wait for a slow connection.
 const QUEUE: usize = 4;
+/// How long a complaint of a zone is not repeated: it tries again and again, on three streams.
+const QUIET: Duration = Duration::from_secs(60);
+/// Complaints that are remembered. Anybody may call itself any zone.
+const MAX_COMPLAINTS: usize = 1024;
 /// Notes that may wait for the writer of the insight. More are lost, which only its figures show.
 const NOTES: usize = 256;
 
@@ -97,7 +101,17 @@ struct Shared {
     tokens: ZoneTokens,
     /// The zones that are connected.
     connected: Mutex<HashMap<String, Connected>>,
+    /// When it was last said that something is wrong with a zone.
+    complaints: Mutex<HashMap<(String, Complaint), Instant>>,
     stopping: watch::Sender<bool>,
+}
+
+/// What may be wrong with a zone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Complaint {
+    Clock,
+    Token,
+    Name,
 }
 
 /// A zone that is connected.
@@ -126,9 +140,9 @@ impl GlobalServer {
             ca_path = Some(identity.ca_path);
         }
         let tokens = ZoneTokens::new(store.clone());
-        let connected = Mutex::default();
+        let (connected, complaints) = Default::default();
         let stopping = watch::Sender::new(false);
-        let shared = Arc::new(Shared { store, config, tokens, connected, stopping });
+        let shared = Arc::new(Shared { store, config, tokens, connected, complaints, stopping });
         Ok(GlobalServer { shared, acceptor, ca_path, listener })
     }
 
@@ -154,7 +168,7 @@ impl GlobalServer {
             .max_encoding_message_size(MAX_MESSAGE);
         let global = GlobalKdsServiceServer::new(services).accept_compressed(gzip).send_compressed(gzip);
         let router = Routes::new(sync).add_service(global).prepare().into_axum_router();
-        let router = move |peer: SocketAddr| router.clone().layer(Extension(Peer(peer)));
+        let router = move |connection: Connection| router.clone().layer(Extension(Peer(connection.peer)));
         serve_connections(listener, acceptor, router, &shared.stopping, shutdown).await;
         cleaner.abort();
         Ok(())
@@ -236,7 +250,7 @@ impl Shared {
             )));
         }
         let clock = text(metadata, TIME).and_then(skew);
-        if let Some(ahead) = clock {
+        if let Some(ahead) = clock.filter(|_| self.may_complain(&zone, Complaint::Clock)) {
             tracing::error!(zone, seconds_ahead = ahead, "{}", skewed(&zone, ahead));
         }
         let token = text(metadata, "authorization").map(|token| token.strip_prefix("Bearer ").unwrap_or(token));
@@ -244,7 +258,9 @@ impl Shared {
             let checked = self.tokens.validate(token.unwrap_or_default(), &zone, ZoneScope::ControlPlane).await;
             checked.map_err(|error| {
                 let hint = clock.map(|ahead| format!("; {}", skewed(&zone, ahead))).unwrap_or_default();
-                tracing::warn!(zone, reason = %error, "refused a zone");
+                if self.may_complain(&zone, Complaint::Token) {
+                    tracing::warn!(zone, peer = peer.map(tracing::field::display), reason = %error, "refused a zone");
+                }
                 match error {
                     TokenError::Store(error) => Status::unavailable(error.to_string()),
                     other => Status::unauthenticated(format!("zone {zone:?} is refused: {other}{hint}")),
@@ -257,6 +273,19 @@ impl Shared {
         Ok(Admitted { zone, with_token: token.is_some(), guard })
     }
 
+    /// Whether this was not said of the zone for a while; what is said now counts.
+    fn may_complain(&self, zone: &str, complaint: Complaint) -> bool {
+        let now = Instant::now();
+        let mut complaints = self.complaints.lock();
+        complaints.retain(|_, at| now.duration_since(*at) < QUIET);
+        let key = (zone.to_owned(), complaint);
+        if complaints.len() >= MAX_COMPLAINTS || complaints.contains_key(&key) {
+            return false;
+        }
+        complaints.insert(key, now);
+        true
+    }
+
     fn enter(self: &Arc<Shared>, zone: &str, peer: SocketAddr, instance: &str) -> Result<Guard, Status> {
         let mut connected = self.connected.lock();
         let entry = connected.entry(zone.to_owned()).or_insert_with(|| Connected {
@@ -267,7 +296,9 @@ impl Shared {
         if entry.peer != peer {
             // The same process may have lost its connection without this side having noticed yet.
             if instance.is_empty() || entry.instance != instance {
-                tracing::error!(zone, %peer, other = %entry.peer, "two control planes connect as the same zone");
+                if self.may_complain(zone, Complaint::Name) {
+                    tracing::error!(zone, %peer, other = %entry.peer, "two control planes connect as the same zone");
+                }
                 return Err(Status::already_exists(format!(
                     "zone {zone:?} is connected already, from {}: every zone needs a name of its own, give this one another with \
                      --zone-name. If it is the same zone, which was restarted, wait until its old connection has timed out",

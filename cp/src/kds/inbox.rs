@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::transform::{came_from, from_zone};
 use super::wire::{key_of_wire, unpack};
-use super::{Direction, ZoneNode};
+use super::{Direction, ZoneNode, last_word};
 use crate::resource::{Kind, Resource, ResourceKey, set_status, status_to_value};
 use crate::store::{Expect, Store, StoreError};
 
@@ -75,6 +75,17 @@ impl Inbox {
         mut responses: impl Stream<Item = Result<DeltaDiscoveryResponse, tonic::Status>> + Unpin,
         requests: mpsc::Sender<DeltaDiscoveryRequest>,
     ) -> Result<(), InboxError> {
+        match self.exchange(&mut responses, &requests).await {
+            Err(InboxError::Gone) => Err(last_word(&mut responses).await.map_or(InboxError::Gone, InboxError::Stream)),
+            ended => ended,
+        }
+    }
+
+    async fn exchange(
+        &mut self,
+        responses: &mut (impl Stream<Item = Result<DeltaDiscoveryResponse, tonic::Status>> + Unpin),
+        requests: &mpsc::Sender<DeltaDiscoveryRequest>,
+    ) -> Result<(), InboxError> {
         for kind in self.direction.kinds() {
             let request = DeltaDiscoveryRequest {
                 node: Some(self.node.clone()),
@@ -110,14 +121,14 @@ impl Inbox {
                             self.waiting.push((kind, response));
                             self.waiting_since.get_or_insert_with(Instant::now);
                         }
-                        outcome => self.answer(kind, &response, outcome, &requests).await?,
+                        outcome => self.answer(kind, &response, outcome, requests).await?,
                     }
                     if kind == Kind::Mesh {
-                        self.retry(&requests, false).await?;
+                        self.retry(requests, false).await?;
                     }
                 }
                 // The mesh did not come: what waits for it is refused, and will be sent again.
-                Err(_) => self.retry(&requests, true).await?,
+                Err(_) => self.retry(requests, true).await?,
             }
         }
     }

@@ -7,10 +7,13 @@ use shika_proto::envoy::service::discovery::v3::Resource as WireResource;
 use shika_proto::google::protobuf::Any;
 use shika_proto::kuma::mesh::v1alpha1::KumaResource;
 
+use super::inbox::{Inbox, InboxError};
+use super::outbox::Outbox;
 use super::transform::{came_from, from_zone, outgoing};
 use super::wire::{key_of_wire, pack, unpack, wire_name};
 use super::*;
 use crate::resource::{Resource, ResourceKey, Spec, documents, parse, set_status};
+use crate::store::Store;
 
 fn resource(yaml: &str) -> Resource {
     parse(documents(yaml).unwrap().remove(0)).unwrap().resource
@@ -279,4 +282,26 @@ fn a_zone_says_who_it_is() {
     assert!(skew(&(now + 600).to_string()).is_some_and(|ahead| (595..=605).contains(&ahead)));
     assert!(skew(&(now - 600).to_string()).is_some_and(|ahead| (-605..=-595).contains(&ahead)));
     assert_eq!(skew("soon"), None);
+}
+
+/// The end of what is sent is seen before the status that says why.
+#[tokio::test]
+async fn a_stream_that_is_refused_says_why() {
+    fn refused<T>() -> impl Stream<Item = Result<T, tonic::Status>> + Unpin {
+        Box::pin(futures_util::stream::once(async {
+            tokio::task::yield_now().await;
+            Err(tonic::Status::already_exists("one of that name is here"))
+        }))
+    }
+    let direction = Direction::ToGlobal("west".to_owned());
+    let (responses, gone) = tokio::sync::mpsc::channel(1);
+    drop(gone);
+    let outbox = Outbox::new(Store::memory(), direction.clone(), "west");
+    let status = outbox.run(refused(), responses, |_| {}).await.unwrap_err();
+    assert_eq!(status.message(), "one of that name is here");
+    let (requests, gone) = tokio::sync::mpsc::channel(1);
+    drop(gone);
+    let inbox = Inbox::new(Store::memory(), direction, &ZoneNode::default());
+    let Err(InboxError::Stream(status)) = inbox.run(refused(), requests).await else { panic!("no status") };
+    assert_eq!(status.message(), "one of that name is here");
 }

@@ -16,7 +16,9 @@ mod wire;
 pub mod zone;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use futures_util::{Stream, StreamExt as _};
 use serde_json::Value;
 use shika_proto::envoy::config::core::v3::Node;
 use shika_proto::google::protobuf::value::Kind as ProtoKind;
@@ -146,6 +148,23 @@ impl ZoneNode {
 /// Completes when the control plane stops, or is gone.
 async fn told_to_stop(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+/// How long the reason for the end of a stream may take once its other half is gone.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// Why the other side ended a stream, if it says so. A refused call drops what is sent before its status is read, so that the end of
+/// one half is seen first.
+async fn last_word<T>(messages: &mut (impl Stream<Item = Result<T, tonic::Status>> + Unpin)) -> Option<tonic::Status> {
+    let word = async {
+        loop {
+            match messages.next().await? {
+                Ok(_) => {}
+                Err(status) => return Some(status),
+            }
+        }
+    };
+    tokio::time::timeout(LAST_WORD, word).await.ok().flatten()
 }
 
 /// Seconds since 1970, by the clock of this host.

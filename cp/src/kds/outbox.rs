@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::transform::outgoing;
 use super::wire::{pack, wire_name};
-use super::{Direction, ZoneNode};
+use super::{Direction, ZoneNode, last_word};
 use crate::resource::{Kind, Resource, ResourceKey};
 use crate::store::{Event, Store, StoreError};
 use crate::xds::Version;
@@ -111,7 +111,7 @@ impl Outbox {
                 }
             };
             tokio::select! {
-                () = responses.closed() => return Ok(()),
+                () = responses.closed() => return last_word(&mut requests).await.map_or(Ok(()), Err),
                 request = requests.next() => {
                     let Some(request) = request else { return Ok(()) };
                     if self.take(request?, &mut noted) {
@@ -128,7 +128,7 @@ impl Outbox {
                     due = None;
                     if let Err(error) = self.send(&responses, &mut noted).await {
                         match error {
-                            SendError::Gone => return Ok(()),
+                            SendError::Gone => return last_word(&mut requests).await.map_or(Ok(()), Err),
                             SendError::Store(error) => {
                                 tracing::error!(%error, zone = self.direction.zone(), "cannot read what has to be sent");
                                 due = Some(Instant::now() + RETRY);

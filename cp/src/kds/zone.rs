@@ -25,6 +25,7 @@ use super::outbox::Outbox;
 use super::{
     CLIENT_ID, Direction, FEATURES, INSTANCE, KDS_VERSION, MAX_MESSAGE, TIME, ZoneNode, skew, told_to_stop, unix_time,
 };
+use crate::lookup;
 use crate::store::Store;
 
 /// Requests for every kind fit into the queue before the call is made.
@@ -162,13 +163,14 @@ impl ZoneClient {
         let connector = tower::service_fn(move |_: http::Uri| {
             let (tls, target) = (tls.clone(), target.clone());
             async move {
-                let stream = TcpStream::connect((target.0.as_str(), target.1)).await?;
+                let stream = lookup::connect(&target.0, target.1).await?;
                 stream.set_nodelay(true)?;
                 match tls {
                     None => Ok::<_, io::Error>(TokioIo::new(MaybeTls::Plain(stream))),
                     Some(tls) => {
                         let name = ServerName::try_from(target.0).map_err(io::Error::other)?;
-                        Ok(TokioIo::new(MaybeTls::Tls(Box::new(tls.connect(name, stream).await?))))
+                        let stream = tls.connect(name, stream).await.map_err(with_hint)?;
+                        Ok(TokioIo::new(MaybeTls::Tls(Box::new(stream))))
                     }
                 }
             }
@@ -316,6 +318,30 @@ fn innermost(error: &dyn std::error::Error) -> String {
     error.to_string()
 }
 
+/// Says with a failed handshake what to look at.
+fn with_hint(error: io::Error) -> io::Error {
+    use rustls::{CertificateError as Certificate, Error};
+    let hint = match error.get_ref().and_then(|error| error.downcast_ref::<Error>()) {
+        Some(Error::InvalidCertificate(
+            Certificate::NotValidYet
+            | Certificate::NotValidYetContext { .. }
+            | Certificate::Expired
+            | Certificate::ExpiredContext { .. },
+        )) => "is the clock of this host right? Set it by NTP, as that of global",
+        Some(Error::InvalidCertificate(Certificate::UnknownIssuer | Certificate::BadSignature)) => {
+            "--kds-root-ca-file has not the certificate authority of this global control plane, which it names when it starts"
+        }
+        Some(Error::InvalidCertificate(Certificate::NotValidForName | Certificate::NotValidForNameContext { .. })) => {
+            "--kds-global-address has to be a name or an address that the certificate of global has"
+        }
+        Some(Error::InvalidMessage(_)) => {
+            "what answers there speaks no TLS: the port for zones is 5685 unless --kds-port says otherwise"
+        }
+        _ => return error,
+    };
+    io::Error::new(error.kind(), format!("{error}: {hint}"))
+}
+
 /// A connection with or without TLS.
 enum MaybeTls {
     Plain(TcpStream),
@@ -370,7 +396,9 @@ impl tokio::io::AsyncWrite for MaybeTls {
 
 #[cfg(test)]
 mod tests {
-    use super::Target;
+    use rustls::{CertificateError, Error, InvalidMessage};
+
+    use super::*;
 
     #[test]
     fn addresses_of_global() {
@@ -390,5 +418,22 @@ mod tests {
                 (found, expected) => assert_eq!(found.map_err(|_| ""), expected, "{address}"),
             }
         }
+    }
+
+    #[test]
+    fn a_failed_handshake_says_what_to_look_at() {
+        for (error, expected) in [
+            (Error::InvalidCertificate(CertificateError::NotValidYet), "clock"),
+            (Error::InvalidCertificate(CertificateError::Expired), "clock"),
+            (Error::InvalidCertificate(CertificateError::UnknownIssuer), "--kds-root-ca-file"),
+            (Error::InvalidCertificate(CertificateError::BadSignature), "--kds-root-ca-file"),
+            (Error::InvalidCertificate(CertificateError::NotValidForName), "--kds-global-address"),
+            (Error::InvalidMessage(InvalidMessage::InvalidContentType), "5685"),
+        ] {
+            let reason = error.to_string();
+            let found = with_hint(io::Error::new(io::ErrorKind::InvalidData, error)).to_string();
+            assert!(found.starts_with(&reason) && found.contains(expected), "{found}");
+        }
+        assert_eq!(with_hint(io::Error::other("closed")).to_string(), "closed");
     }
 }

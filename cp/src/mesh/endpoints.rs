@@ -65,6 +65,9 @@ fn remote<'a>(
             let service = services.entry(service.to_owned()).or_insert_with(|| Service::new(protocol));
             service.protocol = service.protocol.common(protocol);
             service.is_external |= available.external_service;
+            if available.instances == 0 {
+                continue;
+            }
             let mut tags = available.tags.clone();
             tags.remove(SERVICE_TAG);
             let (zone_of, priority) = locality(mesh, zones, tags.get(ZONE_TAG));
@@ -75,7 +78,7 @@ fn remote<'a>(
                 let endpoints =
                     egresses.map(|(ip, port)| Endpoint { address: ip.to_owned(), port, ..endpoint.clone() });
                 service.endpoints.extend(endpoints);
-            } else if available.instances > 0 {
+            } else {
                 let (address, weight) = (address.to_owned(), available.instances);
                 service.endpoints.push(Endpoint { address, port, weight, ..endpoint });
             }

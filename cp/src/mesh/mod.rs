@@ -30,6 +30,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use crate::identity::IdentityError;
 use crate::policy::Policies;
 use crate::resource::{Kind, Mesh, MtlsMode, Resource, ResourceKey};
 use crate::store::{Event, Store, StoreError};
@@ -52,6 +53,8 @@ pub struct MeshViews {
     zone: watch::Sender<Arc<ZoneView>>,
     /// Whether a global control plane makes the certificate authorities.
     federated: bool,
+    /// Whether the views were built once.
+    built: watch::Sender<bool>,
 }
 
 impl MeshViews {
@@ -65,7 +68,14 @@ impl MeshViews {
             meshes: watch::Sender::new(0),
             zone: watch::Sender::new(zone),
             federated,
+            built: watch::Sender::new(false),
         })
+    }
+
+    /// Completes once all meshes that were there at the start have a view.
+    pub async fn read(&self) {
+        // The sender lives as long as this.
+        let _ = self.built.subscribe().wait_for(|built| *built).await;
     }
 
     /// Follows all meshes together, as the proxies of the zone need them.
@@ -119,9 +129,14 @@ impl MeshViews {
                 () = due => {
                     first_change = None;
                     build_at = None;
-                    if let Err(error) = self.build(&store, &mut dirty).await {
-                        tracing::error!(%error, "could not read the store; proxies keep their configuration");
-                        build_at = Some(Instant::now() + RETRY);
+                    match self.build(&store, &mut dirty).await {
+                        Ok(()) => {
+                            self.built.send_replace(true);
+                        }
+                        Err(error) => {
+                            tracing::error!(%error, "could not read the store; proxies keep their configuration");
+                            build_at = Some(Instant::now() + RETRY);
+                        }
                     }
                 }
             }
@@ -191,8 +206,13 @@ impl MeshViews {
         };
         let before = self.views.lock().get(name).map(|view| view.borrow().clone());
         let (authority, authority_pem) = authority(store, name, mesh, before.as_deref(), !self.federated).await?;
-        if let Err(error) = &authority {
-            tracing::error!(mesh = name, %error, "certificates of the mesh cannot be issued");
+        match &authority {
+            // The first moments of every mesh: the Mesh comes before its Secrets.
+            Err(error @ IdentityError::AuthorityMissing { .. }) if self.federated => {
+                tracing::info!(mesh = name, %error, "no certificates until the authority has come from global");
+            }
+            Err(error) => tracing::error!(mesh = name, %error, "certificates of the mesh cannot be issued"),
+            Ok(_) => {}
         }
 
         let mut dataplanes = Vec::new();

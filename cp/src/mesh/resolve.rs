@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::lookup;
 use crate::resource::{Dataplane, ZoneEgress, ZoneIngress};
 
 /// The Dataplane with host names in its addresses replaced by what they resolve to now. A name that does not resolve stays, and the
@@ -10,7 +11,7 @@ use crate::resource::{Dataplane, ZoneEgress, ZoneIngress};
 pub(super) async fn dataplane(dataplane: &Arc<Dataplane>) -> Arc<Dataplane> {
     let Some(networking) = &dataplane.networking else { return dataplane.clone() };
     let addresses = [&networking.address, &networking.advertised_address];
-    let Some(found) = lookup(&addresses, "Dataplane").await else { return dataplane.clone() };
+    let Some(found) = resolved(&addresses, "Dataplane").await else { return dataplane.clone() };
     let mut dataplane = Dataplane::clone(dataplane);
     if let Some(networking) = &mut dataplane.networking {
         replace(&mut [&mut networking.address, &mut networking.advertised_address], &found);
@@ -22,7 +23,7 @@ pub(super) async fn dataplane(dataplane: &Arc<Dataplane>) -> Arc<Dataplane> {
 pub(super) async fn ingress(ingress: &Arc<ZoneIngress>) -> Arc<ZoneIngress> {
     let Some(networking) = &ingress.networking else { return ingress.clone() };
     let addresses = [&networking.address, &networking.advertised_address];
-    let Some(found) = lookup(&addresses, "ZoneIngress").await else { return ingress.clone() };
+    let Some(found) = resolved(&addresses, "ZoneIngress").await else { return ingress.clone() };
     let mut ingress = ZoneIngress::clone(ingress);
     if let Some(networking) = &mut ingress.networking {
         replace(&mut [&mut networking.address, &mut networking.advertised_address], &found);
@@ -33,7 +34,7 @@ pub(super) async fn ingress(ingress: &Arc<ZoneIngress>) -> Arc<ZoneIngress> {
 /// As [`dataplane`], for a zone egress.
 pub(super) async fn egress(egress: &Arc<ZoneEgress>) -> Arc<ZoneEgress> {
     let Some(networking) = &egress.networking else { return egress.clone() };
-    let Some(found) = lookup(&[&networking.address], "ZoneEgress").await else { return egress.clone() };
+    let Some(found) = resolved(&[&networking.address], "ZoneEgress").await else { return egress.clone() };
     let mut egress = ZoneEgress::clone(egress);
     if let Some(networking) = &mut egress.networking {
         replace(&mut [&mut networking.address], &found);
@@ -42,7 +43,7 @@ pub(super) async fn egress(egress: &Arc<ZoneEgress>) -> Arc<ZoneEgress> {
 }
 
 /// What the names among the addresses resolve to; `None` when there is no name among them.
-async fn lookup(addresses: &[&String], whose: &str) -> Option<BTreeMap<String, String>> {
+async fn resolved(addresses: &[&String], whose: &str) -> Option<BTreeMap<String, String>> {
     let is_name = |address: &&&String| !address.is_empty() && !crate::plan::is_ip(address);
     let names: Vec<&String> = addresses.iter().filter(is_name).copied().collect();
     if names.is_empty() {
@@ -50,16 +51,15 @@ async fn lookup(addresses: &[&String], whose: &str) -> Option<BTreeMap<String, S
     }
     let mut resolved = BTreeMap::new();
     for name in names {
-        match tokio::net::lookup_host((name.as_str(), 0)).await {
-            Ok(found) => {
-                let mut found: Vec<_> = found.map(|address| address.ip()).collect();
+        match lookup::addresses(name).await {
+            Ok(mut found) => {
                 // IPv4 first, then in numerical order: the same answer in another order is no change.
                 found.sort_by_key(|ip| (ip.is_ipv6(), *ip));
                 if let Some(ip) = found.first() {
                     resolved.insert(name.clone(), ip.to_string());
                 }
             }
-            Err(error) => tracing::warn!(address = name, %error, "the address of a {whose} does not resolve"),
+            Err(error) => tracing::warn!(%error, "the address of a {whose} does not resolve"),
         }
     }
     Some(resolved)

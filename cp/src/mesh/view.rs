@@ -10,8 +10,8 @@ use crate::identity::IdentityError;
 use crate::identity::ca::{CaPem, CertificateAuthority};
 use crate::policy::Policies;
 use crate::resource::{
-    Dataplane, ExternalService, Mesh, MeshExternalService, MeshMultiZoneService, MeshService, MeshTrafficPermission,
-    Meta, MtlsMode,
+    Dataplane, ExternalService, Kind, Mesh, MeshExternalService, MeshMultiZoneService, MeshService,
+    MeshTrafficPermission, Meta, MtlsMode,
 };
 use crate::store::{Store, StoreError};
 
@@ -116,6 +116,8 @@ pub struct MeshView {
     /// Ports of MeshServices, MeshExternalServices and MeshMultiZoneServices by the name of their cluster; see
     /// [`complete`](Self::complete).
     pub backends: BTreeMap<String, Backend>,
+    /// Keys of `backends` by kind, name of the resource, and port.
+    by_resource: BTreeMap<(Kind, String, u32), String>,
     /// How ExternalServices are reached.
     pub outside: Vec<External>,
     /// How MeshExternalServices are reached, by the name of the resource.
@@ -160,6 +162,7 @@ impl MeshView {
             with_certificate: with_certificate.clone(),
             services: BTreeMap::new(),
             backends: BTreeMap::new(),
+            by_resource: BTreeMap::new(),
             outside: Vec::new(),
             mesh_outside: BTreeMap::new(),
             warnings: Vec::new(),
@@ -180,15 +183,16 @@ impl MeshView {
     pub fn complete(&mut self) {
         self.services = endpoints::services(self);
         self.backends = backends::backends(self);
+        let keys = self.backends.iter();
+        self.by_resource =
+            keys.map(|(key, backend)| ((backend.kind, backend.resource.clone(), backend.port), key.clone())).collect();
     }
 
     /// The port of a service resource, by the name of the resource.
     pub fn backend(&self, kind: &str, resource: &str, port: u32) -> Option<(&str, &Backend)> {
-        let found = self
-            .backends
-            .iter()
-            .find(|(_, backend)| backend.kind.name() == kind && backend.resource == resource && backend.port == port);
-        found.map(|(key, backend)| (key.as_str(), backend))
+        let kind = Kind::from_name(kind)?;
+        let key = self.by_resource.get(&(kind, resource.to_owned(), port))?;
+        self.backends.get_key_value(key).map(|(key, backend)| (key.as_str(), backend))
     }
 
     /// Whether proxies of the mesh take plain text beside mutual TLS.
@@ -231,6 +235,7 @@ impl MeshView {
             with_certificate: _,
             services,
             backends,
+            by_resource: _,
             outside,
             mesh_outside,
             warnings,

@@ -27,6 +27,8 @@ pub struct ProxyFeatures {
     pub admin: Option<AdminEndpoint>,
     /// `dataplane.readinessReporter.port`: where the proxy says whether it is ready, 0 for nowhere.
     pub readiness_port: u32,
+    /// `dataplane.appProbeProxy.enabled`: the proxy sends probes on to the workload by itself.
+    pub app_probe_proxy: bool,
     /// `metricsCertPath`: file with the certificate chain that the proxy shows to Prometheus, empty if it named none.
     pub metrics_cert_path: String,
     /// `metricsKeyPath`: file with the key that belongs to it.
@@ -48,6 +50,7 @@ impl Default for ProxyFeatures {
             redirection: None,
             admin: None,
             readiness_port: 0,
+            app_probe_proxy: false,
             metrics_cert_path: String::new(),
             metrics_key_path: String::new(),
             system_ca_path: String::new(),

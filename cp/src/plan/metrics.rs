@@ -9,7 +9,8 @@ use crate::mesh::MeshView;
 use crate::policy::metric::{metric, prometheus};
 use crate::policy::select::Target;
 use crate::resource::{
-    Dataplane, Metric, MetricsBackendType, PrometheusTlsMode, SERVICE_TAG, SidecarMetrics, WORKLOAD_LABEL,
+    Dataplane, LegacyTlsMode, Metric, MetricsBackendType, PrometheusTlsMode, SERVICE_TAG, SidecarMetrics,
+    WORKLOAD_LABEL,
 };
 
 /// Where the document is (Kuma `pkg/plugins/policies/meshmetric/dpapi`).
@@ -20,6 +21,8 @@ const DEFAULT_BACKEND: &str = "default-backend";
 /// Listeners for Prometheus, and what is behind them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MetricsPlan {
+    /// Name of the cluster that is behind them.
+    pub cluster: &'static str,
     /// One for each backend.
     pub listeners: Vec<MetricsListener>,
     /// Socket at which the proxy's companion answers with all metrics, without directory.
@@ -39,12 +42,33 @@ pub struct MetricsListener {
     pub port: u32,
     /// Path of the metrics.
     pub path: String,
-    /// Files with certificate chain and key; absent for plain text.
-    pub tls: Option<(String, String)>,
+    /// What the proxy's companion is asked for instead.
+    pub rewrite: String,
+    /// How it is protected.
+    pub tls: MetricsTls,
     /// Whether workers share the port.
     pub reuse_port: bool,
     /// Addresses that count as internal.
     pub internal: Vec<Cidr>,
+}
+
+/// How a listener for Prometheus is protected.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum MetricsTls {
+    /// Not at all.
+    None,
+    /// By TLS with these files.
+    Files {
+        /// File of the certificate chain.
+        certificate: String,
+        /// File of the key.
+        key: String,
+    },
+    /// By mutual TLS of the mesh, except for callers at the proxy's own address.
+    Mesh {
+        /// The mesh.
+        mesh: String,
+    },
 }
 
 #[derive(Serialize)]
@@ -82,10 +106,13 @@ struct Backend {
     name: Option<String>,
 }
 
-/// Plans what the MeshMetrics say of the proxy, if they say anything.
+/// Plans what the MeshMetrics say of the proxy, or else what the mesh says.
 pub(super) fn metrics(view: &MeshView, target: Target<'_>, features: &ProxyFeatures, plan: &mut ProxyPlan) {
     let Target { meta, dataplane } = target;
-    let Some(conf) = metric(&view.policies, target) else { return };
+    let Some(conf) = metric(&view.policies, target) else {
+        legacy(view, target, features, plan);
+        return;
+    };
     let name = &meta.name;
     if conf.backends.iter().flatten().any(|backend| backend.kind == MetricsBackendType::OpenTelemetry) {
         plan.warnings.insert(format!(
@@ -110,7 +137,8 @@ pub(super) fn metrics(view: &MeshView, target: Target<'_>, features: &ProxyFeatu
             address: dataplane.address().to_owned(),
             port: backend.port,
             path: backend.path.clone(),
-            tls: (wants_tls && has_files).then(|| (files.0.clone(), files.1.clone())),
+            rewrite: METRICS_PATH.to_owned(),
+            tls: if wants_tls && has_files { provided(features) } else { MetricsTls::None },
             reuse_port: features.reuse_port,
             internal: loopback_addresses(features.ipv6),
         };
@@ -128,11 +156,80 @@ pub(super) fn metrics(view: &MeshView, target: Target<'_>, features: &ProxyFeatu
     }
     let document = document(&conf, target);
     plan.metrics = Some(MetricsPlan {
+        cluster: "_kuma:metrics:hijacker",
         listeners,
-        socket: format!("kuma-mh-{name}-{}", meta.mesh),
+        socket: socket(target),
         work_dir: features.work_dir.clone(),
     });
     plan.add_document(features, METRICS_PATH, document);
+}
+
+/// Plans what `metrics` of the mesh and of the Dataplane say, if the mesh has a backend in use
+/// (Kuma `pkg/xds/generator/prometheus_endpoint_generator.go`).
+fn legacy(view: &MeshView, target: Target<'_>, features: &ProxyFeatures, plan: &mut ProxyPlan) {
+    let Target { meta, dataplane } = target;
+    let name = &meta.name;
+    let conf = match view.mesh.prometheus_of(dataplane) {
+        None => return,
+        Some(Ok(conf)) => conf,
+        Some(Err(reason)) => {
+            plan.warnings.insert(format!("Dataplane {name:?}: {reason}; no metrics are offered"));
+            return;
+        }
+    };
+    if plan.inbounds.iter().any(|inbound| inbound.port == conf.port && inbound.address == dataplane.address()) {
+        plan.warnings.insert(format!(
+            "Dataplane {name:?}: port {} of the metrics is that of an inbound; no metrics are offered",
+            conf.port
+        ));
+        return;
+    }
+    let tls = match conf.tls_mode() {
+        LegacyTlsMode::ActiveMtlsBackend if view.mesh.enabled_backend().is_some() => {
+            MetricsTls::Mesh { mesh: view.name.clone() }
+        }
+        LegacyTlsMode::ProvidedTls if features.metrics_cert_path.is_empty() || features.metrics_key_path.is_empty() => {
+            plan.warnings.insert(format!(
+                "Dataplane {name:?}: metrics of the mesh ask for providedTLS, and the proxy was started without certificate and \
+                 key for its metrics; they are served in plain text on port {}",
+                conf.port
+            ));
+            MetricsTls::None
+        }
+        LegacyTlsMode::ProvidedTls => provided(features),
+        LegacyTlsMode::ActiveMtlsBackend | LegacyTlsMode::Disabled => MetricsTls::None,
+    };
+    let envoy = conf.envoy.unwrap_or_default();
+    let used_only = if envoy.used_only == Some(true) { "usedonly" } else { "" };
+    // The lone `&` at the end is Kuma's.
+    let rewrite = match (envoy.filter_regex.as_str(), used_only) {
+        ("", "") => "/".to_owned(),
+        ("", used_only) => format!("/?{used_only}"),
+        (filter, used_only) => format!("/?filter={filter}&{used_only}"),
+    };
+    plan.metrics = Some(MetricsPlan {
+        cluster: "kuma:metrics:hijacker",
+        listeners: vec![MetricsListener {
+            name: "kuma:metrics:prometheus".to_owned(),
+            address: dataplane.address().to_owned(),
+            port: conf.port,
+            path: conf.path,
+            rewrite,
+            tls,
+            reuse_port: features.reuse_port,
+            internal: loopback_addresses(features.ipv6),
+        }],
+        socket: socket(target),
+        work_dir: features.work_dir.clone(),
+    });
+}
+
+fn provided(features: &ProxyFeatures) -> MetricsTls {
+    MetricsTls::Files { certificate: features.metrics_cert_path.clone(), key: features.metrics_key_path.clone() }
+}
+
+fn socket(Target { meta, .. }: Target<'_>) -> String {
+    format!("kuma-mh-{}-{}", meta.name, meta.mesh)
 }
 
 fn document(conf: &Metric, target: Target<'_>) -> String {
@@ -175,12 +272,12 @@ fn labels(Target { meta, dataplane }: Target<'_>) -> BTreeMap<String, String> {
 }
 
 /// The service that stands for a Dataplane: the first of its services in alphabetical order (Kuma `IdentifyingName`).
-fn service(dataplane: &Dataplane) -> Option<String> {
+pub(crate) fn service(dataplane: &Dataplane) -> Option<String> {
     dataplane.tags().remove(SERVICE_TAG).and_then(|mut services| services.pop_first())
 }
 
 /// Every tag as a label with its first value, and in the plural with all of them (Kuma `pkg/mads/util.go`).
-fn tag_labels(dataplane: &Dataplane) -> BTreeMap<String, String> {
+pub(crate) fn tag_labels(dataplane: &Dataplane) -> BTreeMap<String, String> {
     let mut labels = BTreeMap::new();
     for (tag, values) in dataplane.tags() {
         let all: Vec<&str> = values.iter().map(String::as_str).collect();

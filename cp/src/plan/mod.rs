@@ -9,6 +9,7 @@ mod external;
 mod features;
 mod metrics;
 mod outbound;
+mod probes;
 mod reachable;
 mod routes;
 mod transparent;
@@ -31,7 +32,9 @@ pub(crate) use dns::TTL;
 pub use dns::{DNS_PATH, DnsPlan, Record};
 pub use external::{ExternalHostPlan, ExternalPlan};
 pub use features::{AdminEndpoint, ProxyFeatures, Redirection};
-pub use metrics::{MetricsListener, MetricsPlan};
+pub use metrics::{MetricsListener, MetricsPlan, MetricsTls};
+pub(crate) use metrics::{service, tag_labels};
+pub use probes::{ProbeRoute, ProbesPlan};
 pub(crate) use transparent::NO_PORT;
 pub use transparent::{CapturePlan, DirectAccessPlan, Family};
 pub use zone::{OutsideChain, ZoneChain, ZoneProxyPlan, egress, ingress};
@@ -63,6 +66,8 @@ pub struct ProxyPlan {
     pub metrics: Option<MetricsPlan>,
     /// What is offered of the admin interface.
     pub admin: Option<AdminPlan>,
+    /// Virtual probes.
+    pub probes: Option<ProbesPlan>,
     /// Mutual TLS of the mesh, if it is on; for a zone egress, of every mesh with it.
     pub mtls: Vec<MtlsPlan>,
     /// What was asked for and is not done, in words; sorted.
@@ -276,12 +281,7 @@ pub fn plan(view: &MeshView, name: &str, features: ProxyFeatures) -> Result<Prox
         .ok_or_else(|| PlanError::NoDataplane { mesh: view.name.clone(), name: name.to_owned() })?;
     let mtls = mtls(view, |mesh| leaf::uris(mesh, &dataplane.tags()))?;
     let mut plan = ProxyPlan { mtls: mtls.into_iter().collect(), ..ProxyPlan::default() };
-    let Dataplane { networking, metrics, probes } = dataplane.as_ref();
-    for (field, set) in [("metrics", metrics.is_some()), ("probes", probes.is_some())] {
-        if set {
-            plan.warnings.insert(format!("Dataplane {name:?}: {field} has no effect"));
-        }
-    }
+    let Dataplane { networking, metrics: _, probes } = dataplane.as_ref();
     let Some(networking) = networking else { return Ok(plan) };
     if !networking.listeners.is_empty() {
         plan.warnings.insert(format!("Dataplane {name:?}: networking.listeners has no effect"));
@@ -292,6 +292,13 @@ pub fn plan(view: &MeshView, name: &str, features: ProxyFeatures) -> Result<Prox
     let policies = ProxyPolicies::new(&view.policies, &view.name, target, &mut plan.warnings);
     for inbound in networking.inbound.iter().filter(|inbound| inbound.port != NO_PORT) {
         plan_inbound(view, target, &policies, inbound, (&features, redirection), &internal, &mut plan);
+    }
+    if let Some(probes) = probes {
+        let clusters = plan.workloads.iter().map(|workload| (workload.port, workload.name.clone())).collect();
+        match probes::probes(probes, networking, (&features, redirection), &clusters) {
+            Ok(probes) => plan.probes = probes,
+            Err(reason) => drop(plan.warnings.insert(format!("Dataplane {name:?}: {reason}"))),
+        }
     }
     outbound::outbounds(view, meta, networking, &policies, (&features, redirection), &internal, &mut plan);
     if let Some(redirection) = redirection {

@@ -204,6 +204,7 @@ fn the_deciding_entry_is_named() {
     assert_eq!(Permission::default().decide(&client("a")), Decision::DefaultDeny);
 }
 
+/// Trap 13: `rules` are for MeshIdentity, which is not there; they add up to nothing rather than to something else.
 #[test]
 fn what_is_not_applied_is_said() {
     let (permission, warnings) =

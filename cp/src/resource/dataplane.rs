@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::wire::{self, is_default};
-use super::{PROTOCOL_TAG, SERVICE_TAG};
+use super::{LegacyMetricsBackend, PROTOCOL_TAG, SERVICE_TAG};
 
 /// One workload proxy: where it listens, what it serves, what it calls.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -15,10 +15,10 @@ pub struct Dataplane {
     /// Addresses, inbounds and outbounds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub networking: Option<Networking>,
-    /// Legacy metrics override, kept as given; this control plane does not act on it.
+    /// Legacy setting of metrics, over that of the mesh; see [`Mesh::prometheus_of`](super::Mesh::prometheus_of).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub metrics: Option<Value>,
-    /// Legacy virtual probes, kept as given; this control plane does not act on them.
+    pub metrics: Option<LegacyMetricsBackend>,
+    /// Virtual probes, kept as given: `{port, endpoints: [{inboundPort, inboundPath, path}]}`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probes: Option<Value>,
 }
@@ -37,6 +37,12 @@ impl Dataplane {
     /// The address of the proxy; empty only in a Dataplane that was not validated.
     pub fn address(&self) -> &str {
         self.networking.as_ref().map(|networking| networking.address.as_str()).unwrap_or_default()
+    }
+
+    /// The address under which others reach the proxy: the advertised one if there is one (Kuma `DataplaneResource.GetIP`).
+    pub fn advertised(&self) -> &str {
+        let advertised = self.networking.as_ref().map(|networking| networking.advertised_address.as_str());
+        advertised.filter(|address| !address.is_empty()).unwrap_or_else(|| self.address())
     }
 
     /// Every tag with every value that it has on an inbound or on the gateway (Kuma `Dataplane.TagSet`).

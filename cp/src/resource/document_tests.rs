@@ -63,6 +63,7 @@ fn kumas_examples_are_read() {
     assert_eq!(gateway.resource.meta.mesh, "default", "a resource without mesh is of the default mesh");
 }
 
+/// Trap 26: unknown fields are ignored, though not in silence.
 #[test]
 fn what_is_ignored_is_named() {
     for (yaml, expected) in [
@@ -162,6 +163,7 @@ fn a_document_is_written_as_kuma_writes_it_and_read_back() {
     assert_eq!((again.resource.spec, again.warnings), (resource.spec, Vec::new()));
 }
 
+/// Trap 26: 64-bit numbers are text.
 #[test]
 fn an_insight_has_its_numbers_as_text() {
     let insight = json!({

@@ -221,3 +221,37 @@ impl DpStatus {
         (status, notes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// Trap 20: without inbounds and without gateway a proxy is offline, and ignored inbounds count as ready.
+    #[test]
+    fn what_is_online() {
+        let connected: DataplaneInsight =
+            serde_json::from_str(r#"{"subscriptions": [{"id": "1", "connectTime": "2026-01-01T00:00:00Z"}]}"#).unwrap();
+        let inbound =
+            |port: u32, state: &str| format!("{{port: {port}, state: {state}, tags: {{kuma.io/service: a}}}}");
+        let with =
+            |inbounds: &[String]| format!("{{networking: {{address: 10.0.0.1, inbound: [{}]}}}}", inbounds.join(", "));
+        for (yaml, online, expected) in [
+            ("{}".to_owned(), true, "Offline"),
+            (with(&[]), true, "Offline"),
+            ("{networking: {address: 10.0.0.1, gateway: {tags: {kuma.io/service: gw}}}}".to_owned(), true, "Online"),
+            ("{networking: {address: 10.0.0.1, gateway: {tags: {kuma.io/service: gw}}}}".to_owned(), false, "Offline"),
+            (with(&[inbound(1, "Ready")]), true, "Online"),
+            (with(&[inbound(1, "Ready")]), false, "Offline"),
+            (with(&[inbound(1, "Ignored")]), true, "Online"),
+            (with(&[inbound(1, "Ready"), inbound(2, "Ignored")]), true, "Online"),
+            (with(&[inbound(1, "Ready"), inbound(2, "NotReady")]), true, "Partially degraded"),
+            (with(&[inbound(1, "NotReady"), inbound(2, "NotReady")]), true, "Offline"),
+        ] {
+            let dataplane: Dataplane = serde_yaml_ng::from_str(&yaml).unwrap();
+            let (status, notes) = DpStatus::of(&dataplane, online.then_some(&connected));
+            assert_eq!(status.as_str(), expected, "{yaml}: {notes:?}");
+        }
+    }
+}

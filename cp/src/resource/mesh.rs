@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::LegacyMetrics;
 use super::wire::{self, is_default};
 
 /// A mesh: the unit of trust and of isolation.
@@ -21,9 +22,9 @@ pub struct Mesh {
     /// Legacy logging backends, kept as given; this control plane does not act on them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logging: Option<Value>,
-    /// Legacy metrics backends, kept as given; this control plane does not act on them.
+    /// Legacy metrics backends; a MeshMetric takes their place for the proxies that it concerns.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub metrics: Option<Value>,
+    pub metrics: Option<LegacyMetrics>,
     /// Traffic that leaves the mesh.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub networking: Option<MeshNetworking>,

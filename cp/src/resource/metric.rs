@@ -36,7 +36,7 @@ pub struct Metric {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SidecarMetrics {
-    /// Which of them; all by default.
+    /// Which of them; those of the profile `Basic` by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profiles: Option<MetricsProfiles>,
     /// Whether also those that were never counted; no by default.

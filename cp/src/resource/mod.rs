@@ -12,6 +12,7 @@ mod external;
 mod hostname;
 mod insight;
 mod kind;
+mod legacy_metrics;
 mod mesh;
 mod metric;
 mod permission;
@@ -49,6 +50,10 @@ pub use insight::{
 };
 pub use kind::{Kind, PolicyRefs, Spec, Sync};
 pub(crate) use kind::{spec_from_value, spec_to_value};
+pub use legacy_metrics::{
+    LegacyAggregate, LegacyMetrics, LegacyMetricsBackend, LegacyPrometheus, LegacySidecarMetrics, LegacyTls,
+    LegacyTlsMode,
+};
 pub use mesh::{
     BuiltinCaConf, CaBackend, Constraints, DataplaneConstraints, DpCert, Mesh, MeshNetworking, MeshOutbound,
     MeshServices, MeshServicesMode, Mtls, MtlsMode, RootChain, Rotation, Routing, TagRule,

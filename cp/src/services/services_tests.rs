@@ -269,6 +269,7 @@ async fn names_of_services_and_what_they_collide_with() {
     );
 }
 
+/// Trap 21: an address is never given to another one.
 #[tokio::test]
 async fn services_by_tag_have_addresses_that_stay() {
     let (store, mut services) = fresh(DATAPLANES).await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 use shika_cp::auth::{DataplaneIdentity, DataplaneTokens, User, UserTokens, ZoneScope, ZoneTokens};
 use shika_cp::resource::{
     DataplaneInsight, Kind, Meta, MtlsInsight, Resource, ResourceKey, Spec, Subscription, Vip, ZoneProxyInsight,
@@ -73,6 +73,92 @@ async fn a_fresh_control_plane_has_the_default_mesh_and_every_new_mesh_a_signing
     .await;
 }
 
+/// Traps 14 and 32: default policies are made with the mesh and are resources like others; no permission is among them.
+#[tokio::test]
+async fn a_new_mesh_starts_with_policies_that_can_be_changed_and_deleted_for_good() {
+    on_each_store(async |cp| {
+        let names = async |mesh: &str| {
+            let mut found = Vec::new();
+            for kind in ["meshtimeouts", "meshcircuitbreakers", "meshretries", "meshtrafficpermissions"] {
+                let list = cp.get(&format!("/meshes/{mesh}/{kind}")).await.json();
+                let items = list["items"].as_array().unwrap().clone();
+                found.extend(items.iter().map(|item| item["name"].as_str().unwrap().to_owned()));
+            }
+            found
+        };
+        let all = |mesh: &str| {
+            ["mesh-gateways-timeout-all", "mesh-timeout-all", "mesh-circuit-breaker-all", "mesh-retry-all"]
+                .map(|name| format!("{name}-{mesh}"))
+        };
+        assert_eq!(names("default").await, all("default"));
+        for (mesh, skipped, left) in [
+            ("demo", json!([]), all("demo").to_vec()),
+            ("some", json!(["MeshTimeout"]), all("some")[2..].to_vec()),
+            ("none", json!(["*"]), Vec::new()),
+        ] {
+            let body = json!({"type": "Mesh", "name": mesh, "skipCreatingInitialPolicies": skipped});
+            assert_eq!(cp.put(&format!("/meshes/{mesh}"), &body).await.status, StatusCode::CREATED);
+            assert_eq!(names(mesh).await, left, "{mesh}");
+        }
+        let path = "/meshes/demo/meshtimeouts/mesh-timeout-all-demo";
+        let mut policy = cp.get(path).await.json();
+        assert_eq!(policy["spec"]["to"][0]["default"]["http"]["requestTimeout"], "15s");
+        policy["spec"]["to"][0]["default"]["http"]["requestTimeout"] = json!("20s");
+        assert_eq!(cp.put(path, &policy).await.status, StatusCode::OK);
+        assert_eq!(cp.delete("/meshes/demo/meshretries/mesh-retry-all-demo").await.status, StatusCode::OK);
+        // Neither a change of the mesh nor a restart of the control plane brings anything back.
+        assert_eq!(cp.put("/meshes/demo", &json!({"type": "Mesh", "name": "demo"})).await.status, StatusCode::OK);
+        shika_cp::defaults::ensure(&cp.store, false).await.unwrap();
+        assert_eq!(names("demo").await, all("demo")[..3]);
+        assert_eq!(cp.get(path).await.json()["spec"]["to"][0]["default"]["http"]["requestTimeout"], "20s");
+        // The mesh takes them along.
+        assert_eq!(cp.delete("/meshes/demo").await.status, StatusCode::OK);
+        assert!(cp.store.list(Kind::MeshTimeout, Some("demo")).await.unwrap().is_empty());
+    })
+    .await;
+}
+
+/// Trap 27: the GUI and kumactl ask for resources as Kubernetes has them.
+#[tokio::test]
+async fn resources_are_served_as_kubernetes_objects() {
+    let cp = Server::start(Store::memory()).await;
+    let mesh = json!({"type": "Mesh", "name": "m", "meshServices": {"mode": "Everywhere"}});
+    cp.put("/meshes/m", &mesh).await;
+    cp.put("/meshes/m/dataplanes/d", &dataplane("m", "d", "web")).await;
+    let get = async |path: &str| {
+        let mut object = cp.get(path).await.json();
+        let created = object["metadata"]["creationTimestamp"].take();
+        assert!(created.as_str().is_some_and(|time| time.len() == "2026-01-01T00:00:00Z".len()), "{path}: {created}");
+        object["metadata"].as_object_mut().unwrap().remove("creationTimestamp");
+        object
+    };
+    assert_eq!(
+        get("/meshes/m?format=k8s").await,
+        json!({"apiVersion": "kuma.io/v1alpha1", "kind": "Mesh", "metadata": {"name": "m"},
+            "spec": {"meshServices": {"mode": "Everywhere"}}})
+    );
+    // Kinds that are protobuf in Kuma have a field for their mesh, the others a label.
+    let found = get("/meshes/m/dataplanes/d?format=kubernetes&namespace=shop").await;
+    assert_eq!((&found["mesh"], &found["metadata"]), (&json!("m"), &json!({"name": "d", "namespace": "shop"})));
+    assert_eq!(found["spec"], json!({"networking": dataplane("m", "d", "web")["networking"]}));
+    let found = get("/meshes/m/meshretries/mesh-retry-all-m?format=k8s").await;
+    let metadata = json!({"name": "mesh-retry-all-m", "namespace": "kuma-system", "labels": {"kuma.io/mesh": "m"}});
+    assert_eq!((found.get("mesh"), &found["metadata"]), (None, &metadata));
+    assert_eq!(found["spec"]["to"][0]["default"]["tcp"], json!({"maxConnectAttempt": 5}));
+    for (path, of_type, labels) in [
+        ("/meshes/m/secrets/dataplane-token-signing-key-m-1", "secret", json!({"kuma.io/mesh": "m"})),
+        ("/global-secrets/user-token-signing-key-1", "global-secret", Value::Null),
+    ] {
+        let found = get(&format!("{path}?format=k8s")).await;
+        assert_eq!((&found["apiVersion"], &found["kind"]), (&json!("v1"), &json!("Secret")));
+        assert_eq!(found["type"], format!("system.kuma.io/{of_type}"));
+        assert_eq!(found["metadata"]["labels"], labels);
+        assert_eq!(found["data"]["value"], cp.get(path).await.json()["data"]);
+    }
+    let reply = cp.get("/meshes/m?format=helm").await;
+    assert_eq!(reply.refused(), ["format: must be one of k8s, kubernetes, universal"]);
+}
+
 #[tokio::test]
 async fn broken_rules_are_refused_with_field_and_reason_and_change_nothing() {
     on_each_store(async |cp| {
@@ -108,13 +194,13 @@ async fn broken_rules_are_refused_with_field_and_reason_and_change_nothing() {
 #[tokio::test]
 async fn ignored_fields_and_settings_without_effect_are_warned_about() {
     let cp = Server::start(Store::memory()).await;
-    let body = json!({"type": "Mesh", "name": "m", "mtls": {"enabledBakend": "a"}, "metrics": {"enabledBackend": "p"}});
+    let body = json!({"type": "Mesh", "name": "m", "mtls": {"enabledBakend": "a"}, "logging": {"defaultBackend": "l"}});
     let reply = cp.put("/meshes/m", &body).await;
     assert_eq!(
         reply.json(),
-        json!({"warnings": ["mtls.enabledBakend: unknown field, ignored", "metrics: stored, but without effect in this version"]})
+        json!({"warnings": ["mtls.enabledBakend: unknown field, ignored", "logging: stored, but without effect in this version"]})
     );
-    assert_eq!(cp.get("/meshes/m").await.json()["metrics"], json!({"enabledBackend": "p"}));
+    assert_eq!(cp.get("/meshes/m").await.json()["logging"], json!({"defaultBackend": "l"}));
 }
 
 #[tokio::test]
@@ -151,6 +237,7 @@ async fn who_may_join_is_decided_by_the_mesh() {
     assert!(reply.json()["detail"].as_str().unwrap().contains("does not fulfill any requirements"), "{reply:?}");
 }
 
+/// Trap 26: a page has at most 1000 items, and errors name what is wrong in both of Kuma's forms (see [`Reply::refused`]).
 #[tokio::test]
 async fn lists_have_pages_and_filters() {
     on_each_store(async |cp| {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used)]
 
 mod api;
+mod mads;
 mod process;
 mod shikactl;
 mod support;

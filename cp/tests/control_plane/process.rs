@@ -41,7 +41,7 @@ impl Process {
         }
     }
 
-    fn address(&self, port: &str) -> SocketAddr {
+    pub fn address(&self, port: &str) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], u16::try_from(self.ports[port].as_u64().unwrap()).unwrap()))
     }
 
@@ -74,8 +74,11 @@ fn command(directory: &Path) -> Command {
             "127.0.0.1",
             "--diagnostics-interface",
             "127.0.0.1",
+            "--mads-interface",
+            "127.0.0.1",
         ])
-        .args(["--api-http-port", "0", "--dp-server-port", "0", "--diagnostics-port", "0", "--log-level", "warn"])
+        .args(["--api-http-port", "0", "--dp-server-port", "0", "--diagnostics-port", "0", "--mads-port", "0"])
+        .args(["--log-level", "warn"])
         .arg("--work-dir")
         .arg(directory)
         .stdin(Stdio::null())
@@ -110,6 +113,10 @@ async fn what_was_acknowledged_survives_a_kill() {
     let cp = Process::start(directory.path(), &[]);
     let before = cp.call(Method::GET, "/", "").await.json();
     assert_eq!((before["product"].as_str(), before["version"].as_str()), (Some("Kuma"), Some("2.14.0")));
+    // Trap 31: a zone, unless it is told to be something else. Unlike Kuma's, it keeps what it has in a file.
+    let config = cp.call(Method::GET, "/config", "").await.json();
+    assert_eq!((&config["mode"], &config["multizone"]["zone"]["name"]), (&json!("zone"), &json!("default")));
+    assert_eq!(config["store"]["type"], "sqlite");
     let key = "/meshes/default/secrets/dataplane-token-signing-key-default-1";
     let signing_key = cp.call(Method::GET, key, "").await.json();
     for number in 0..20 {
@@ -121,7 +128,7 @@ async fn what_was_acknowledged_survives_a_kill() {
     cp.signal("-KILL");
     drop(cp);
 
-    let mut cp = Process::start(directory.path(), &[]);
+    let mut cp = Process::start(directory.path(), &["--envoy-admin-unix-socket", "true"]);
     assert_eq!(cp.call(Method::GET, "/dataplanes", "").await.json()["total"], 20);
     assert_eq!(cp.call(Method::GET, key, "").await.json(), signing_key, "tokens stay valid");
     let after = cp.call(Method::GET, "/", "").await.json();
@@ -142,6 +149,12 @@ async fn what_was_acknowledged_survives_a_kill() {
     assert!(ca.starts_with("-----BEGIN CERTIFICATE-----"), "{ca}");
     let reply = bootstrap(cp.address("dpServer"), &ca, "{}").await;
     assert!(reply.starts_with("HTTP/1.1 4"), "reached over TLS, and not answered without a Dataplane: {reply}");
+    // Trap 23: the admin interface is on a socket where the control plane is told so.
+    let token = json!({"name": "d-1", "mesh": "default", "tags": {}, "validFor": "1h"}).to_string();
+    let token = cp.call(Method::POST, "/tokens/dataplane", &token).await.body;
+    let request = json!({"mesh": "default", "name": "d-1", "dataplaneToken": token, "workdir": "/run/d"}).to_string();
+    let reply = bootstrap(cp.address("dpServer"), &ca, &request).await;
+    assert!(reply.contains("/run/d/kuma-envoy-admin.sock"), "{reply}");
 
     cp.signal("-TERM");
     assert!(cp.child.wait().unwrap().success(), "SIGTERM ends it in order");

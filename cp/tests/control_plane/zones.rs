@@ -101,6 +101,15 @@ async fn zones_and_global_keep_each_other_up_to_date() {
         }
         until_there(zone, "/global-secrets/zone-token-signing-public-key-1").await;
         until_gone(zone, "/global-secrets/zone-token-signing-key-1").await;
+        // Trap 32: default policies come with the mesh; the zone makes none of its own.
+        for (kind, count) in [("meshtimeouts", 2), ("meshcircuitbreakers", 1), ("meshretries", 1)] {
+            let list = until(zone, &format!("/meshes/default/{kind}"), |_, list| list["total"] == count).await;
+            for item in list["items"].as_array().unwrap() {
+                let display_name = item["labels"]["kuma.io/display-name"].as_str().unwrap();
+                assert!(display_name.ends_with("-all-default"), "{item}");
+                assert_eq!(item["labels"]["kuma.io/origin"], "global", "{item}");
+            }
+        }
         until(zone, "/hostnamegenerators?name=synced-universal-mesh-service", |_, list| list["total"] == 1).await;
     }
 

@@ -75,6 +75,11 @@ impl Cp {
 
     /// A token for the proxies of a zone that expired an hour ago.
     pub async fn expired_zone_token(&self, zone: &str) -> String {
+        self.zone_token_between(zone, -7200, -3600).await
+    }
+
+    /// A token for the proxies of a zone that is valid between these times, seconds from now.
+    pub async fn zone_token_between(&self, zone: &str, begin: i64, end: i64) -> String {
         let key = ResourceKey::global(Kind::GlobalSecret, "zone-token-signing-key-1");
         let key = self.store.get(&key).await.unwrap().unwrap();
         let key = jsonwebtoken::EncodingKey::from_rsa_pem(&key.secret().unwrap().data).unwrap();
@@ -83,7 +88,7 @@ impl Cp {
         let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap();
         let scope = ["ingress", "egress"];
         let claims =
-            serde_json::json!({"Zone": zone, "Scope": scope, "nbf": now - 7200, "exp": now - 3600, "jti": "x"});
+            serde_json::json!({"Zone": zone, "Scope": scope, "nbf": now + begin, "exp": now + end, "jti": "x"});
         jsonwebtoken::encode(&header, &claims, &key).unwrap()
     }
 
@@ -115,7 +120,12 @@ impl Cp {
 
     /// A gRPC channel over TLS that trusts the server's own authority.
     pub async fn channel(&self) -> tonic::transport::Channel {
-        let (port, ca) = (self.port, self.ca.clone());
+        self.channel_by(self.port).await
+    }
+
+    /// A gRPC channel by way of another port, behind which the server is.
+    pub async fn channel_by(&self, port: u16) -> tonic::transport::Channel {
+        let ca = self.ca.clone();
         let connector = tower::service_fn(move |_: http::Uri| {
             let ca = ca.clone();
             async move { Ok::<_, std::io::Error>(TokioIo::new(connect(port, &ca, b"h2").await)) }
@@ -158,9 +168,16 @@ pub fn envoy() -> Option<PathBuf> {
     found
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago, and that nobody else in this process was given.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static GIVEN: std::sync::Mutex<std::collections::BTreeSet<u16>> =
+        std::sync::Mutex::new(std::collections::BTreeSet::new());
+    loop {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        if GIVEN.lock().unwrap().insert(port) {
+            return port;
+        }
+    }
 }
 
 /// A mesh with mTLS, and its Dataplanes `server` (HTTP, in front of `app`) and `client`, which reaches it on `outbound`.

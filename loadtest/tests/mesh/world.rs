@@ -54,6 +54,8 @@ impl ControlPlane {
         ] {
             command.args([interface, "127.0.0.1", port, &number.to_string()]);
         }
+        // Nobody asks for monitoring assignments.
+        command.arg("--mads-enabled=false");
         Process::start("control-plane", directory, &mut command)
     }
 

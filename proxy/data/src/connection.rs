@@ -41,7 +41,10 @@ use crate::{
     snapshot::Snapshot,
     stats::ListenerStats,
     tcp,
-    tls::{self, accept::Accepted},
+    tls::{
+        self,
+        accept::{AcceptError, Accepted},
+    },
     worker,
 };
 
@@ -304,7 +307,14 @@ async fn handshake(
         Some(limit) => tokio::time::timeout(limit, accept).await,
     };
     match result {
-        Ok(result) => result.map_err(|error| error.to_string()),
+        Ok(result) => result.map_err(|error| {
+            if matches!(error, AcceptError::Refused(_))
+                && let Some(more) = notice::due(listener.id, Notice::Certificate)
+            {
+                tracing::warn!(listener = %listener.name, chain = %chain.name, more, "closed: {error}");
+            }
+            error.to_string()
+        }),
         Err(_) => {
             listener.stats.downstream_cx_transport_socket_connect_timeout().inc();
             Err("transport socket timeout was reached".into())

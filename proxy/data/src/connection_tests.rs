@@ -442,12 +442,21 @@ async fn a_client_that_speaks_late_decides_itself() {
     let bound = listen::bind(&listener, 1).unwrap();
     let address = bound.addresses[0].unwrap();
     let tls_cluster = cluster(&proxy.registry, 1, "tls", vec![endpoint(tls.local_addr().unwrap())]);
-    proxy.workers.publish(snapshot(vec![listener], vec![Arc::new(proxy.to(&plain)), Arc::new(tls_cluster)])).await;
+    let plain_cluster = proxy.to(&plain);
+    let stats = plain_cluster.stats.clone();
+    proxy.workers.publish(snapshot(vec![listener], vec![Arc::new(plain_cluster), Arc::new(tls_cluster)])).await;
     proxy.workers.listen(bound).await;
+    // A peer's kernel accepts before the proxy knows that it is connected; a client that speaks in between gets another connection.
+    let connected = async |times| {
+        while stats.upstream_cx_connect_ms().count() < times {
+            tokio::task::yield_now().await;
+        }
+    };
 
     // Plain text: over the connection that is there already.
     let mut client = TcpStream::connect(address).await.unwrap();
     let (mut server, _) = plain.accept().await.unwrap();
+    connected(1).await;
     client.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
     says(&mut server, "GET / HTTP/1.1\r\n").await;
     server.write_all(b"HTTP/1.1 200").await.unwrap();
@@ -456,6 +465,7 @@ async fn a_client_that_speaks_late_decides_itself() {
     // TLS: elsewhere, and that connection is closed.
     let mut client = TcpStream::connect(address).await.unwrap();
     let (mut unused, _) = plain.accept().await.unwrap();
+    connected(2).await;
     let hello = crate::inspect::tests::hello("db.mesh", &[]);
     client.write_all(&hello).await.unwrap();
     let (mut server, _) = tls.accept().await.unwrap();
@@ -487,5 +497,5 @@ async fn futures_stay_small() {
     let panics = || PanicCount(ServerStats::new(&registry, testing::scope("server.")));
     let size = std::mem::size_of_val(&serve(Socket::Tcp(socket), ListenerId(0), panics()));
     assert!((1000..=3000).contains(&size), "{size} bytes");
-    assert!(std::mem::size_of::<Connection>() <= 512, "{} bytes", std::mem::size_of::<Connection>());
+    assert!(std::mem::size_of::<Connection>() <= 520, "{} bytes", std::mem::size_of::<Connection>());
 }

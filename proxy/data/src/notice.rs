@@ -17,6 +17,8 @@ pub(crate) enum Notice {
     RedirectLoop,
     /// No filter chain takes a connection.
     NoChain,
+    /// A peer's certificate is not accepted, or missing.
+    Certificate,
 }
 
 /// The interval.
@@ -30,7 +32,7 @@ pub(crate) fn due(listener: ListenerId, notice: Notice) -> Option<u64> {
     NOTICES.lock().due(listener, notice, Instant::now())
 }
 
-/// When each thing was last told. As many entries as there were listeners, at most twice.
+/// When each thing was last told. As many entries as there were listeners, at most three times.
 #[derive(Debug, Default)]
 struct Notices(HashMap<(ListenerId, Notice), Told>);
 

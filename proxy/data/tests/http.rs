@@ -603,6 +603,38 @@ async fn http2_goes_in_and_out() {
     serve.abort();
 }
 
+/// The way to the upstream is cut: nothing comes back, and nothing says that the connection is of no use.
+#[tokio::test]
+async fn a_silent_http2_connection_gets_no_further_requests() {
+    let upstream = Upstream::new().await;
+    let mut setup = Setup::new(upstream.address());
+    setup.protocol = UpstreamProtocol::Http2;
+    setup.timeout = Some(Duration::from_secs(1));
+    let proxy = start(setup).await;
+    let serve = tokio::spawn(async move {
+        let (stream, _) = upstream.0.accept().await.unwrap();
+        let mut silent = h2::server::handshake(stream).await.unwrap();
+        let (_, mut respond) = silent.accept().await.unwrap().unwrap();
+        respond.send_response(http::Response::new(()), true).unwrap();
+        // The second request is taken, and nobody goes on with the connection.
+        let _taken = silent.accept().await.unwrap().unwrap();
+        let (stream, _) = upstream.0.accept().await.unwrap();
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        while let Some(accepted) = connection.accept().await {
+            let (_, mut respond) = accepted.unwrap();
+            respond.send_response(http::Response::new(()), true).unwrap();
+        }
+    });
+    let mut answers = Vec::new();
+    while answers.len() < 10 && answers.iter().filter(|status| **status == 200).count() < 2 {
+        let mut client = proxy.connect().await;
+        client.send(GET).await;
+        answers.push(status(&client.response().await.0));
+    }
+    assert_eq!((answers.first(), answers.get(1), answers.last()), (Some(&200), Some(&504), Some(&200)), "{answers:?}");
+    serve.abort();
+}
+
 #[tokio::test]
 async fn what_follows_an_upgrade_request_is_for_the_other_side_of_the_tunnel() {
     let upstream = Upstream::new().await;

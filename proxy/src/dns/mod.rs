@@ -60,6 +60,7 @@ impl Dns {
         self.metrics.entries(table.len() as u64);
         self.table.store(table.into());
         if !self.configured.swap(true, Relaxed) {
+            tracing::info!("the first DNS configuration is there: {} names", self.table.load().len());
             self.metrics.config_ready_wait.record(self.started.elapsed());
         }
         Ok(left_out)

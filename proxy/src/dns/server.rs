@@ -61,13 +61,13 @@ impl Addresses {
     /// Kuma's rule. Without transparent proxying: all IPv4 addresses. With it: loopback, where redirected queries arrive, unless there are networks of
     /// containers (`vnet`), whose queries arrive at their interface. Source: kuma `app/kuma-dp/cmd/run.go`, `dnsProxyAddresses`.
     pub fn new(port: u16, transparent: bool, dual_stack: bool, vnet: bool) -> Addresses {
+        // A reply has to leave from the address that the query came to, or the redirection does not know it. On the more exact socket that is loopback,
+        // for the host's own redirected queries; others come to their interface's address.
+        const ALL_V4: &[IpAddr] = &[IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V4(Ipv4Addr::LOCALHOST)];
+        const ALL_V6: &[IpAddr] = &[IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::LOCALHOST)];
         let (v4, v6): (&[IpAddr], &[IpAddr]) = match (transparent, vnet) {
-            (false, _) => (&[IpAddr::V4(Ipv4Addr::UNSPECIFIED)], &[]),
-            // A reply has to leave from the address that the query came to. On the more exact socket that is loopback, for the host's own queries.
-            (true, true) => (
-                &[IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V4(Ipv4Addr::LOCALHOST)],
-                &[IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::LOCALHOST)],
-            ),
+            (false, _) => (ALL_V4, &[]),
+            (true, true) => (ALL_V4, ALL_V6),
             (true, false) => (&[IpAddr::V4(Ipv4Addr::LOCALHOST)], &[IpAddr::V6(Ipv6Addr::LOCALHOST)]),
         };
         let v6 = if dual_stack { v6 } else { &[] };

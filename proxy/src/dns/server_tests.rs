@@ -590,7 +590,7 @@ fn addresses_by_kumas_rule() {
     let listed =
         |addresses: Addresses| addresses.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     for (transparent, dual_stack, vnet, expected) in [
-        (false, true, false, "0.0.0.0"),
+        (false, true, false, "0.0.0.0 127.0.0.1"),
         (true, false, false, "127.0.0.1"),
         (true, true, false, "127.0.0.1 ::1"),
         (true, false, true, "0.0.0.0 127.0.0.1"),

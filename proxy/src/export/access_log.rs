@@ -7,7 +7,11 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, ErrorKind, Write},
     os::unix::fs::{FileTypeExt, OpenOptionsExt},
-    sync::Arc,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -19,6 +23,8 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 use tracing::{error, info};
+
+use super::log_streamer;
 
 /// Lines that may wait for a writer, per path.
 const QUEUE_LINES: usize = 16 * 1024;
@@ -43,6 +49,8 @@ pub struct Flush {
 pub struct AccessLogs {
     sinks: Arc<Mutex<BTreeMap<Arc<str>, LogSink>>>,
     commands: mpsc::UnboundedSender<Command>,
+    /// Lines that a TCP backend did not take.
+    lost: Arc<AtomicU64>,
 }
 
 enum Command {
@@ -52,10 +60,11 @@ enum Command {
 }
 
 impl AccessLogs {
-    /// The sinks, and what [`run`] needs on the writer's thread.
-    pub fn new() -> (AccessLogs, Commands) {
-        let (commands, receiver) = mpsc::unbounded_channel();
-        (AccessLogs { sinks: Arc::default(), commands }, Commands(receiver))
+    /// The sinks, and what [`run`] needs on the writer's thread. Lines for the path `streamed` go to the TCP backends that they name instead of a file.
+    pub fn new(streamed: Option<PathBuf>) -> (AccessLogs, Commands) {
+        let (commands, received) = mpsc::unbounded_channel();
+        let lost = Arc::<AtomicU64>::default();
+        (AccessLogs { sinks: Arc::default(), commands, lost: lost.clone() }, Commands { received, streamed, lost })
     }
 
     /// The sink of `path`. Two logs to one path share one writer, so their lines do not mix.
@@ -87,25 +96,33 @@ impl AccessLogs {
         }
     }
 
-    /// Lines lost to full queues so far.
+    /// Lines lost so far to full queues and to TCP backends that were away.
     pub fn dropped(&self) -> u64 {
-        self.sinks.lock().values().map(LogSink::dropped).sum()
+        self.sinks.lock().values().map(LogSink::dropped).sum::<u64>() + self.lost.load(Relaxed)
     }
 }
 
 /// The writers' end of [`AccessLogs`].
-pub struct Commands(mpsc::UnboundedReceiver<Command>);
+pub struct Commands {
+    received: mpsc::UnboundedReceiver<Command>,
+    streamed: Option<PathBuf>,
+    lost: Arc<AtomicU64>,
+}
 
 /// Runs the writers until all [`AccessLogs`] are gone. Has to run in a [`tokio::task::LocalSet`].
 pub async fn run(mut commands: Commands, flush: Flush, stats: FilesystemStats) {
     let mut writers: Vec<mpsc::UnboundedSender<WriterCommand>> = Vec::new();
-    while let Some(command) = commands.0.recv().await {
+    while let Some(command) = commands.received.recv().await {
         writers.retain(|writer| !writer.is_closed());
         match command {
             Command::Add(path, lines) => {
                 let (writer, orders) = mpsc::unbounded_channel();
                 writers.push(writer);
-                tokio::task::spawn_local(Writer::new(path, flush, stats.clone()).run(lines, orders));
+                if commands.streamed.as_deref() == Some(Path::new(&*path)) {
+                    tokio::task::spawn_local(log_streamer::run(lines, orders, commands.lost.clone()));
+                } else {
+                    tokio::task::spawn_local(Writer::new(path, flush, stats.clone()).run(lines, orders));
+                }
             }
             Command::Reopen => {
                 for writer in &writers {
@@ -129,8 +146,11 @@ pub async fn run(mut commands: Commands, flush: Flush, stats: FilesystemStats) {
     }
 }
 
-enum WriterCommand {
+/// What is asked of who writes one path's lines.
+pub(super) enum WriterCommand {
+    /// Open the file again.
     Reopen,
+    /// Write what was logged before, and say so.
     Flush(oneshot::Sender<()>),
 }
 

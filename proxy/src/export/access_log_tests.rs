@@ -12,7 +12,7 @@ fn stats() -> FilesystemStats {
 }
 
 fn start(set: &LocalSet, stats: &FilesystemStats) -> AccessLogs {
-    let (logs, commands) = AccessLogs::new();
+    let (logs, commands) = AccessLogs::new(None);
     set.spawn_local(run(commands, Flush { interval: Duration::from_millis(10), min_size: 64 * 1024 }, stats.clone()));
     logs
 }
@@ -68,7 +68,7 @@ async fn a_fifo_without_reader_holds_nobody_up() {
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_full_queue_drops_and_counts() {
-    let (logs, _commands) = AccessLogs::new();
+    let (logs, _commands) = AccessLogs::new(None);
     let sink = logs.sink("/nowhere/access.log");
     for _ in 0..QUEUE_LINES + 3 {
         sink.write(Bytes::from_static(b"x\n"));
@@ -78,7 +78,7 @@ async fn a_full_queue_drops_and_counts() {
 
 #[tokio::test(flavor = "current_thread")]
 async fn one_path_has_one_writer_and_goes_with_its_last_user() {
-    let (logs, _commands) = AccessLogs::new();
+    let (logs, _commands) = AccessLogs::new(None);
     let first = logs.sink("/tmp/a");
     let second = logs.sink("/tmp/a");
     assert!(Arc::ptr_eq(&first.path, &second.path));

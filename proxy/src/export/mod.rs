@@ -1,3 +1,4 @@
 //! What leaves the process besides traffic.
 
 pub mod access_log;
+mod log_streamer;

@@ -30,6 +30,7 @@ fn defaults_are_kumas() {
     let (redirection, notes) = parse("").unwrap();
     assert!(notes.is_empty(), "{notes:?}");
     assert_eq!((redirection.uid, redirection.mark, redirection.ipv6, redirection.dns), (5678, None, true, None));
+    // Trap 33: IPv6 has no port of its own any more, 15010.
     assert_eq!((redirection.inbound.port, redirection.outbound.port, redirection.dns_port), (15006, 15001, 15053));
 }
 

@@ -1,6 +1,10 @@
 //! Flags and environment of `shika-proxy run`.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{ArgAction, Parser, builder::BoolishValueParser};
 
@@ -95,6 +99,9 @@ pub struct Arguments {
     /// Old name of --work-dir
     #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_CONFIG_DIR", value_name = "DIR", hide = true)]
     pub config_dir: Option<PathBuf>,
+    /// Directory for sockets in kuma-dp's older notation; wins over --work-dir
+    #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_SOCKET_DIR", value_name = "DIR", hide = true)]
+    pub socket_dir: Option<PathBuf>,
     /// Number of workers; 0: the cores that cgroup and affinity allow
     #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_CONCURRENCY", default_value_t = 0)]
     pub concurrency: u32,
@@ -266,6 +273,11 @@ impl Arguments {
         variables
     }
 
+    /// The directory for sockets, by whichever name it was given.
+    pub fn directory(&self) -> Option<&Path> {
+        self.socket_dir.as_deref().or(self.work_dir.as_deref()).or(self.config_dir.as_deref())
+    }
+
     /// What traffic is redirected here; `None` where the flags do not say that any is.
     ///
     /// # Errors
@@ -301,6 +313,7 @@ impl Arguments {
             (self.dns_enable_logging.is_some(), "--dns-enable-logging", "use --envoy-component-log-level=dns:debug"),
             (self.binary_path.is_some(), "--binary-path", "there is no second process"),
             (self.config_dir.is_some() && self.work_dir.is_some(), "--config-dir", "--work-dir wins"),
+            (self.work_dir.is_some() && self.socket_dir.is_some(), "--work-dir", "--socket-dir wins"),
         ];
         let set = WITHOUT_EFFECT.iter().copied().filter(|(name, _)| std::env::var_os(name).is_some());
         flags.into_iter().filter(|(given, ..)| *given).map(|(_, flag, why)| (flag, why)).chain(set).collect()

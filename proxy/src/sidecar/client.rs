@@ -16,10 +16,11 @@ use shika_data::model::{
     matcher::StringMatcher,
     tls::{ClientContext, ClientTlsSpec, Parameters, SanKind, SanMatcher, Trust, Validation},
 };
-use tokio::{net::TcpStream, time::Instant};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{arguments::Arguments, request::SYSTEM_CA_PATHS};
+use crate::lookup;
 
 /// Largest answer that is read.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
@@ -170,9 +171,7 @@ fn authorities(arguments: &Arguments) -> Result<(String, Vec<CertificateDer<'sta
 
 async fn ask(address: &Address, body: Bytes) -> Result<Answer, Failure> {
     let retry = |what: &str, error: &dyn std::fmt::Display| Failure::Retry(format!("{what}: {error}"));
-    let socket = TcpStream::connect((address.host.as_str(), address.port))
-        .await
-        .map_err(|error| retry("cannot connect", &error))?;
+    let socket = lookup::connect(&address.host, address.port).await.map_err(|error| retry("cannot connect", &error))?;
     let authority = if address.host.contains(':') {
         format!("[{}]:{}", address.host, address.port)
     } else {
@@ -263,6 +262,7 @@ fn unpack(text: &str) -> Result<Answer, String> {
 mod tests {
     use super::*;
 
+    /// Trap 3: of the 4xx only 404 is tried again.
     #[test]
     fn answers_and_what_follows() {
         let answer = |sidecar: Value| Ok(Answer { bootstrap: "node: {}".into(), sidecar });
@@ -279,6 +279,9 @@ mod tests {
         assert!(
             matches!(judge(StatusCode::UNPROCESSABLE_ENTITY, b"token expired"), Err(Failure::Final(why)) if why.contains("token expired"))
         );
+        for status in (400..500).filter(|status| *status != 404) {
+            assert!(matches!(judge(StatusCode::from_u16(status).expect("a status"), b"x"), Err(Failure::Final(_))));
+        }
         assert!(matches!(judge(StatusCode::INTERNAL_SERVER_ERROR, b"x"), Err(Failure::Retry(_))));
     }
 }

@@ -15,6 +15,8 @@ use tokio::{
     net::{TcpSocket, TcpStream},
 };
 
+use crate::lookup;
+
 /// Where connections to the workload come from under transparent proxying: the rules let these pass. Trap 28; kuma
 /// `app/kuma-dp/pkg/dataplane/probes/component.go`.
 const PASSTHROUGH: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(127, 0, 0, 6), Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
@@ -38,7 +40,8 @@ pub struct Fetched {
 /// The kernel's.
 pub async fn connect(host: &str, port: u16, transparent: bool) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in tokio::net::lookup_host((host, port)).await? {
+    for address in lookup::addresses(host).await? {
+        let address = SocketAddr::new(address, port);
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         if transparent {
             let source = match address.ip() {

@@ -59,6 +59,8 @@ pub struct Sidecar {
     pub ca_file: Option<PathBuf>,
     /// Where DNS is served, and the file with the resolvers of what is not the mesh's.
     pub dns: Option<(dns::Addresses, PathBuf)>,
+    /// Path that lines for TCP log backends are logged to. kuma-dp has a FIFO there.
+    pub access_log_pipe: PathBuf,
     /// The metrics endpoint.
     pub metrics: Option<metrics::Setup>,
     /// The application probe proxy, where there is one.
@@ -112,8 +114,7 @@ pub fn main(arguments: Vec<OsString>, start: Instant) -> ExitCode {
 /// Everything up to the bootstrap: work directory, resource, token, and the control plane's answer.
 fn prepare(arguments: &Arguments) -> Result<(Bootstrap, Sidecar, WorkDirectory), Vec<String>> {
     let one = |error: String| vec![error];
-    let directory =
-        WorkDirectory::new(arguments.work_dir.as_deref().or(arguments.config_dir.as_deref())).map_err(one)?;
+    let directory = WorkDirectory::new(arguments.directory()).map_err(one)?;
     let proxy = request::Proxy::new(arguments).map_err(one)?;
     let token = arguments.token().map_err(one)?;
     let transparent = arguments.transparent_proxy().map_err(one)?;
@@ -156,6 +157,7 @@ fn prepare(arguments: &Arguments) -> Result<(Bootstrap, Sidecar, WorkDirectory),
         aggregate: metrics::Application::aggregate(&answer.sidecar).map_err(one)?,
     };
     let sidecar = Sidecar {
+        access_log_pipe: socket_path(directory.path(), &format!("kuma-al-{}-{}", proxy.name, proxy.mesh)),
         metrics: Some(metrics),
         probes,
         readiness_port: arguments.readiness_port,

@@ -128,6 +128,7 @@ mod tests {
             work_directory: "/nowhere".into(),
             token_file: None,
             ca_file: None,
+            access_log_pipe: "/nowhere".into(),
             metrics: None,
             probes: None,
             dns: None,

@@ -169,7 +169,7 @@ pub fn body(arguments: &Arguments, proxy: &Proxy, token: Option<&str>, beside: &
 
 /// What the control plane may rely on: it generates other configuration for each. Trap 7: only what is there.
 fn features(arguments: &Arguments, beside: &Beside<'_>) -> Vec<&'static str> {
-    let mut features = Vec::new();
+    let mut features = vec!["feature-tcp-accesslog-via-named-pipe"];
     for (given, feature) in [
         (arguments.xds_variant != "GRPC", "feature-delta-grpc"),
         (beside.dns_port.is_some(), "feature-embedded-dns"),
@@ -236,7 +236,12 @@ mod tests {
         );
         assert_eq!(
             body["features"],
-            json!(["feature-delta-grpc", "feature-strict-inbound-ports", "feature-reuse-port"])
+            json!([
+                "feature-tcp-accesslog-via-named-pipe",
+                "feature-delta-grpc",
+                "feature-strict-inbound-ports",
+                "feature-reuse-port"
+            ])
         );
         assert_eq!(body["readinessPort"], 9902);
         assert_eq!(body["appProbeProxyDisabled"], false);
@@ -255,6 +260,7 @@ mod tests {
         assert_eq!(
             body["features"],
             json!([
+                "feature-tcp-accesslog-via-named-pipe",
                 "feature-embedded-dns",
                 "feature-transparent-proxy-in-dataplane-metadata",
                 "feature-strict-inbound-ports",

@@ -109,8 +109,14 @@ impl AggregatedDiscoveryService for Script {
 
 /// A control plane whose streams the test holds.
 pub async fn control_plane() -> (SocketAddr, mpsc::Receiver<Session>) {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    control_plane_on(std::net::TcpListener::bind("127.0.0.1:0").unwrap())
+}
+
+/// The same at this socket.
+pub fn control_plane_on(listener: std::net::TcpListener) -> (SocketAddr, mpsc::Receiver<Session>) {
     let address = listener.local_addr().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
     let (sessions, receiver) = mpsc::channel(4);
     tokio::spawn(
         tonic::transport::Server::builder()

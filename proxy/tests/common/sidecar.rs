@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Answer, LIMIT, PROXY, answer,
-    control_plane::{Session, control_plane, session},
+    control_plane::{Session, control_plane_on, session},
     eventually,
 };
 
@@ -50,6 +50,18 @@ pub struct Setup<'a> {
     pub resources: &'a str,
     /// DNS is on.
     pub dns: bool,
+    /// Somewhere else than here.
+    pub place: Option<Place<'a>>,
+}
+
+/// Where a sidecar and its control plane are, and who it is.
+pub struct Place<'a> {
+    /// What starts a program there, as this user.
+    pub launch: &'a [&'a str],
+    /// The user.
+    pub uid: u32,
+    /// Listens on loopback there.
+    pub listen: &'a dyn Fn() -> TcpListener,
 }
 
 /// A port that is free now, for TCP and UDP.
@@ -67,15 +79,25 @@ impl Sidecar {
     /// Starts one; it has asked for its bootstrap when this returns. Its work directory is `directory`.
     pub async fn start(setup: Setup<'_>) -> Sidecar {
         let directory = tempfile::tempdir().unwrap();
-        let (ads, sessions) = control_plane().await;
+        let listen =
+            || setup.place.as_ref().map_or_else(|| TcpListener::bind("127.0.0.1:0").unwrap(), |place| (place.listen)());
+        let (ads, sessions) = control_plane_on(listen());
         let bootstrap = bootstrap(ads, directory.path().to_str().unwrap(), setup.resources);
-        let (address, request) = bootstrap_server(&bootstrap, &setup.configuration);
+        let (address, request) = bootstrap_server(listen(), &bootstrap, &setup.configuration);
         let log = directory.path().join("log");
         let (dns_port, readiness_port) = (free_port(), free_port());
         let token = directory.path().join("token");
         fs::write(&token, "first\n").unwrap();
-        let mut command = Command::new(PROXY);
+        let launch = setup.place.as_ref().map_or(&[][..], |place| place.launch);
+        let program = [launch, &[PROXY]].concat();
+        if let Some(place) = &setup.place {
+            for path in [directory.path(), &token] {
+                std::os::unix::fs::chown(path, Some(place.uid), None).unwrap();
+            }
+        }
+        let mut command = Command::new(program[0]);
         command
+            .args(&program[1..])
             .args(["run", "--name", "backend-1", "--mesh", "default", "--concurrency", "1"])
             .args(["--cp-address", &format!("http://{address}")])
             .args(["--work-dir", directory.path().to_str().unwrap()])
@@ -214,8 +236,11 @@ static_resources:
 }
 
 /// Answers every request with the bootstrap and keeps the first one's body.
-fn bootstrap_server(bootstrap: &str, configuration: &Value) -> (SocketAddr, Arc<Mutex<Option<Value>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+fn bootstrap_server(
+    listener: TcpListener,
+    bootstrap: &str,
+    configuration: &Value,
+) -> (SocketAddr, Arc<Mutex<Option<Value>>>) {
     let address = listener.local_addr().unwrap();
     let request = Arc::new(Mutex::new(None));
     let body = json!({

@@ -3,7 +3,9 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod dns;
 mod host;
+mod kuma;
 mod probe;
 mod proxy;
 mod rules;

@@ -17,10 +17,10 @@ use crate::{
 
 const ADMIN: &str = "127.0.0.1:9901";
 
-/// The bootstrap of a sidecar at 10.77.0.1. Inbounds 80 and, with a TLS inspector, 3306; outbounds 240.0.0.1:80 (to the peer's 80), 240.0.0.2:80
+/// The static resources of a sidecar at 10.77.0.1, listeners and clusters. Inbounds 80 and, with a TLS inspector, 3306; outbounds 240.0.0.1:80 (to the peer's 80), 240.0.0.2:80
 /// (to this very sidecar's inbound) and the peer's 10.77.0.2:8080 (to 192.0.2.1:443, which tells them apart); the same in IPv6. With `pass_through`,
 /// outgoing connections that no listener names go on to their original destination.
-pub fn bootstrap(pass_through: bool) -> String {
+pub fn resources(pass_through: bool) -> (String, String) {
     let mut listeners = String::new();
     let mut clusters = String::new();
     for (family, any, source) in [("ipv4", "0.0.0.0", "127.0.0.6"), ("ipv6", "'::'", "'::6'")] {
@@ -113,6 +113,11 @@ pub fn bootstrap(pass_through: bool) -> String {
         plain = tcp_proxy("localhost_3306"),
         tls = tcp_proxy("localhost_80"),
     ));
+    (listeners, clusters)
+}
+
+fn bootstrap(pass_through: bool) -> String {
+    let (listeners, clusters) = resources(pass_through);
     format!(
         "node: {{id: default.app, cluster: app}}
 admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 9901}}}}}}

@@ -30,7 +30,7 @@ fn both_directions_both_families() {
     for flags in ["", "--redirect-inbound-port=15001"] {
         let host = Host::new(Backend::Nftables).with_applications();
         host.must_install(&format!(
-            "--kuma-dp-user=5678 --exclude-outbound-ports=22 --exclude-inbound-ports=22 {flags}"
+            "--kuma-dp-user=5678 --exclude-outbound-ports=22 --exclude-inbound-ports=22 --exclude-outbound-ports-for-uids=tcp:80:1001 {flags}"
         ));
         let proxy = Proxy::start(&host, true);
         for (from, to, expected) in [
@@ -51,16 +51,20 @@ fn both_directions_both_families() {
             (From::Peer, "[fd77::1]:80", "app:80 for [::1]:80"),
             (From::Peer, "10.77.0.1:8080", "app:8080 for 10.77.0.1:8080"),
             (From::Peer, "[fd77::1]:8080", "app:8080 for [fd77::1]:8080"),
-            // Excluded ports never see the proxy.
+            // Excluded ports and users never see the proxy.
             (application(), "10.77.0.2:22", "peer:22 for 10.77.0.2:22"),
             (From::Peer, "10.77.0.1:22", "app:22 for 10.77.0.1:22"),
+            (From::App(Caller::user(1001)), "10.77.0.2:80", "peer:80 for 10.77.0.2:80"),
+            (From::App(Caller::user(1001)), "[fd77::2]:80", "peer:80 for [fd77::2]:80"),
+            // That user's other ports are redirected.
+            (From::App(Caller::user(1001)), "10.77.0.2:8080", "peer:443 for 192.0.2.1:443"),
         ] {
             assert_eq!(host.tcp(from, to), expected, "{flags}: {from:?} to {to}");
         }
         for (cluster, connections) in [
             ("web", 1),
             ("web6", 1),
-            ("far", 1),
+            ("far", 2),
             ("far6", 1),
             ("self", 1),
             ("self6", 1),

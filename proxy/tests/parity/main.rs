@@ -13,6 +13,7 @@ mod bootstrap;
 mod case;
 mod certs;
 mod client;
+mod differences;
 mod frames;
 mod h2_client;
 mod h2_server;
@@ -179,4 +180,23 @@ fn every_case_agrees() {
     let report = Report::new(cases, if whole { &global } else { &[] }, subjects.len());
     report.print();
     assert!(report.passed(), "the parity suite found differences; they are listed above");
+}
+
+#[test]
+fn the_page_of_differences_says_what_the_cases_say() {
+    let cases: Vec<_> = case_paths(None)
+        .unwrap()
+        .into_iter()
+        .map(|path| (path.file_stem().unwrap().to_string_lossy().into_owned(), case::read(&path).unwrap()))
+        .collect();
+    let global = case::read_differences(&home().join("differences.yaml")).unwrap();
+    let page = differences::page(&cases, &global);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/differences.md");
+    if std::env::var_os("SHIKA_WRITE_DOCS").is_some() {
+        std::fs::write(&path, &page).unwrap();
+    }
+    assert!(
+        std::fs::read_to_string(&path).unwrap_or_default() == page,
+        "docs/differences.md is not what the cases say: run this test with SHIKA_WRITE_DOCS=1"
+    );
 }

@@ -411,3 +411,41 @@ fn mutated_bytes_never_panic() {
         compiler.build();
     }
 }
+
+#[test]
+fn a_static_secret_can_be_replaced_by_one_that_works() {
+    let mut compiler = compiler();
+    let validation = |pem: &str| {
+        format!("{{ name: ca, validation_context: {{ trusted_ca: {{ inline_string: {} }} }} }}", quoted(pem))
+    };
+    let bootstrap = format!(
+        "
+static_resources:
+  secrets: [{}]
+  clusters:
+  - name: cp
+    type: STATIC
+    transport_socket:
+      name: tls
+      typed_config:
+        '@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+        common_tls_context: {{ validation_context_sds_secret_config: {{ name: ca }} }}
+    load_assignment: {{ cluster_name: cp, endpoints: [] }}
+",
+        validation(&certificate("one").0)
+    );
+    load(&mut compiler, &bootstrap).unwrap();
+    let snapshot = compiler.build().unwrap().snapshot;
+    let context = || snapshot.clusters[0].as_ref().unwrap().tls.as_ref().unwrap().context.load_full().unwrap();
+    let first = context();
+    let secret = |text: &str| crate::compile::testing::yaml::<Secret>(text);
+    compiler.replace_static_secret(&secret(&validation(&certificate("two").0))).unwrap();
+    // In force at once, in the cluster that the workers hold.
+    let second = context();
+    assert!(!Arc::ptr_eq(&first, &second));
+    let reject = compiler.replace_static_secret(&secret(&validation("no PEM"))).unwrap_err();
+    assert_eq!((reject.name.as_str(), reject.type_url.as_str()), ("ca", type_url::SECRET));
+    assert!(Arc::ptr_eq(&second, &context()));
+    let other = secret(&validation(&certificate("three").0).replace("name: ca", "name: other"));
+    assert!(compiler.replace_static_secret(&other).unwrap_err().reason.contains("no static secret"));
+}

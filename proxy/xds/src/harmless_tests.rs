@@ -54,9 +54,9 @@ fn what_the_table_does_not_mention_is_refused_with_its_path() {
     );
     assert_eq!(
         faults(
-            "{ transport_socket: { typed_config: { '@type': type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua, inline_code: x } } }"
+            "{ transport_socket: { typed_config: { '@type': type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm, config: { name: x } } } }"
         ),
-        ["transport_socket.typed_config: envoy.extensions.filters.http.lua.v3.Lua is not supported"]
+        ["transport_socket.typed_config: envoy.extensions.filters.http.wasm.v3.Wasm is not supported"]
     );
     let passed = check("{ metadata: { filter_metadata: { a: { b: 1 } } }, dns_jitter: 1s }").unwrap();
     let fields: BTreeSet<_> = passed.iter().map(|one| one.field.as_str()).collect();

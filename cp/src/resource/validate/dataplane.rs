@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use super::mesh::metrics_backend;
 use super::{TagValues, Violation, address, port, positive_duration, require_service, tags};
 use crate::resource::{
     Dataplane, GatewayType, Inbound, Mesh, Meta, Networking, Outbound, PROTOCOL_TAG, SERVICE_TAG, TagRule,
@@ -21,6 +22,9 @@ pub(super) fn dataplane(dataplane: &Dataplane, meta: &Meta, violations: &mut Vec
         return;
     };
     admin(networking, violations);
+    if let Some(metrics) = &dataplane.metrics {
+        metrics_backend("metrics", metrics, violations);
+    }
     match networking.gateway.as_ref().map(|gateway| (gateway.kind, gateway)) {
         Some((kind, gateway)) => {
             let whose = match kind {
@@ -106,17 +110,12 @@ pub(super) fn without_effect(dataplane: &Dataplane) -> Vec<String> {
             fields.push(format!("{field}: stored, but without effect in this version"));
         }
     };
-    note(dataplane.metrics.is_some(), "metrics");
-    note(dataplane.probes.is_some(), "probes");
     let Some(networking) = &dataplane.networking else { return fields };
     note(!networking.listeners.is_empty(), "networking.listeners");
     let builtin = networking.gateway.as_ref().is_some_and(|gateway| gateway.kind == GatewayType::Builtin);
     note(builtin, "networking.gateway.type");
     for (index, inbound) in networking.inbound.iter().enumerate() {
         note(inbound.service_probe.is_some(), &format!("networking.inbound[{index}].serviceProbe"));
-    }
-    for (index, outbound) in networking.outbound.iter().enumerate() {
-        note(outbound.backend_ref.is_some(), &format!("networking.outbound[{index}].backendRef"));
     }
     fields
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{TagValues, Violation, positive_duration, tags};
-use crate::resource::{CaBackend, Mesh, TagRule, parse_duration};
+use crate::resource::{CaBackend, LegacyMetricsBackend, LegacyTlsMode, Mesh, TagRule, parse_duration};
 
 pub(super) fn mesh(mesh: &Mesh, violations: &mut Vec<Violation>) {
     if let Some(mtls) = &mesh.mtls {
@@ -26,12 +26,65 @@ pub(super) fn mesh(mesh: &Mesh, violations: &mut Vec<Violation>) {
             violations.push(Violation::new("mtls.enabledBackend", message));
         }
     }
+    if let Some(metrics) = &mesh.metrics {
+        let mut names = BTreeSet::new();
+        for (index, backend) in metrics.backends.iter().enumerate() {
+            let at = format!("metrics.backends[{index}]");
+            if !names.insert(backend.name.as_str()) {
+                let message = format!("{:?} name is already used for another backend", backend.name);
+                violations.push(Violation::new(format!("{at}.name"), message));
+            }
+            metrics_backend(&at, backend, violations);
+        }
+        if !metrics.enabled_backend.is_empty() && !names.contains(metrics.enabled_backend.as_str()) {
+            let message = "has to be set to one of the backends in the mesh";
+            violations.push(Violation::new("metrics.enabledBackend", message));
+        }
+    }
     if let Some(rules) = mesh.constraints.as_ref().and_then(|constraints| constraints.dataplane_proxy.as_ref()) {
         tag_rules("constraints.dataplaneProxy.requirements", &rules.requirements, violations);
         tag_rules("constraints.dataplaneProxy.restrictions", &rules.restrictions, violations);
     }
     if mesh.routing.as_ref().is_some_and(|routing| routing.zone_egress) && mesh.enabled_backend().is_none() {
         violations.push(Violation::new("mtls", "has to be set when zoneEgress enabled"));
+    }
+}
+
+/// Rules for a metrics backend of a Mesh or of a Dataplane.
+pub(super) fn metrics_backend(at: &str, backend: &LegacyMetricsBackend, violations: &mut Vec<Violation>) {
+    if !backend.is_prometheus() {
+        let message = "unknown backend type. Available backends: \"prometheus\"";
+        violations.push(Violation::new(format!("{at}.type"), message));
+        return;
+    }
+    let conf = match backend.prometheus() {
+        Ok(conf) => conf,
+        Err(reason) => {
+            violations.push(Violation::new(format!("{at}.conf"), format!("could not parse config: {reason}")));
+            return;
+        }
+    };
+    let tls = conf.tls.as_ref().map(|tls| tls.mode);
+    let agree = match (conf.skip_mtls, tls) {
+        (Some(skip), Some(mode)) => {
+            mode == if skip { LegacyTlsMode::Disabled } else { LegacyTlsMode::ActiveMtlsBackend }
+        }
+        _ => true,
+    };
+    if !agree {
+        let message = "skipMTLS and tls configuration cannot be defined together";
+        violations.push(Violation::new(format!("{at}.conf"), message));
+    }
+    if let Some(Err(error)) = conf.envoy.as_ref().map(|envoy| regex::Regex::new(&envoy.filter_regex)) {
+        let message = format!("provided regexp isn't correct: {error}");
+        violations.push(Violation::new(format!("{at}.conf.envoy.filterRegex"), message));
+    }
+    let mut names = BTreeSet::new();
+    for (index, aggregate) in conf.aggregate.iter().enumerate() {
+        if !names.insert(aggregate.name.as_str()) {
+            let message = format!("duplicate entry: {}, values have to be unique", aggregate.name);
+            violations.push(Violation::new(format!("{at}.conf.aggregate[{index}].name"), message));
+        }
     }
 }
 
@@ -102,13 +155,7 @@ pub(super) fn without_effect(mesh: &Mesh) -> Vec<String> {
             fields.push(format!("{field}: stored, but without effect in this version"));
         }
     };
-    note(mesh.metrics.is_some(), "metrics");
     note(mesh.logging.is_some(), "logging");
     note(mesh.tracing.is_some(), "tracing");
-    note(mesh.networking.is_some(), "networking.outbound.passthrough");
-    let routing = mesh.routing.clone().unwrap_or_default();
-    note(routing.locality_aware_load_balancing, "routing.localityAwareLoadBalancing");
-    note(routing.zone_egress, "routing.zoneEgress");
-    note(routing.default_forbid_mesh_external_service_access, "routing.defaultForbidMeshExternalServiceAccess");
     fields
 }

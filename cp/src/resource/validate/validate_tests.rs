@@ -7,9 +7,12 @@ fn read(yaml: &str) -> Resource {
     parse(documents(yaml).unwrap().remove(0)).unwrap().resource
 }
 
+fn violations(yaml: &str) -> Vec<String> {
+    super::resource(&read(yaml)).iter().map(ToString::to_string).collect()
+}
+
 fn check(yaml: &str, expected: &[&str]) {
-    let found: Vec<String> = super::resource(&read(yaml)).iter().map(ToString::to_string).collect();
-    assert_eq!(found, expected, "{yaml}");
+    assert_eq!(violations(yaml), expected, "{yaml}");
 }
 
 fn dataplane(networking: &str) -> String {
@@ -329,16 +332,60 @@ fn who_may_join_a_mesh() {
 }
 
 #[test]
+fn metrics_backends() {
+    let mesh = |metrics: &str, expected: &[&str]| check(&format!("type: Mesh\nname: m\nmetrics: {metrics}"), expected);
+    mesh(
+        "{enabledBackend: p, backends: [{name: p, type: prometheus, conf: {port: 1234, path: /m, tags: {a: b}, envoy: {filterRegex: 'a.*', \
+         usedOnly: true}, aggregate: [{name: a, port: 80, path: /x, enabled: false, address: '::1'}], tls: {mode: providedTLS}}}]}",
+        &[],
+    );
+    mesh("{enabledBackend: p, backends: [{name: p, type: prometheus}]}", &[]);
+    mesh("{backends: [{name: p, type: prometheus, conf: {skipMTLS: true, tls: {mode: disabled}}}]}", &[]);
+    mesh("{enabledBackend: q}", &["metrics.enabledBackend: has to be set to one of the backends in the mesh"]);
+    mesh(
+        "{backends: [{name: p, type: prometheus}, {name: p, type: statsd}]}",
+        &[
+            "metrics.backends[1].name: \"p\" name is already used for another backend",
+            "metrics.backends[1].type: unknown backend type. Available backends: \"prometheus\"",
+        ],
+    );
+    mesh(
+        "{backends: [{name: p, type: prometheus, conf: {skipMTLS: true, tls: {mode: providedTLS}, aggregate: [{name: a}, {name: a}]}}]}",
+        &[
+            "metrics.backends[0].conf: skipMTLS and tls configuration cannot be defined together",
+            "metrics.backends[0].conf.aggregate[1].name: duplicate entry: a, values have to be unique",
+        ],
+    );
+    let found = violations(
+        "type: Mesh\nname: m\nmetrics: {backends: [{name: p, type: prometheus, conf: {envoy: {filterRegex: '('}}}]}",
+    );
+    assert!(
+        found[0].starts_with("metrics.backends[0].conf.envoy.filterRegex: provided regexp isn't correct"),
+        "{found:?}"
+    );
+    for (conf, place) in [("{prot: 1}", "conf.prot: "), ("{tls: {mode: some}}", "conf.tls.mode: ")] {
+        let yaml = format!("type: Mesh\nname: m\nmetrics: {{backends: [{{name: p, type: prometheus, conf: {conf}}}]}}");
+        let found = violations(&yaml);
+        let expected = format!("metrics.backends[0].conf: could not parse config: {place}");
+        assert!(found.len() == 1 && found[0].starts_with(&expected), "{found:?}");
+    }
+    let found = violations(
+        "type: Dataplane\nname: d\nnetworking: {address: 10.0.0.1, inbound: [{port: 1, tags: {kuma.io/service: a}}]}\nmetrics: {type: otel}",
+    );
+    assert_eq!(found, ["metrics.type: unknown backend type. Available backends: \"prometheus\""]);
+}
+
+#[test]
 fn settings_without_effect_are_named() {
     for (yaml, expected) in [
         (
-            "type: Mesh\nname: m\nmetrics: {enabledBackend: p}\nrouting: {localityAwareLoadBalancing: true}\nmeshServices: {mode: Exclusive}",
-            vec!["metrics", "routing.localityAwareLoadBalancing"],
+            "type: Mesh\nname: m\nlogging: {defaultBackend: l}\ntracing: {}\nrouting: {localityAwareLoadBalancing: true}\nmeshServices: {mode: Exclusive}",
+            vec!["logging", "tracing"],
         ),
         ("type: Mesh\nname: m\nmtls: {backends: [{name: a, type: builtin}]}", vec![]),
         (
-            "type: Dataplane\nname: d\nnetworking: {transparentProxying: {redirectPortInbound: 15006}, outbound: [{backendRef: {kind: MeshService}}]}",
-            vec!["networking.outbound[0].backendRef"],
+            "type: Dataplane\nname: d\nnetworking: {transparentProxying: {redirectPortInbound: 15006}, listeners: [{port: 1}], outbound: [{backendRef: {kind: MeshService}}]}",
+            vec!["networking.listeners"],
         ),
         ("type: MeshTrafficPermission\nname: p\nspec: {rules: [{default: {}}]}", vec!["spec.rules"]),
     ] {

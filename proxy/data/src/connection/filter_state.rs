@@ -10,9 +10,14 @@ use crate::{
     record::{self, Record},
 };
 
-/// Texts by key; empty for almost every connection.
+/// Texts by key. Almost every connection has none, and pays for a pointer only.
 #[derive(Debug, Default)]
-pub struct FilterState(Vec<Kept>);
+pub struct FilterState(Option<Box<Texts>>);
+
+#[derive(Debug, Default)]
+struct Texts {
+    kept: Vec<Kept>,
+}
 
 #[derive(Debug)]
 struct Kept {
@@ -24,15 +29,17 @@ struct Kept {
 impl FilterState {
     /// The text under a key.
     pub fn value(&self, key: &str) -> Option<&str> {
-        self.0.iter().find(|kept| *kept.key == *key).map(|kept| kept.value.as_str())
+        let texts = self.0.as_ref()?;
+        texts.kept.iter().find(|kept| *kept.key == *key).map(|kept| kept.value.as_str())
     }
 
     fn set(&mut self, rule: &FilterStateRule, value: String) {
         let kept = Kept { key: rule.key.clone(), value, read_only: rule.read_only };
-        match self.0.iter_mut().find(|kept| kept.key == rule.key) {
+        let texts = self.0.get_or_insert_default();
+        match texts.kept.iter_mut().find(|kept| kept.key == rule.key) {
             Some(old) if old.read_only => {}
             Some(old) => *old = kept,
-            None => self.0.push(kept),
+            None => texts.kept.push(kept),
         }
     }
 }

@@ -349,6 +349,11 @@ impl Histogram<'_> {
         self.0.add(self.1 + bucket, 1);
         self.0.add(self.1 + BUCKETS.len() + 1, value);
     }
+
+    /// How many values were recorded, over all workers.
+    pub fn count(self) -> u64 {
+        (0..=BUCKETS.len()).map(|bucket| self.0.sum(self.1 + bucket)).sum()
+    }
 }
 
 /// Counters and gauges of one endpoint. Shared by all workers: least-request balancing and `/clusters` read them.

@@ -35,9 +35,12 @@ pub enum AcceptError {
     /// The secret has not arrived.
     #[error("Secret is not supplied by SDS")]
     NotReady,
-    /// What went wrong: peer, SNI, expected and presented names, reason.
+    /// What went wrong: peer, SNI, reason.
     #[error("TLS_error: {0}")]
     Failed(String),
+    /// The peer's certificate is not accepted, or missing: peer, SNI, expected and presented names, reason.
+    #[error("TLS_error: {0}")]
+    Refused(String),
 }
 
 /// Accepts a TLS session. Counts `ssl.*`; the caller bounds the time.
@@ -54,7 +57,8 @@ pub async fn accept(tls: &ServerTls, io: Inspected, peer: Option<SocketAddr>) ->
             let peer = peer.map_or_else(|| "a unix socket".to_owned(), |peer| peer.to_string());
             let sni = if sni.is_empty() { "none" } else { &sni };
             let reason = format!("peer {peer}, SNI {sni}: {}", explain(&tls.stats, &error));
-            return Err(AcceptError::Failed(record::printable(&reason).into_owned()));
+            let reason = record::printable(&reason).into_owned();
+            return Err(if is_refusal(&error) { AcceptError::Refused(reason) } else { AcceptError::Failed(reason) });
         }
     };
     let (_, session) = stream.get_ref();
@@ -135,6 +139,12 @@ async fn handshake(context: &ServerContext, mut io: Inspected, sni: &mut String)
     };
     let config = if disjoint { &context.config_without_alpn } else { &context.config };
     start.into_stream(config.clone()).await
+}
+
+/// Whether it was we who refused the peer, for its certificate.
+fn is_refusal(error: &io::Error) -> bool {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(tls, Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented))
 }
 
 /// Counts a failed handshake and says why it failed.

@@ -326,17 +326,19 @@ fn explain(error: &webpki::Error) -> String {
     match error {
         webpki::Error::UnknownIssuer => "the certificate is not signed by a trusted authority".into(),
         webpki::Error::CertExpired { time, not_after } => {
+            let (now, end) = (time.as_secs(), not_after.as_secs());
+            let late = now.saturating_sub(end);
             format!(
-                "the certificate, or one of its issuers, has expired (now {}, valid until {})",
-                time.as_secs(),
-                not_after.as_secs()
+                "the certificate, or one of its issuers, has expired {late} s ago (now {now}, valid until {end}); it was not \
+                 renewed, or the clock of this host is ahead"
             )
         }
         webpki::Error::CertNotValidYet { time, not_before } => {
+            let (now, begin) = (time.as_secs(), not_before.as_secs());
+            let early = begin.saturating_sub(now);
             format!(
-                "the certificate, or one of its issuers, is not valid yet (now {}, valid from {})",
-                time.as_secs(),
-                not_before.as_secs()
+                "the certificate, or one of its issuers, is not valid for another {early} s (now {now}, valid from {begin}); \
+                 the clock of this host is behind, or that of the control plane which issued it is ahead"
             )
         }
         webpki::Error::RequiredEkuNotFoundContext(_) => {

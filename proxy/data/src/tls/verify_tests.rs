@@ -1,6 +1,17 @@
 use super::*;
 
 #[test]
+fn a_clock_that_is_wrong_is_told_by_how_much() {
+    let at = |second| UnixTime::since_unix_epoch(Duration::from_secs(second));
+    let early = explain(&webpki::Error::CertNotValidYet { time: at(1_000), not_before: at(1_590) });
+    assert!(early.contains("is not valid for another 590 s (now 1000, valid from 1590)"), "{early}");
+    assert!(early.contains("the clock of this host is behind"), "{early}");
+    let late = explain(&webpki::Error::CertExpired { time: at(1_600), not_after: at(1_000) });
+    assert!(late.contains("has expired 600 s ago (now 1600, valid until 1000)"), "{late}");
+    assert!(late.contains("the clock of this host is ahead"), "{late}");
+}
+
+#[test]
 fn wildcards_cover_one_label() {
     for (name, presented, expected) in [
         ("a.example", "a.example", true),

@@ -3,7 +3,10 @@
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -16,12 +19,18 @@ use crate::{io::UpstreamIo, model::cluster::Cluster};
 pub struct Metered {
     io: UpstreamIo,
     cluster: Arc<Cluster>,
+    heard: Arc<AtomicU64>,
 }
 
 impl Metered {
     /// Counts for `cluster`.
     pub fn new(io: UpstreamIo, cluster: Arc<Cluster>) -> Self {
-        Metered { io, cluster }
+        Metered { io, cluster, heard: Arc::default() }
+    }
+
+    /// Grows by the bytes that come in over this connection.
+    pub fn heard(&self) -> Arc<AtomicU64> {
+        self.heard.clone()
     }
 
     fn written(&self, n: usize) {
@@ -34,7 +43,9 @@ impl AsyncRead for Metered {
         let this = self.get_mut();
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
-        this.cluster.stats.upstream_cx_rx_bytes_total().add((buf.filled().len() - before) as u64);
+        let n = (buf.filled().len() - before) as u64;
+        this.cluster.stats.upstream_cx_rx_bytes_total().add(n);
+        this.heard.fetch_add(n, Relaxed);
         Poll::Ready(Ok(()))
     }
 }

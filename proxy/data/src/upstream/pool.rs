@@ -7,7 +7,10 @@
 use std::{
     collections::VecDeque,
     net::SocketAddr,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -62,6 +65,11 @@ pub struct Lease {
     key: Key,
     opened: Instant,
     requests: u32,
+    /// When the request began, and how many bytes had come in over the connection by then.
+    began: Instant,
+    heard_before: u64,
+    /// Bytes that came in over the connection.
+    heard: Arc<AtomicU64>,
 }
 
 /// A connection's sending half.
@@ -122,10 +130,17 @@ struct Shared {
     last_used: Instant,
     requests: u32,
     active: u32,
+    /// Bytes that came in.
+    heard: Arc<AtomicU64>,
 }
 
 /// Streams per HTTP/2 connection before another one is opened; Envoy's default.
 const MAX_STREAMS: u32 = 1024;
+
+/// A shared connection on which nothing at all came in while a request waited so long gets no further ones: the way there may have been cut, which
+/// shows as silence until TCP gives up a quarter of an hour later, and after which TCP takes as long to try again as the cut lasted. An HTTP/1
+/// connection is closed by a request that gives up anyway. (Envoy goes on with such a connection unless `connection_keepalive` is set.)
+const SILENCE: Duration = Duration::from_millis(750);
 
 /// A connection to `endpoint`: an idle one, a shared one, or a new one.
 pub async fn acquire(
@@ -287,6 +302,9 @@ impl HostPool {
                 key,
                 opened,
                 requests: requests + 1,
+                began: opened,
+                heard_before: 0,
+                heard: Arc::default(),
             });
         }
         None
@@ -309,11 +327,21 @@ impl HostPool {
             key,
             opened: shared.opened,
             requests: shared.requests,
+            began: Instant::now(),
+            heard_before: shared.heard.load(Relaxed),
+            heard: shared.heard.clone(),
         })
     }
 }
 
 impl Lease {
+    /// Of the request for which the connection was made.
+    fn first(sender: Sender, local: Option<SocketAddr>, key: Key, heard: Arc<AtomicU64>) -> Self {
+        let now = Instant::now();
+        let sender = Some(sender);
+        Lease { sender, reused: false, local, key, opened: now, requests: 0, began: now, heard_before: 0, heard }
+    }
+
     /// The connection's sending half.
     pub fn sender(&mut self) -> Option<&mut Sender> {
         self.sender.as_mut()
@@ -356,7 +384,7 @@ impl Drop for Lease {
         if let Some(Sender::Http2(_)) = self.sender {
             with_pools(|pools| {
                 if let Some(host) = pools.hosts.get_mut(&self.key) {
-                    host.end_stream(self.opened);
+                    host.end_stream(self);
                 }
             });
         }
@@ -364,10 +392,15 @@ impl Drop for Lease {
 }
 
 impl HostPool {
-    fn end_stream(&mut self, opened: Instant) {
-        if let Some(shared) = self.shared.iter_mut().find(|shared| shared.opened == opened) {
-            shared.active = shared.active.saturating_sub(1);
-            shared.last_used = Instant::now();
+    fn end_stream(&mut self, lease: &Lease) {
+        let Some(at) = self.shared.iter().position(|shared| shared.opened == lease.opened) else { return };
+        let Some(shared) = self.shared.get_mut(at) else { return };
+        let now = Instant::now();
+        shared.active = shared.active.saturating_sub(1);
+        shared.last_used = now;
+        let silent = lease.heard.load(Relaxed) == lease.heard_before;
+        if silent && now.saturating_duration_since(lease.began) >= SILENCE {
+            self.shared.swap_remove(at);
         }
     }
 

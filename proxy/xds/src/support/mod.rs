@@ -37,3 +37,7 @@ const NAME: &str = "extensions are known by their type";
 pub fn table() -> impl Iterator<Item = &'static Message> {
     [common::TABLE, cluster::TABLE, listener::TABLE, http::TABLE, filter::TABLE].into_iter().flatten()
 }
+
+#[cfg(test)]
+#[path = "page_tests.rs"]
+mod tests;

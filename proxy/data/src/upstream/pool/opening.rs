@@ -57,7 +57,7 @@ async fn http1_handshake(cluster: &Arc<Cluster>, connected: UpstreamConnection, 
         drop(guard);
         closed(key);
     });
-    Ok(Lease { sender: Some(Sender::Http1(sender)), reused: false, local, key, opened: Instant::now(), requests: 0 })
+    Ok(Lease::first(Sender::Http1(sender), local, key, Arc::default()))
 }
 
 async fn http2_handshake(cluster: &Arc<Cluster>, connected: UpstreamConnection, key: Key) -> hyper::Result<Lease> {
@@ -74,14 +74,16 @@ async fn http2_handshake(cluster: &Arc<Cluster>, connected: UpstreamConnection, 
     if let Some(timeout) = options.keepalive_timeout {
         builder.keep_alive_timeout(timeout);
     }
-    let (sender, connection) = builder.handshake(TokioIo::new(Metered::new(io, cluster.clone()))).await?;
+    let io = Metered::new(io, cluster.clone());
+    let heard = io.heard();
+    let (sender, connection) = builder.handshake(TokioIo::new(io)).await?;
     cluster.stats.upstream_cx_http2_total().inc();
     tokio::spawn(async move {
         let _ = connection.await;
         drop(guard);
         closed(key);
     });
-    Ok(Lease { sender: Some(Sender::Http2(sender)), reused: false, local, key, opened: Instant::now(), requests: 0 })
+    Ok(Lease::first(Sender::Http2(sender), local, key, heard))
 }
 
 /// Tells those who wait for this connection how it went, also when the request that makes it is cancelled.
@@ -110,6 +112,7 @@ impl Opening {
                     last_used: lease.opened,
                     requests: 1,
                     active: 1,
+                    heard: lease.heard.clone(),
                 });
             }
         });
