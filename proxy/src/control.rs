@@ -311,6 +311,7 @@ impl Control {
         match command {
             Command::FailHealthCheck(done) => {
                 self.state.health_failed.set(true);
+                shika_data::worker::set_health_failed(true);
                 // At once, as in Envoy: the next answer on any connection says so.
                 self.workers.drain(DrainScope::All, Some(DrainStrategy::Immediate), None).await;
                 // The other end is a request that may have been given up.
@@ -318,6 +319,7 @@ impl Control {
             }
             Command::PassHealthCheck(done) => {
                 self.state.health_failed.set(false);
+                shika_data::worker::set_health_failed(false);
                 self.workers.resume().await;
                 let _ = done.send(());
             }

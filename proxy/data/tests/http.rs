@@ -148,6 +148,7 @@ fn forward(id: ClusterId, timeout: Option<Duration>) -> RouteAction {
         high_priority: false,
         retry: None,
         mirrors: Vec::new(),
+        rate_limits: None,
         buffer_limit: None,
         labels: None,
     })
@@ -173,6 +174,7 @@ fn snapshot(setup: &Setup, registry: &Registry, cluster: &Arc<Cluster>) -> Arc<S
             require_tls: RequireTls::No,
             request_headers: HeaderMutations::default(),
             response_headers: HeaderMutations::default(),
+            rate_limits: None,
             filters: FilterSettings::default(),
         }],
         domains: Domains { any: Some(0), ..Domains::default() },

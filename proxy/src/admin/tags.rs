@@ -100,6 +100,16 @@ fn places<'a>(name: &'a str, cut: &mut Vec<Range<usize>>, tags: &mut Vec<(Cow<'a
     match root {
         "cluster" => {
             if let Some(end) = next() {
+                // `grpc.<service>.<method>.<statistic>`: one word each, whatever dots the service's name has.
+                let at = end + ".grpc.".len();
+                if let Some(call) = name.get(end..).and_then(|tail| tail.strip_prefix(".grpc."))
+                    && let Some((service, rest)) = call.split_once('.')
+                    && let Some((method, _)) = rest.split_once('.')
+                {
+                    let middle = at + service.len();
+                    tag("envoy_grpc_bridge_method", middle + 1, middle + 1 + method.len());
+                    tag("envoy_grpc_bridge_service", at, middle);
+                }
                 tag("envoy_cluster_name", start, end);
             }
         }
@@ -212,6 +222,25 @@ mod tests {
                 "cluster.upstream_rq_xx",
                 &[("envoy_response_code_class", "5"), ("envoy_cluster_name", "a")],
             ),
+            (
+                "cluster.a.grpc.Echo.Say.total",
+                "cluster.grpc.total",
+                &[
+                    ("envoy_grpc_bridge_method", "Say"),
+                    ("envoy_grpc_bridge_service", "Echo"),
+                    ("envoy_cluster_name", "a"),
+                ],
+            ),
+            (
+                "cluster.a.grpc.pkg.Echo.Say.total",
+                "cluster.grpc.Say.total",
+                &[
+                    ("envoy_grpc_bridge_method", "Echo"),
+                    ("envoy_grpc_bridge_service", "pkg"),
+                    ("envoy_cluster_name", "a"),
+                ],
+            ),
+            ("cluster.a.grpc.total", "cluster.grpc.total", &[("envoy_cluster_name", "a")]),
             ("cluster_manager.cluster_added", "cluster_manager.cluster_added", &[]),
             (
                 "http.admin.downstream_cx_total",

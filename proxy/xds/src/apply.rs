@@ -414,6 +414,7 @@ impl Compiler {
             registry: &self.registry,
             log_sink: &mut **log_sink,
             hostname,
+            local_cluster: &self.local_cluster,
             bind_source: self.bind_source,
             clusters: &mut self.cluster_ids,
             cluster_exists,

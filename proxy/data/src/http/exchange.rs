@@ -78,6 +78,8 @@ pub struct Exchange {
     pub keep_alive: bool,
     /// The request is gRPC, and a refusal takes its form.
     pub grpc: bool,
+    /// The request is a health check, as a filter found: it is not counted among the listener's responses.
+    pub health_check: bool,
     /// Which Kuma resource the route stands for, if a filter asked for it.
     pub route_kri: Option<Arc<str>>,
     /// How long filters held the request back.
@@ -216,6 +218,7 @@ impl Exchange {
             unfinished: false,
             keep_alive: false,
             grpc: false,
+            health_check: false,
             route_kri: None,
             held: Duration::ZERO,
             effects: None,
@@ -359,7 +362,7 @@ impl Drop for Exchange {
                 upstream.cluster.stats.upstream_rq_cancelled().inc();
             }
         }
-        if self.status > 0 {
+        if self.status > 0 && !self.health_check {
             stats.downstream_rq_completed().inc();
             match StatusCode::from_u16(self.status).map_or(5, |status| status.as_u16() / 100) {
                 1 => stats.downstream_rq_1xx().inc(),

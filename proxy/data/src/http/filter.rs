@@ -4,12 +4,15 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http_body::Frame;
 
 use super::{
+    body::Inbound,
     exchange::Exchange,
     head::Head,
-    headers::{mutate, values},
+    headers::{mutate, put, values},
     local_reply::Refusal,
     request::Matched,
 };
@@ -17,9 +20,10 @@ use crate::{
     connection::{Connection, explain},
     error::ResponseFlag,
     model::{
-        header::HeaderMutations,
+        header::{AppendAction, HeaderMutations},
         http_filter::{FilterSetting, HttpFilter, HttpFilterKind, LocalRateLimit, MessageMutations, RbacRules},
         listener::FilterChain,
+        ratelimit::RateLimit,
         rbac::{Rules, Subject},
     },
     snapshot::Snapshot,
@@ -28,13 +32,23 @@ use crate::{
     worker,
 };
 
+mod buffer;
+mod call;
 mod compress;
 mod cors;
+mod ext_authz;
 mod fault;
+mod grpc_stats;
+mod header_mutation;
+mod health_check;
+mod protobuf;
+mod ratelimit;
 mod shape;
 
+pub(super) use buffer::progress;
 use compress::Negotiation;
 use fault::ActiveFault;
+pub use grpc_stats::RequestMessages;
 pub(super) use shape::Shaped;
 use shape::Throttle;
 
@@ -43,6 +57,10 @@ use shape::Throttle;
 pub struct Effects {
     /// The limit that refused the request.
     limited: Option<Arc<LocalRateLimit>>,
+    /// The rate limit that refused the request by its service's answer.
+    refused: Option<Arc<RateLimit>>,
+    /// Headers that services want on the response.
+    put: Vec<(HeaderName, HeaderValue, AppendAction)>,
     /// Limits that tell the client how it stands.
     told: Vec<Arc<LocalRateLimit>>,
     /// Compressors of the chain, and what the client takes.
@@ -53,17 +71,35 @@ pub struct Effects {
     faults: Vec<ActiveFault>,
     cors: Option<cors::Allowed>,
     mutations: Vec<Arc<MessageMutations>>,
+    /// Count the request's messages once its body is read.
+    requests: Vec<RequestMessages>,
+    calls: Vec<grpc_stats::Call>,
+    checked: Option<health_check::Checked>,
 }
 
 impl Effects {
     /// Whether what is added to the response may quote the request.
     pub(super) fn quote_request(&self) -> bool {
-        self.limited.is_some() || !self.mutations.is_empty()
+        self.limited.is_some() || self.refused.is_some() || !self.mutations.is_empty()
     }
 
     /// Whether the body is not sent as it is.
     pub(super) fn shapes(&self) -> bool {
         self.gzip.is_some() || self.throttle.is_some()
+    }
+
+    /// A piece of the upstream's response, or its trailers, has come.
+    pub(super) fn see(&mut self, frame: &Frame<Bytes>) {
+        for call in &mut self.calls {
+            call.see(frame);
+        }
+    }
+
+    /// The upstream's response has ended.
+    pub(super) fn end(&self, exchange: &Exchange) {
+        for call in &self.calls {
+            call.time(exchange);
+        }
     }
 }
 
@@ -71,6 +107,7 @@ impl Effects {
 pub(super) async fn run(
     exchange: &mut Exchange,
     head: &mut Head,
+    inbound: &mut Inbound,
     matched: Option<Matched<'_>>,
     chain: &FilterChain,
     snapshot: &Snapshot,
@@ -123,8 +160,33 @@ pub(super) async fn run(
             }
             HttpFilterKind::Cors(stats) => cors::judge(stats, &filter.name, exchange, head, matched),
             HttpFilterKind::HeaderMutation { all, most_specific_wins } => {
-                change_headers(all, *most_specific_wins, &filter.name, exchange, head, matched);
+                header_mutation::change(all, *most_specific_wins, &filter.name, exchange, head, matched);
                 Ok(())
+            }
+            HttpFilterKind::GrpcStats(methods) => {
+                grpc_stats::note(methods, exchange, head, inbound, matched, snapshot);
+                Ok(())
+            }
+            HttpFilterKind::Buffer { limit } => {
+                let limit = match setting {
+                    Some(FilterSetting::Buffer { limit }) => *limit,
+                    _ => *limit,
+                };
+                Box::pin(buffer::buffer(limit, exchange, head, inbound)).await
+            }
+            // Boxed: requests that no service is asked about must not be larger for it.
+            HttpFilterKind::RateLimit(limit) => {
+                Box::pin(ratelimit::ask(limit, setting, exchange, head, matched, snapshot)).await
+            }
+            HttpFilterKind::ExtAuthz(authz) => {
+                Box::pin(ext_authz::ask(authz, setting, exchange, head, inbound, matched, snapshot)).await
+            }
+            HttpFilterKind::HealthCheck(check) => {
+                let answer = health_check::judge(check, exchange, head, snapshot);
+                if answer.is_err() && !inbound.is_empty() {
+                    Box::pin(buffer::discard(exchange, head, inbound)).await;
+                }
+                answer
             }
         };
         if stopped.is_err() {
@@ -213,38 +275,16 @@ fn limited(limit: &Arc<LocalRateLimit>, exchange: &mut Exchange, head: &mut Head
     Err(refusal)
 }
 
-/// Envoy "Header mutation": the filter's own, then those of routes.
-fn change_headers(
-    all: &Arc<MessageMutations>,
-    most_specific_wins: bool,
-    name: &str,
-    exchange: &mut Exchange,
-    head: &mut Head,
-    matched: Option<Matched<'_>>,
-) {
-    let levels = matched.into_iter().flat_map(|matched| matched.filter_settings(name)).filter_map(|said| match said {
-        FilterSetting::HeaderMutation(mutations) => Some(mutations),
-        _ => None,
-    });
-    let mut list: Vec<&Arc<MessageMutations>> = levels.collect();
-    if most_specific_wins {
-        list.reverse();
-    }
-    list.insert(0, all);
-    for mutations in list {
-        for step in &mutations.request {
-            add_to_request(exchange, head, step);
-        }
-        if !mutations.response.is_empty() {
-            effects(exchange).mutations.push(mutations.clone());
-        }
-    }
-}
-
 /// What filters do to the headers of a response; `ends`: it has no body.
 pub(super) fn respond(exchange: &mut Exchange, headers: &mut HeaderMap, ends: bool) {
     let Some(mut effects) = exchange.effects.take() else { return };
     if let Some(limit) = &effects.limited {
+        add(exchange, headers, &limit.response_headers);
+    }
+    for (name, value, append) in effects.put.drain(..) {
+        put(headers, &name, value, append);
+    }
+    if let Some(limit) = &effects.refused {
         add(exchange, headers, &limit.response_headers);
     }
     if let Some(cors) = &effects.cors {
@@ -252,6 +292,12 @@ pub(super) fn respond(exchange: &mut Exchange, headers: &mut HeaderMap, ends: bo
     }
     for step in effects.mutations.iter().flat_map(|mutations| &mutations.response) {
         add(exchange, headers, step);
+    }
+    if let Some(checked) = &effects.checked {
+        checked.respond(exchange.status, headers);
+    }
+    for call in &mut effects.calls {
+        call.respond(exchange, headers, ends);
     }
     if let Some(negotiation) = effects.negotiation.take() {
         effects.gzip = negotiation.settle(exchange.status, headers, ends);

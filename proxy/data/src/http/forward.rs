@@ -11,10 +11,10 @@ use http_body::Body;
 use hyper::body::Incoming;
 
 use super::{
-    body::{Broken, Progress, RequestBody, ResponseBody, UpstreamBody},
+    body::{Broken, Inbound, RequestBody, ResponseBody, UpstreamBody},
     exchange::{Exchange, UpstreamRequest},
     failure::{Failure, expire, fail, overflow},
-    filter::Shaped,
+    filter::{self, Shaped},
     head::{Head, Path},
     headers::{self as names, mutate, strip_hop_by_hop, values},
     limits::{Expired, Limits},
@@ -47,7 +47,7 @@ pub(super) async fn forward(
     mut exchange: Box<Exchange>,
     head: &mut Head,
     mut extensions: http::Extensions,
-    body: Incoming,
+    body: Inbound,
     matched: Matched<'_>,
     action: &Forward,
 ) -> Result<Response<ResponseBody>, Unanswered> {
@@ -127,17 +127,13 @@ pub(super) async fn forward(
     let mut upstream = UpstreamRequest::new(&cluster, &endpoint, action.high_priority);
 
     let downstream = if head.version == Version::HTTP_2 { Protocol::Http2 } else { Protocol::Http1 };
-    let body = if body.is_end_stream() {
+    let body = if body.is_empty() {
         RequestBody::Empty
     } else {
-        let progress = Progress::new(exchange.start);
-        exchange.progress = Some(progress.clone());
-        exchange.unfinished = switching.is_some();
-        RequestBody::Streaming {
-            inner: body,
-            progress,
-            trailers: downstream == Protocol::Http2 || manager.http1.enable_trailers,
-        }
+        let progress = filter::progress(&mut exchange, switching.is_some());
+        let trailers = downstream == Protocol::Http2 || manager.http1.enable_trailers;
+        let limit = action.buffer_limit.or_else(|| exchange.buffer_limit(snapshot)).unwrap_or(1 << 20);
+        body.into_body(progress, trailers, limit)
     };
     let retry = action.retry.as_deref().and_then(|policy| Retry::new(policy, &head.view()));
     let client_upgrade = switching.is_some().then(|| extensions.remove::<hyper::upgrade::OnUpgrade>()).flatten();
@@ -200,7 +196,8 @@ pub(super) async fn forward(
     Ok(respond(exchange, upstream, response, lease, matched, &limits, weighted, client_upgrade))
 }
 
-fn choose_cluster(
+/// The cluster that a route's requests go to, if it exists.
+pub(super) fn choose_cluster(
     snapshot: &Snapshot,
     choice: &ClusterChoice,
     weighted: Option<&WeightedCluster>,
@@ -320,6 +317,16 @@ fn address(
             *request.version_mut() = Version::HTTP_11;
             if request.uri().scheme().is_some() {
                 *request.uri_mut() = Uri::from(request.uri().path_and_query()?.clone());
+            }
+            let method = request.method();
+            // As in Envoy: a method that may have a body says that it has none.
+            let may_have_body =
+                !matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE | Method::CONNECT);
+            if may_have_body
+                && request.body().is_end_stream()
+                && !request.headers().contains_key(header::CONTENT_LENGTH)
+            {
+                request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
             }
             // hyper takes such a request for one without body unless it is told otherwise.
             if matches!(*request.method(), Method::GET | Method::HEAD)

@@ -27,8 +27,10 @@ pub struct Refusal {
     pub location: Option<String>,
     /// `x-envoy-overloaded`
     pub overloaded: bool,
-    /// Of a CORS preflight's answer: these headers, and nothing that the route adds.
-    pub preflight: Option<Box<HeaderMap>>,
+    /// These headers as well, in place of what it would have under their names.
+    pub headers: Option<Box<HeaderMap>>,
+    /// Nothing that the route adds: the answer to a CORS preflight.
+    pub bare: bool,
     /// The gRPC status, where it is not that of the response code.
     pub grpc_status: Option<u32>,
 }
@@ -44,7 +46,8 @@ impl Refusal {
             close: false,
             location: None,
             overloaded: false,
-            preflight: None,
+            headers: None,
+            bare: false,
             grpc_status: None,
         }
     }
@@ -90,7 +93,7 @@ impl Refusal {
                 Cow::Owned(text) => Bytes::from(text),
             });
         }
-        if let Some(more) = self.preflight {
+        if let Some(more) = self.headers {
             headers.extend(*more);
         }
         if let Some(location) = self.location.as_deref().and_then(|location| HeaderValue::from_str(location).ok()) {

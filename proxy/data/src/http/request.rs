@@ -7,7 +7,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 
 use super::{
-    body::ResponseBody,
+    body::{Inbound, ResponseBody},
     exchange::Exchange,
     filter::{self, Shaped},
     forward,
@@ -52,7 +52,8 @@ pub async fn serve(
     let manager = manager.clone();
     let mut exchange = Exchange::new(connection, manager.clone(), request.version());
     let (mut head, extensions, body) = Head::new(request);
-    exchange.unfinished = !body.is_end_stream() || head.method == Method::CONNECT;
+    let mut inbound = Inbound::new(body);
+    exchange.unfinished = !inbound.is_empty() || head.method == Method::CONNECT;
     exchange.grpc = head.is_grpc();
 
     if let Err(refusal) = head.check(&manager) {
@@ -78,9 +79,9 @@ pub async fn serve(
     }
 
     if !manager.filters.is_empty()
-        && let Err(refusal) = filter::run(&mut exchange, &mut head, matched, chain, &snapshot).await
+        && let Err(refusal) = filter::run(&mut exchange, &mut head, &mut inbound, matched, chain, &snapshot).await
     {
-        let matched = matched.filter(|_| refusal.preflight.is_none());
+        let matched = matched.filter(|_| !refusal.bare);
         return Ok(reply(exchange, &head, matched, refusal));
     }
 
@@ -105,7 +106,7 @@ pub async fn serve(
     }
     match &matched.route.action {
         RouteAction::Forward(action) => {
-            forward::forward(&snapshot, exchange, &mut head, extensions, body, matched, action).await
+            forward::forward(&snapshot, exchange, &mut head, extensions, inbound, matched, action).await
         }
         RouteAction::Redirect(redirect) => {
             manager.stats.rq_redirect().inc();

@@ -2,13 +2,23 @@
 //!
 //! Source: Envoy `http_connection_manager.v3.HttpFilter`, `config.route.v3.FilterConfig`, "HTTP route: per filter configuration".
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 
 use super::{
-    header::HeaderMutations,
+    ClusterId,
+    ext_authz::{CheckSettings, ExtAuthz},
+    format::Format,
+    header::{AppendAction, HeaderMutations},
     matcher::{HeaderMatcher, StringMatcher},
+    ratelimit::{RateLimit, RateLimitOverride},
     rbac::{Principal, Rbac, Rules},
     route::Fraction,
 };
@@ -53,6 +63,19 @@ pub enum HttpFilterKind {
         /// The table's come before the virtual host's and the route's, instead of after.
         most_specific_wins: bool,
     },
+    /// Envoy `filters.http.grpc_stats.v3.FilterConfig`.
+    GrpcStats(GrpcStatsFilter),
+    /// Envoy `filters.http.buffer.v3.Buffer`: requests are forwarded once they are here as a whole.
+    Buffer {
+        /// Longer ones are refused, bytes.
+        limit: u32,
+    },
+    /// Envoy `filters.http.health_check.v3.HealthCheck`.
+    HealthCheck(Arc<HealthCheckFilter>),
+    /// Envoy `filters.http.ratelimit.v3.RateLimit`.
+    RateLimit(Arc<RateLimit>),
+    /// Envoy `filters.http.ext_authz.v3.ExtAuthz`.
+    ExtAuthz(Arc<ExtAuthz>),
 }
 
 /// What one level (table, virtual host, route, weighted cluster) says about filters: `typed_per_filter_config`.
@@ -76,6 +99,32 @@ pub enum FilterSetting {
     Cors(Arc<CorsPolicy>),
     /// `HeaderMutationPerRoute`
     HeaderMutation(Arc<MessageMutations>),
+    /// `BufferPerRoute.buffer`
+    Buffer {
+        /// Instead of the filter's.
+        limit: u32,
+    },
+    /// `RateLimitPerRoute`
+    RateLimit(Arc<RateLimitOverride>),
+    /// `ExtAuthzPerRoute.check_settings`
+    ExtAuthz(Arc<CheckSettings>),
+}
+
+/// Envoy `GrpcService` with `envoy_grpc`: where a filter makes unary calls.
+#[derive(Debug)]
+pub struct GrpcCall {
+    /// Slot in the snapshot; may be empty.
+    pub cluster: ClusterId,
+    /// For messages when it is.
+    pub name: Arc<str>,
+    /// `:authority`; Envoy's default is the cluster's name.
+    pub authority: HeaderValue,
+    /// Longest wait; `None`: no bound.
+    pub timeout: Option<Duration>,
+    /// `initial_metadata`
+    pub metadata: Vec<(HeaderName, HeaderValue)>,
+    /// `x-envoy-*` and `x-forwarded-for` are sent.
+    pub envoy_headers: bool,
 }
 
 impl FilterSettings {
@@ -247,6 +296,93 @@ pub struct CorsPolicy {
 pub struct MessageMutations {
     /// On requests.
     pub request: Vec<HeaderMutations>,
+    /// On the query of requests, after their headers.
+    pub query: Vec<QueryMutation>,
     /// On responses.
     pub response: Vec<HeaderMutations>,
+}
+
+/// Envoy `KeyValueMutation` on the parameters of a query.
+#[derive(Debug)]
+pub enum QueryMutation {
+    /// `append`
+    Put {
+        /// Not escaped.
+        name: Box<str>,
+        /// Is escaped.
+        value: Format,
+        /// What to do when it is there already.
+        append: AppendAction,
+    },
+    /// All of this name.
+    Remove(Box<str>),
+}
+
+/// Envoy `filters.http.grpc_stats.v3.FilterConfig`: counts in `cluster.<name>.grpc.*`.
+#[derive(Debug)]
+pub struct GrpcStatsFilter {
+    /// Which methods have counters of their own.
+    pub methods: GrpcMethods,
+    /// `enable_upstream_stats`: how long the upstream took.
+    pub upstream_time: bool,
+}
+
+/// Methods with counters of their own.
+#[derive(Debug)]
+pub enum GrpcMethods {
+    /// `stats_for_all_methods`
+    All {
+        /// Dots in the name of the service become `_`.
+        replace_dots: bool,
+    },
+    /// `individual_method_stats_allowlist`, service and method; the others are counted together. Envoy's default, with none.
+    Listed(Vec<(Box<str>, Box<str>)>),
+}
+
+/// Envoy `filters.http.health_check.v3.HealthCheck`.
+#[derive(Debug)]
+pub struct HealthCheckFilter {
+    /// What makes a request a health check: all of these.
+    pub headers: Vec<HeaderMatcher>,
+    /// Checks go to the upstream, unless its last answer is cached.
+    pub pass_through: bool,
+    /// `cache_time`, with `pass_through` only.
+    pub cache: Option<CheckCache>,
+    /// Clusters, and how many percent of their endpoints have to be healthy or degraded.
+    pub least_healthy: Vec<(ClusterId, u32)>,
+    /// Name of this proxy's cluster (`node.cluster`), which answers to checks say.
+    pub local_cluster: HeaderValue,
+}
+
+/// The upstream's last answer to a health check, until the end of the period in which it came.
+#[derive(Debug)]
+pub struct CheckCache {
+    period: Duration,
+    start: Instant,
+    /// Number of the period + 1, degraded or not, code; 0: none.
+    answer: AtomicU64,
+}
+
+impl CheckCache {
+    /// Empty; the first period begins now.
+    pub fn new(period: Duration) -> Self {
+        CheckCache { period, start: Instant::now(), answer: AtomicU64::new(0) }
+    }
+
+    fn now(&self) -> u64 {
+        let period = self.period.as_nanos().max(1);
+        u64::try_from(self.start.elapsed().as_nanos() / period).unwrap_or(u64::MAX) & (u64::MAX >> 32)
+    }
+
+    /// Keeps an answer.
+    pub fn store(&self, code: u16, degraded: bool) {
+        let answer = (self.now() + 1) << 24 | u64::from(degraded) << 16 | u64::from(code);
+        self.answer.store(answer, Ordering::Relaxed);
+    }
+
+    /// The answer of this period: code, and whether degraded.
+    pub fn load(&self) -> Option<(u16, bool)> {
+        let answer = self.answer.load(Ordering::Relaxed);
+        (answer >> 24 == self.now() + 1).then_some((answer as u16, answer >> 16 & 1 == 1))
+    }
 }

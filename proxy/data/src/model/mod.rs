@@ -6,6 +6,7 @@
 pub mod access_log;
 pub mod chain_match;
 pub mod cluster;
+pub mod ext_authz;
 pub mod format;
 pub mod header;
 pub mod http;
@@ -14,6 +15,7 @@ pub mod labels;
 pub mod listener;
 pub mod matcher;
 pub mod outlier;
+pub mod ratelimit;
 pub mod rbac;
 pub mod retry;
 pub mod route;

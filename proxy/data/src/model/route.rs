@@ -16,6 +16,7 @@ use super::{
     http_filter::FilterSettings,
     labels::Labels,
     matcher::{HeaderMatcher, QueryMatcher, StringMatcher},
+    ratelimit::{RateLimitRule, RouteRules},
     retry::RetryPolicy,
 };
 
@@ -74,6 +75,8 @@ pub struct VirtualHost {
     pub response_headers: HeaderMutations,
     /// What is said about filters.
     pub filters: FilterSettings,
+    /// What rate limit services are told of its requests.
+    pub rate_limits: Option<Box<[RateLimitRule]>>,
 }
 
 /// Envoy `VirtualHost.TlsRequirementType`.
@@ -208,6 +211,8 @@ pub struct Forward {
     pub labels: Option<Arc<Labels>>,
     /// Who gets copies. Of the route, else of its virtual host, else of the table.
     pub mirrors: Vec<Mirror>,
+    /// What rate limit services are told of its requests; `None`: nothing of its own.
+    pub rate_limits: Option<Box<RouteRules>>,
 }
 
 /// Envoy `RouteAction.RequestMirrorPolicy`.

@@ -86,7 +86,8 @@ pub(super) fn judge(
         None => Ok(()),
         Some(headers) => {
             let mut answer = Refusal::new(StatusCode::OK, "", "cors_response");
-            answer.preflight = Some(Box::new(headers));
+            answer.headers = Some(Box::new(headers));
+            answer.bare = true;
             Err(answer)
         }
     }

@@ -127,6 +127,7 @@ pub(super) fn forward(
         buffer_limit: None,
         labels: asked,
         mirrors: mirrors(context, table, host, &from.request_mirror_policies)?,
+        rate_limits: filter::ratelimit::of_route(context, from)?,
     })
 }
 
