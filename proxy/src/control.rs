@@ -378,6 +378,7 @@ impl Control {
     ) {
         self.state.terminating.set(true);
         self.state.health_failed.set(true);
+        shika_data::worker::set_health_failed(true);
         let drain_time = self.workers.drain_time();
         let deadline = time::Instant::now() + drain_time;
         info!("shutting down: {} connections drain for at most {} s", self.workers.connections(), drain_time.as_secs());

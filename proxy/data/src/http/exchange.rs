@@ -78,7 +78,7 @@ pub struct Exchange {
     pub keep_alive: bool,
     /// The request is gRPC, and a refusal takes its form.
     pub grpc: bool,
-    /// The request is a health check, as a filter found: it is not counted among the listener's responses.
+    /// The request is a health check, as a filter found: its response is not counted among those of the listener or the cluster.
     pub health_check: bool,
     /// Which Kuma resource the route stands for, if a filter asked for it.
     pub route_kri: Option<Arc<str>>,

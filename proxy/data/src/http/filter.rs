@@ -213,6 +213,11 @@ fn active<'a>(filter: &HttpFilter, matched: Option<Matched<'a>>) -> Option<Optio
     }
 }
 
+/// Whether a service may change a header: those that frame a message are the codec's, and `host` is a pseudo-header's.
+fn may_change(name: &HeaderName) -> bool {
+    !matches!(name.as_str(), "host" | "content-length" | "transfer-encoding" | "connection" | "upgrade" | "te")
+}
+
 fn effects(exchange: &mut Exchange) -> &mut Effects {
     exchange.effects.get_or_insert_default()
 }

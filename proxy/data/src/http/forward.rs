@@ -397,7 +397,9 @@ fn respond(
     exchange.response_start = Some(now - exchange.start);
     exchange.status = parts.status.as_u16();
     exchange.details = Some("via_upstream".into());
-    upstream.cluster.stats.count_code(exchange.origin, exchange.status);
+    if !exchange.health_check {
+        upstream.cluster.stats.count_code(exchange.origin, exchange.status);
+    }
     let switched = parts.status == StatusCode::SWITCHING_PROTOCOLS;
     let switching = switched
         .then(|| (parts.headers.get(header::UPGRADE).cloned(), parts.extensions.remove::<hyper::upgrade::OnUpgrade>()));

@@ -11,7 +11,7 @@ use super::{
         body::Inbound, exchange::Exchange, forward::choose_cluster, head::Head, headers as names, local_reply::Refusal,
         request::Matched,
     },
-    buffer, effects,
+    buffer, effects, may_change,
 };
 use crate::{
     error::ResponseFlag,
@@ -200,14 +200,11 @@ fn apply(changes: Changes, exchange: &mut Exchange, head: &mut Head) {
     if !(changes.set_parameters.is_empty() && changes.remove_parameters.is_empty()) {
         super::header_mutation::set_query(head, changes.set_parameters, changes.remove_parameters);
     }
-    if !changes.response.is_empty() {
-        effects(exchange).put.extend(changes.response);
+    let response = changes.response.into_iter().filter(|(name, ..)| may_change(name));
+    // Before the first of them there may be no effects at all.
+    for header in response {
+        effects(exchange).put.push(header);
     }
-}
-
-/// Headers that frame a message are the codec's, and `host` is a pseudo-header's.
-fn may_change(name: &HeaderName) -> bool {
-    !matches!(name.as_str(), "host" | "content-length" | "transfer-encoding" | "connection" | "upgrade" | "te")
 }
 
 impl Question<'_> {

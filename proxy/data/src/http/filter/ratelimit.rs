@@ -18,7 +18,7 @@ use super::{
         route::{parameter, query_holds},
     },
     call::{CallError, unary},
-    effects,
+    effects, may_change,
     protobuf::{Fields, Malformed, Writer},
 };
 use crate::{
@@ -304,7 +304,7 @@ impl Status {
     }
 }
 
-/// `HeaderValue`; `None` for one that is no header.
+/// `HeaderValue`; `None` for one that is no header, or not the service's to change.
 fn header(fields: Fields<'_>) -> Result<Option<(HeaderName, HeaderValue)>, Malformed> {
     let (mut name, mut text) = (&[][..], &[][..]);
     for field in fields {
@@ -314,7 +314,8 @@ fn header(fields: Fields<'_>) -> Result<Option<(HeaderName, HeaderValue)>, Malfo
             _ => {}
         }
     }
-    Ok(HeaderName::from_bytes(name).ok().zip(HeaderValue::from_bytes(text).ok()))
+    let name = HeaderName::from_bytes(name).ok().filter(may_change);
+    Ok(name.zip(HeaderValue::from_bytes(text).ok()))
 }
 
 /// Limit, rest and reset of the tightest limit; the limit with all policies behind it.

@@ -101,6 +101,7 @@ fn an_answer_from_the_wire() {
     }
     answer.entry(3, "x-a", "1");
     answer.entry(3, "not a name", "1");
+    answer.entry(3, "content-length", "1");
     answer.entry(4, "x-b", "2");
     answer.bytes(5, "slow down");
     let verdict = Verdict::read(&answer.finish()).unwrap();

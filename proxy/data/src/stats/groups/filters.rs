@@ -192,3 +192,36 @@ impl ClusterStats {
         ClusterAuthzStats(self.group().below_always("ext_authz.", ClusterAuthzStats::DEFS))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn methods_have_names_up_to_a_bound() {
+        let registry = Registry::new(1);
+        let scope = Scope { prefix: "cluster.c.".into(), stem: "cluster.".into(), tags: Vec::new() };
+        let cluster = ClusterStats::new(&registry, scope);
+        for method in 0..Group::MOST_BELOW + 5 {
+            cluster.grpc("Echo", &method.to_string()).count_status("0");
+        }
+        cluster.grpc("Echo", "0").count_status("5");
+        assert_eq!(cluster.grpc("Echo", "0").total().total(), 2, "one that is known stays");
+        assert_eq!(cluster.grpc("", "").success().total(), 5, "the others are counted together");
+        let prefix = "cluster.c.grpc.Echo.";
+        let named = registry.groups().iter().filter(|group| group.scope.prefix.starts_with(prefix)).count();
+        assert_eq!(named, Group::MOST_BELOW);
+    }
+
+    #[test]
+    fn a_call_is_counted_by_its_status() {
+        let registry = Registry::new(1);
+        let scope = Scope { prefix: "cluster.c.".into(), stem: "cluster.".into(), tags: Vec::new() };
+        let stats = ClusterStats::new(&registry, scope).grpc("a.Echo", "Say");
+        for status in ["0", "16", "17", "", "total"] {
+            stats.count_status(status);
+        }
+        let counts = [stats.total(), stats.success(), stats.failure(), stats.status_0(), stats.status_16()];
+        assert_eq!(counts.map(|counter| counter.total()), [5, 1, 4, 1, 1], "others have no counter of their own");
+    }
+}

@@ -8,6 +8,7 @@ use super::{
     super::{
         super::path::percent_encoded_pem,
         call::{CallError, unary},
+        may_change,
         protobuf::{Fields, Malformed, Value, Writer},
     },
     Changes, Denial, PARTIAL_BODY, Question, Verdict,
@@ -237,7 +238,7 @@ fn denial(fields: Fields<'_>) -> Result<Denial, Malformed> {
             }
             (2, value) => {
                 if let Some((name, value, how)) = option(value)?
-                    && super::may_change(&name)
+                    && may_change(&name)
                     // As in Envoy: there is nothing yet to append to.
                     && !matches!(how, How::Append(Some(true)))
                 {

@@ -6,8 +6,9 @@ use super::{
     super::{
         super::headers::ENVOY_UPSTREAM_TIME,
         call::{Answer, Call, CallError, envoy_headers, send},
+        may_change,
     },
-    Changes, Denial, PARTIAL_BODY, Question, Verdict, may_change,
+    Changes, Denial, PARTIAL_BODY, Question, Verdict,
 };
 use crate::{
     model::{
