@@ -321,6 +321,7 @@ impl Control {
         match command {
             Command::FailHealthCheck(done) => {
                 self.state.health_failed.set(true);
+                shika_data::worker::set_health_failed(true);
                 // At once, as in Envoy: the next answer on any connection says so.
                 self.workers.drain(DrainScope::All, Some(DrainStrategy::Immediate), None).await;
                 // The other end is a request that may have been given up.
@@ -328,6 +329,7 @@ impl Control {
             }
             Command::PassHealthCheck(done) => {
                 self.state.health_failed.set(false);
+                shika_data::worker::set_health_failed(false);
                 self.workers.resume().await;
                 let _ = done.send(());
             }
@@ -386,6 +388,7 @@ impl Control {
     ) {
         self.state.terminating.set(true);
         self.state.health_failed.set(true);
+        shika_data::worker::set_health_failed(true);
         let drain_time = self.workers.drain_time();
         let deadline = time::Instant::now() + drain_time;
         info!("shutting down: {} connections drain for at most {} s", self.workers.connections(), drain_time.as_secs());

@@ -65,7 +65,9 @@ impl GroupStats {
     pub fn new(group: Arc<Group>, orders: &mut Orders) -> Self {
         let order = orders.of(&group);
         let derived = derived(&group);
-        let entries = if derived.is_empty() {
+        let entries = if group.sparse {
+            Entries::Plain(order.iter().copied().filter(|index| group.read(*index).used).collect())
+        } else if derived.is_empty() {
             Entries::Plain(order)
         } else {
             let mut mixed: Vec<(Cow<'static, str>, Entry)> = order

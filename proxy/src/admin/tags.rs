@@ -54,8 +54,9 @@ impl Tags {
         mut names: impl Iterator<Item = &'static str>,
     ) -> Option<Extracted<'a>> {
         let (cluster, behind) = prefix.strip_prefix("cluster.")?.split_once('.')?;
-        // The cluster's name, which is the only tag of the place, has to end within the prefix.
-        let whole = self.defaults && !cluster.is_empty() && (behind.is_empty() || behind.ends_with('.'));
+        // The cluster's name has to end within the prefix, and to be the only tag of the place.
+        let named = self.defaults && !cluster.is_empty() && !behind.starts_with("grpc.");
+        let whole = named && (behind.is_empty() || behind.ends_with('.'));
         let mut full = String::new();
         let alike = whole
             && names.all(|name| {
@@ -129,6 +130,16 @@ fn places<'a>(name: &'a str, cut: &mut Vec<Range<usize>>, tags: &mut Vec<(Cow<'a
     match root {
         "cluster" => {
             if let Some(end) = next() {
+                // `grpc.<service>.<method>.<statistic>`: one word each, whatever dots the service's name has.
+                let at = end + ".grpc.".len();
+                if let Some(call) = name.get(end..).and_then(|tail| tail.strip_prefix(".grpc."))
+                    && let Some((service, rest)) = call.split_once('.')
+                    && let Some((method, _)) = rest.split_once('.')
+                {
+                    let middle = at + service.len();
+                    tag("envoy_grpc_bridge_method", middle + 1, middle + 1 + method.len());
+                    tag("envoy_grpc_bridge_service", at, middle);
+                }
                 tag("envoy_cluster_name", start, end);
             }
         }
@@ -243,6 +254,25 @@ mod tests {
                 "cluster.upstream_rq_xx",
                 &[("envoy_response_code_class", "5"), ("envoy_cluster_name", "a")],
             ),
+            (
+                "cluster.a.grpc.Echo.Say.total",
+                "cluster.grpc.total",
+                &[
+                    ("envoy_grpc_bridge_method", "Say"),
+                    ("envoy_grpc_bridge_service", "Echo"),
+                    ("envoy_cluster_name", "a"),
+                ],
+            ),
+            (
+                "cluster.a.grpc.pkg.Echo.Say.total",
+                "cluster.grpc.Say.total",
+                &[
+                    ("envoy_grpc_bridge_method", "Echo"),
+                    ("envoy_grpc_bridge_service", "pkg"),
+                    ("envoy_cluster_name", "a"),
+                ],
+            ),
+            ("cluster.a.grpc.total", "cluster.grpc.total", &[("envoy_cluster_name", "a")]),
             ("cluster_manager.cluster_added", "cluster_manager.cluster_added", &[]),
             (
                 "http.admin.downstream_cx_total",
@@ -329,7 +359,15 @@ mod tests {
                     assert_eq!(common.tags, one.tags, "{full}");
                 }
             }
-            for prefix in ["cluster.", "cluster..", "cluster.a", "cluster.a.b", "cluster_manager.", "http.a."] {
+            for prefix in [
+                "cluster.",
+                "cluster..",
+                "cluster.a.grpc.Echo.Say.",
+                "cluster.a",
+                "cluster.a.b",
+                "cluster_manager.",
+                "http.a.",
+            ] {
                 assert_eq!(tags.of_cluster(prefix, names()), None, "{prefix}");
             }
             assert_eq!(tags.of_cluster("cluster.a.", ["upstream_rq_503"].into_iter()), None);

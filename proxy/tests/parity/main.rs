@@ -15,6 +15,7 @@ mod certs;
 mod client;
 mod differences;
 mod frames;
+mod grpc;
 mod h2_client;
 mod h2_server;
 mod observe;

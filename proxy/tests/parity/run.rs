@@ -173,6 +173,9 @@ async fn settle_upstreams(run: &Run) {
             if let Some(body) = &expected.body {
                 run.recorder.expect(&format!("{path}.body"), Some(body));
             }
+            for (field, pattern) in &expected.message {
+                run.recorder.expect(&format!("{path}.message.{field}"), pattern.as_ref());
+            }
             for (name, pattern) in &expected.headers {
                 run.recorder.expect(&format!("{path}.header.{name}"), pattern.as_ref());
             }

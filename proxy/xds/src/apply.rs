@@ -425,6 +425,7 @@ impl Compiler {
             log_collector: &mut **log_collector,
             direction: TrafficDirection::Unspecified,
             hostname,
+            local_cluster: &self.local_cluster,
             bind_source: self.bind_source,
             clusters: &mut self.cluster_ids,
             cluster_exists,

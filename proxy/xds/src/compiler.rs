@@ -68,6 +68,8 @@ pub struct Compiler {
     pub(crate) cluster_ids: ClusterIds,
     /// `cluster_manager.upstream_bind_config` of the bootstrap.
     pub(crate) bind_source: Option<IpAddr>,
+    /// `node.cluster` of the bootstrap.
+    pub(crate) local_cluster: String,
     pub(crate) route_ids: HashMap<RouteKey, RouteTableId>,
     pub(crate) clusters: BTreeMap<Arc<str>, ClusterSlot>,
     pub(crate) listeners: BTreeMap<Arc<str>, ListenerSlot>,
@@ -118,6 +120,7 @@ impl Compiler {
             harmless: HarmlessSeen::default(),
             cluster_ids: ClusterIds::default(),
             bind_source: None,
+            local_cluster: String::new(),
             route_ids: HashMap::new(),
             clusters: BTreeMap::new(),
             listeners: BTreeMap::new(),

@@ -53,6 +53,7 @@ impl Compiler {
             Ok(source) => self.bind_source = source.flatten(),
             Err(fault) => rejects.push(refusal(type_url::BOOTSTRAP, "", fault)),
         }
+        self.local_cluster = bootstrap.node.as_ref().map(|node| node.cluster.clone()).unwrap_or_default();
         let resources = bootstrap.static_resources.take().unwrap_or_default();
         self.static_resources(resources, now, &mut rejects);
         let plan = match self.rest(&bootstrap) {

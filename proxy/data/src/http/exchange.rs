@@ -83,6 +83,10 @@ pub struct Exchange {
     pub trace: Option<Box<Trace>>,
     /// Made for clusters that hash, and sent with the response.
     pub set_cookies: Vec<HeaderValue>,
+    /// The request is a health check, as a filter found: its response is not counted among those of the listener or the cluster.
+    pub health_check: bool,
+    /// Which Kuma resource the route stands for, if a filter asked for it.
+    pub route_kri: Option<Arc<str>>,
     /// How long filters held the request back.
     pub held: Duration,
     /// What filters have to do with the response; `None` without such filters.
@@ -227,6 +231,8 @@ impl Exchange {
             grpc: false,
             trace: None,
             set_cookies: Vec::new(),
+            health_check: false,
+            route_kri: None,
             held: Duration::ZERO,
             effects: None,
             complete: false,
@@ -345,7 +351,7 @@ impl Exchange {
             traced: self.trace.as_ref().is_some_and(|trace| trace.forced),
             trace: self.trace.as_ref().map(|trace| trace.ids()),
             only_connected: false,
-            route_kri: self.effects.as_ref().and_then(|effects| effects.route_kri.as_deref()),
+            route_kri: self.route_kri.as_deref(),
         }
     }
 }
@@ -387,7 +393,7 @@ impl Drop for Exchange {
                 upstream.cluster.stats.upstream_rq_cancelled().inc();
             }
         }
-        if self.status > 0 {
+        if self.status > 0 && !self.health_check {
             stats.downstream_rq_completed().inc();
             match StatusCode::from_u16(self.status).map_or(5, |status| status.as_u16() / 100) {
                 1 => stats.downstream_rq_1xx().inc(),

@@ -11,10 +11,10 @@ use http_body::Body;
 use hyper::body::Incoming;
 
 use super::{
-    body::{Broken, Progress, RequestBody, ResponseBody, UpstreamBody},
+    body::{Broken, Inbound, RequestBody, ResponseBody, UpstreamBody},
     exchange::{Exchange, UpstreamRequest},
     failure::{Failure, expire, fail, overflow},
-    filter::Shaped,
+    filter::{self, Shaped},
     hash,
     head::{Head, Path},
     headers::{self as names, mutate, strip_hop_by_hop, values},
@@ -48,7 +48,7 @@ pub(super) async fn forward(
     mut exchange: Box<Exchange>,
     head: &mut Head,
     mut extensions: http::Extensions,
-    body: Incoming,
+    body: Inbound,
     matched: Matched<'_>,
     action: &Forward,
 ) -> Result<Response<ResponseBody>, Unanswered> {
@@ -117,7 +117,10 @@ pub(super) async fn forward(
     {
         head.headers.insert(names::ENVOY_ATTEMPT_TIMEOUT.clone(), HeaderValue::from(timeout.as_millis() as u64));
     }
-    let needs_copy = exchange.logs() || matched.has_response_headers() || manager.always_set_request_id_in_response;
+    let needs_copy = exchange.logs()
+        || matched.has_response_headers()
+        || manager.always_set_request_id_in_response
+        || exchange.effects.as_ref().is_some_and(|effects| effects.quote_request());
     if needs_copy {
         exchange.request = Some(Box::new(head.copy()));
     }
@@ -134,17 +137,13 @@ pub(super) async fn forward(
     }
 
     let downstream = if head.version == Version::HTTP_2 { Protocol::Http2 } else { Protocol::Http1 };
-    let body = if body.is_end_stream() {
+    let body = if body.is_empty() {
         RequestBody::Empty
     } else {
-        let progress = Progress::new(exchange.start);
-        exchange.progress = Some(progress.clone());
-        exchange.unfinished = switching.is_some();
-        RequestBody::Streaming {
-            inner: body,
-            progress,
-            trailers: downstream == Protocol::Http2 || manager.http1.enable_trailers,
-        }
+        let progress = filter::progress(&mut exchange, switching.is_some());
+        let trailers = downstream == Protocol::Http2 || manager.http1.enable_trailers;
+        let limit = action.buffer_limit.or_else(|| exchange.buffer_limit(snapshot)).unwrap_or(1 << 20);
+        body.into_body(progress, trailers, limit)
     };
     let retry = action.retry.as_deref().and_then(|policy| Retry::new(policy, &head.view()));
     let client_upgrade = switching.is_some().then(|| extensions.remove::<hyper::upgrade::OnUpgrade>()).flatten();
@@ -207,7 +206,8 @@ pub(super) async fn forward(
     Ok(respond(exchange, upstream, response, lease, matched, &limits, weighted, client_upgrade))
 }
 
-fn choose_cluster(
+/// The cluster that a route's requests go to, if it exists.
+pub(super) fn choose_cluster(
     snapshot: &Snapshot,
     choice: &ClusterChoice,
     weighted: Option<&WeightedCluster>,
@@ -328,6 +328,16 @@ fn address(
             if request.uri().scheme().is_some() {
                 *request.uri_mut() = Uri::from(request.uri().path_and_query()?.clone());
             }
+            let method = request.method();
+            // As in Envoy: a method that may have a body says that it has none.
+            let may_have_body =
+                !matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE | Method::CONNECT);
+            if may_have_body
+                && request.body().is_end_stream()
+                && !request.headers().contains_key(header::CONTENT_LENGTH)
+            {
+                request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+            }
             // hyper takes such a request for one without body unless it is told otherwise.
             if matches!(*request.method(), Method::GET | Method::HEAD)
                 && request.body().is_unsized()
@@ -397,7 +407,9 @@ fn respond(
     exchange.response_start = Some(now - exchange.start);
     exchange.status = parts.status.as_u16();
     exchange.details = Some("via_upstream".into());
-    upstream.cluster.stats.count_code(exchange.origin, exchange.status);
+    if !exchange.health_check {
+        upstream.cluster.stats.count_code(exchange.origin, exchange.status);
+    }
     let switched = parts.status == StatusCode::SWITCHING_PROTOCOLS;
     let switching = switched
         .then(|| (parts.headers.get(header::UPGRADE).cloned(), parts.extensions.remove::<hyper::upgrade::OnUpgrade>()));

@@ -114,21 +114,27 @@ pub fn values(mutations: &HeaderMutations, record: &Record<'_>) -> Vec<Option<He
 /// Carries out one level's mutations: additions, then removals.
 pub fn mutate(headers: &mut HeaderMap, mutations: &HeaderMutations, values: Vec<Option<HeaderValue>>) {
     for (add, value) in mutations.add.iter().zip(values) {
-        let Some(value) = value else { continue };
-        let exists = headers.contains_key(&add.name);
-        match add.append {
-            AppendAction::AppendIfExistsOrAdd => {
-                headers.append(&add.name, value);
-            }
-            AppendAction::AddIfAbsent if exists => {}
-            AppendAction::OverwriteIfExists if !exists => {}
-            AppendAction::AddIfAbsent | AppendAction::OverwriteIfExistsOrAdd | AppendAction::OverwriteIfExists => {
-                headers.insert(&add.name, value);
-            }
+        if let Some(value) = value {
+            put(headers, &add.name, value, add.append);
         }
     }
     for name in &mutations.remove {
         headers.remove(name);
+    }
+}
+
+/// Adds one header.
+pub fn put(headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue, append: AppendAction) {
+    let exists = headers.contains_key(name);
+    match append {
+        AppendAction::AppendIfExistsOrAdd => {
+            headers.append(name, value);
+        }
+        AppendAction::AddIfAbsent if exists => {}
+        AppendAction::OverwriteIfExists if !exists => {}
+        AppendAction::AddIfAbsent | AppendAction::OverwriteIfExistsOrAdd | AppendAction::OverwriteIfExists => {
+            headers.insert(name, value);
+        }
     }
 }
 

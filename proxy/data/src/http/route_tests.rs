@@ -39,6 +39,7 @@ fn host(name: &str, routes: Vec<Route>) -> VirtualHost {
         require_tls: RequireTls::No,
         request_headers: HeaderMutations::default(),
         response_headers: HeaderMutations::default(),
+        rate_limits: None,
         filters: FilterSettings::default(),
     }
 }

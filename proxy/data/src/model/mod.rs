@@ -6,6 +6,7 @@
 pub mod access_log;
 pub mod chain_match;
 pub mod cluster;
+pub mod ext_authz;
 pub mod format;
 pub mod hash;
 pub mod header;
@@ -16,6 +17,7 @@ pub mod labels;
 pub mod listener;
 pub mod matcher;
 pub mod outlier;
+pub mod ratelimit;
 pub mod rbac;
 pub mod retry;
 pub mod route;

@@ -17,6 +17,7 @@ use super::{
     http_filter::FilterSettings,
     labels::Labels,
     matcher::{HeaderMatcher, QueryMatcher, StringMatcher},
+    ratelimit::{RateLimitRule, RouteRules},
     retry::RetryPolicy,
     tracing::RouteTracing,
 };
@@ -76,6 +77,8 @@ pub struct VirtualHost {
     pub response_headers: HeaderMutations,
     /// What is said about filters.
     pub filters: FilterSettings,
+    /// What rate limit services are told of its requests.
+    pub rate_limits: Option<Box<[RateLimitRule]>>,
 }
 
 /// Envoy `VirtualHost.TlsRequirementType`.
@@ -215,6 +218,8 @@ pub struct Forward {
     pub hash: Vec<HashPolicy>,
     /// Who gets copies. Of the route, else of its virtual host, else of the table.
     pub mirrors: Vec<Mirror>,
+    /// What rate limit services are told of its requests; `None`: nothing of its own.
+    pub rate_limits: Option<Box<RouteRules>>,
 }
 
 /// Envoy `RouteAction.RequestMirrorPolicy`.

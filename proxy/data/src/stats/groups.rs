@@ -77,8 +77,10 @@ macro_rules! stat_group {
     (@accessors ($defs:expr) $index:expr;) => {};
 }
 
+mod filters;
 mod process;
 
+pub use filters::*;
 pub use process::*;
 
 stat_group!(
@@ -205,78 +207,6 @@ stat_group!(
         counter max_downstream_connection_duration = "max_downstream_connection_duration",
         counter upstream_flush_total = "upstream_flush_total",
         gauge upstream_flush_active = "upstream_flush_active",
-    }
-);
-
-stat_group!(
-    /// `<stat_prefix>rbac.`
-    RbacStats {
-        counter allowed = "allowed",
-        counter denied = "denied",
-        counter shadow_allowed = "shadow_allowed",
-        counter shadow_denied = "shadow_denied",
-        counter logged = "logged",
-        counter not_logged = "not_logged",
-    }
-);
-
-stat_group!(
-    /// `<stat_prefix>.http_local_rate_limit.`
-    HttpLocalRateLimitStats {
-        counter enabled = "enabled",
-        counter enforced = "enforced",
-        counter rate_limited = "rate_limited",
-        counter ok = "ok",
-        counter shadow_mode = "shadow_mode",
-    }
-);
-
-stat_group!(
-    /// `local_rate_limit.<stat_prefix>.`
-    LocalRateLimitStats {
-        counter rate_limited = "rate_limited",
-    }
-);
-
-stat_group!(
-    /// `http.<stat_prefix>.fault.`
-    FaultStats {
-        counter aborts_injected = "aborts_injected",
-        counter delays_injected = "delays_injected",
-        counter faults_overflow = "faults_overflow",
-        counter response_rl_injected = "response_rl_injected",
-        gauge active_faults = "active_faults",
-    }
-);
-
-stat_group!(
-    /// `http.<stat_prefix>.compressor.<library name>.gzip.`
-    CompressorStats {
-        counter compressed = "response.compressed",
-        counter not_compressed = "response.not_compressed",
-        counter total_uncompressed_bytes = "response.total_uncompressed_bytes",
-        counter total_compressed_bytes = "response.total_compressed_bytes",
-        counter content_length_too_small = "response.content_length_too_small",
-        counter request_compressed = "request.compressed",
-        counter request_not_compressed = "request.not_compressed",
-        counter request_total_uncompressed_bytes = "request.total_uncompressed_bytes",
-        counter request_total_compressed_bytes = "request.total_compressed_bytes",
-        counter request_content_length_too_small = "request.content_length_too_small",
-        counter no_accept_header = "no_accept_header",
-        counter header_identity = "header_identity",
-        counter header_compressor_used = "header_compressor_used",
-        counter header_compressor_overshadowed = "header_compressor_overshadowed",
-        counter header_wildcard = "header_wildcard",
-        counter header_not_valid = "header_not_valid",
-        counter not_compressed_etag = "not_compressed_etag",
-    }
-);
-
-stat_group!(
-    /// `http.<stat_prefix>.lua.<stat_prefix of the filter>`
-    LuaStats {
-        counter errors = "errors",
-        counter executions = "executions",
     }
 );
 

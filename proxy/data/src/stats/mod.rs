@@ -16,6 +16,7 @@ use std::{
     },
 };
 
+use arc_swap::ArcSwap;
 use foldhash::{HashMap, HashMapExt};
 use parking_lot::Mutex;
 
@@ -120,6 +121,12 @@ pub struct Group {
     /// Zero points after `/reset_counters`, by cell.
     zero: Mutex<Option<Box<[u64]>>>,
     codes: [OnceLock<Codes>; 2],
+    /// Statistics exist from their first use on, instead of from the start.
+    pub sparse: bool,
+    /// Groups that were made while requests were served and live as long as this one, by what follows this one's prefix.
+    below: ArcSwap<HashMap<Box<str>, Arc<Group>>>,
+    /// Who lists them.
+    registry: Weak<Registry>,
 }
 
 /// The cells of all threads: a run for each slot that was ever written.
@@ -188,7 +195,40 @@ impl Group {
             cells: Cells::new(width(defs), slots),
             zero: Mutex::new(None),
             codes: [OnceLock::new(), OnceLock::new()],
+            sparse: false,
+            below: ArcSwap::default(),
+            registry: Weak::new(),
         }
+    }
+
+    /// Most groups below one: who makes requests has a say in their names.
+    pub const MOST_BELOW: usize = 1_000;
+
+    /// The group that is called `<this one's prefix><rest>`. `None` if there are too many already.
+    fn below(&self, rest: &str, defs: &'static [Def]) -> Option<Arc<Group>> {
+        let known = self.below.load();
+        if let Some(group) = known.get(rest) {
+            return Some(group.clone());
+        }
+        (known.len() < Self::MOST_BELOW).then(|| self.below_always(rest, defs))
+    }
+
+    fn below_always(&self, rest: &str, defs: &'static [Def]) -> Arc<Group> {
+        if let Some(group) = self.below.load().get(rest) {
+            return group.clone();
+        }
+        let Scope { prefix, stem, tags } = &self.scope;
+        let scope = Scope { prefix: format!("{prefix}{rest}"), stem: format!("{stem}{rest}"), tags: tags.clone() };
+        let group = match self.registry.upgrade() {
+            Some(registry) => registry.find_or_make(scope, defs, true),
+            None => Arc::new(Group::new(scope, defs, self.cells.runs.len())),
+        };
+        self.below.rcu(|known| {
+            let mut known = HashMap::clone(known);
+            known.insert(rest.into(), group.clone());
+            known
+        });
+        group
     }
 
     fn add(&self, at: usize, n: u64) {
@@ -426,6 +466,7 @@ pub struct EndpointStats {
 /// All groups that are alive.
 #[derive(Debug)]
 pub struct Registry {
+    me: Weak<Registry>,
     slots: usize,
     groups: Mutex<HashMap<String, Weak<Group>>>,
 }
@@ -433,11 +474,15 @@ pub struct Registry {
 impl Registry {
     /// For `workers` worker threads; any other thread counts in a shared slot.
     pub fn new(workers: usize) -> Arc<Self> {
-        Arc::new(Registry { slots: workers + 1, groups: Mutex::new(HashMap::new()) })
+        Arc::new_cyclic(|me| Registry { me: me.clone(), slots: workers + 1, groups: Mutex::new(HashMap::new()) })
     }
 
     /// The group of this scope and kind; made if it is not alive.
     fn group(&self, scope: Scope, defs: &'static [Def]) -> Arc<Group> {
+        self.find_or_make(scope, defs, false)
+    }
+
+    fn find_or_make(&self, scope: Scope, defs: &'static [Def], sparse: bool) -> Arc<Group> {
         // One prefix may carry groups of several kinds (a listener's own and its TLS): the first name tells them apart.
         let key = format!("{}\0{}", scope.prefix, defs.first().map_or("", |def| def.name));
         let mut groups = self.groups.lock();
@@ -447,7 +492,8 @@ impl Registry {
         if groups.len() > 64 && groups.len() == groups.capacity() {
             groups.retain(|_, group| group.strong_count() > 0);
         }
-        let group = Arc::new(Group::new(scope, defs, self.slots));
+        let registry = self.me.clone();
+        let group = Arc::new(Group { sparse, registry, ..Group::new(scope, defs, self.slots) });
         groups.insert(key, Arc::downgrade(&group));
         group
     }

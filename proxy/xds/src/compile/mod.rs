@@ -105,6 +105,8 @@ pub(crate) struct Context<'a> {
     pub direction: TrafficDirection,
     /// `%HOSTNAME%`
     pub hostname: &'a str,
+    /// `node.cluster`
+    pub local_cluster: &'a str,
     /// Source address of upstream connections of clusters that name none.
     pub bind_source: Option<std::net::IpAddr>,
     /// Ids of clusters by name; a new name gets one.

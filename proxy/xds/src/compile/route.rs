@@ -148,6 +148,7 @@ fn virtual_host(
             },
         )?,
         filters: filter::settings(context, &from.typed_per_filter_config)?,
+        rate_limits: filter::ratelimit::of_host(context, &from.rate_limits)?,
     })
 }
 

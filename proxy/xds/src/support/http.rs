@@ -1,6 +1,6 @@
 //! The HTTP connection manager, routes and access logs.
 
-use super::{DESCRIPTORS, INFO, Message, NAME, NO_RUNTIME, STATS};
+use super::{INFO, Message, NAME, NO_RUNTIME, STATS};
 
 /// Their part of the table.
 pub(super) const TABLE: &[Message] = &[
@@ -62,14 +62,15 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig",
-        honoured: "",
-        harmless: &[
-            ("emit_filter_state", INFO),
-            ("individual_method_stats_allowlist", STATS),
-            ("stats_for_all_methods", STATS),
-            ("enable_upstream_stats", STATS),
-            ("replace_dots_in_grpc_service_name", STATS),
-        ],
+        honoured: "individual_method_stats_allowlist stats_for_all_methods enable_upstream_stats replace_dots_in_grpc_service_name",
+        harmless: &[("emit_filter_state", "access logs that ask for this filter state are refused")],
+        refused: &[],
+    },
+    Message { name: "envoy.config.core.v3.GrpcMethodList", honoured: "services", harmless: &[], refused: &[] },
+    Message {
+        name: "envoy.config.core.v3.GrpcMethodList.Service",
+        honoured: "name method_names",
+        harmless: &[],
         refused: &[],
     },
     Message {
@@ -82,9 +83,12 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.config.route.v3.VirtualHost",
-        honoured: "name domains routes require_tls retry_policy request_mirror_policies per_request_buffer_limit_bytes request_body_buffer_limit request_headers_to_add request_headers_to_remove response_headers_to_add response_headers_to_remove typed_per_filter_config",
-        harmless: &[("virtual_clusters", STATS), ("rate_limits", DESCRIPTORS), ("metadata", INFO)],
-        refused: &[("matcher", "is not supported; use routes"), ("cors", "CORS is not supported")],
+        honoured: "name domains routes require_tls retry_policy request_mirror_policies per_request_buffer_limit_bytes request_body_buffer_limit request_headers_to_add request_headers_to_remove response_headers_to_add response_headers_to_remove typed_per_filter_config rate_limits",
+        harmless: &[("virtual_clusters", STATS), ("metadata", INFO)],
+        refused: &[
+            ("matcher", "is not supported; use routes"),
+            ("cors", "use the CORS filter and typed_per_filter_config"),
+        ],
     },
     Message {
         name: "envoy.config.route.v3.VirtualCluster",
@@ -140,16 +144,12 @@ pub(super) const TABLE: &[Message] = &[
         name: "envoy.config.route.v3.RouteAction",
         honoured: "cluster cluster_header weighted_clusters cluster_not_found_response_code prefix_rewrite regex_rewrite host_rewrite_literal \
                    auto_host_rewrite host_rewrite_header host_rewrite_path_regex append_x_forwarded_host timeout idle_timeout priority \
-                   upgrade_configs max_stream_duration retry_policy metadata_match request_mirror_policies hash_policy",
-        harmless: &[
-            ("rate_limits", DESCRIPTORS),
-            ("include_vh_rate_limits", DESCRIPTORS),
-            ("early_data_policy", "early data is not accepted"),
-        ],
+                   upgrade_configs max_stream_duration retry_policy metadata_match request_mirror_policies hash_policy rate_limits include_vh_rate_limits",
+        harmless: &[("early_data_policy", "early data is not accepted")],
         refused: &[
             ("hedge_policy", "hedging is not supported"),
             ("internal_redirect_policy", "internal redirects are not supported"),
-            ("cors", "CORS is not supported"),
+            ("cors", "use the CORS filter and typed_per_filter_config"),
         ],
     },
     Message {

@@ -128,6 +128,7 @@ pub(super) fn forward(
         labels: asked,
         hash: hash::policies(&from.hash_policy)?,
         mirrors: mirrors(context, table, host, &from.request_mirror_policies)?,
+        rate_limits: filter::ratelimit::of_route(context, from)?,
     })
 }
 
