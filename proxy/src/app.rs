@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use prost::Message;
 use shika_data::{
     drain,
     model::listener::BindAddress,
@@ -100,7 +101,7 @@ pub fn control_runtime() -> io::Result<tokio::runtime::Runtime> {
 
 async fn run(
     options: Options,
-    mut bootstrap: Bootstrap,
+    bootstrap: Bootstrap,
     logging: Logging,
     role: Role,
     start: Instant,
@@ -120,8 +121,9 @@ async fn run(
         start_access_logs(&options, &groups, streamed).map_err(|error| one(format!("access log thread: {error}")))?;
     let telemetry = Telemetry::new(groups.server.clone(), Box::new(start_exporters));
     let mut compiler = Compiler::new(registry.clone(), compile_options(&options, &access_logs, &telemetry));
+    let bootstrap_bytes = bootstrap.encode_to_vec();
     let plan = compiler
-        .load_static(&bootstrap, Instant::now())
+        .load_static(bootstrap, Instant::now())
         .map_err(|rejects| rejects.iter().map(ToString::to_string).collect::<Vec<_>>())?;
     telemetry.identify(Identity {
         node: plan.node.id.clone(),
@@ -129,7 +131,6 @@ async fn run(
         zone: plan.node.locality.as_ref().map_or_else(String::new, |locality| locality.zone.clone()),
         address: Some(shika_data::http::own_address()),
     });
-    bootstrap.node = Some(plan.node.clone());
     let admin = plan.admin.as_ref().map(|admin| admin::Listener::bind(&admin.address)).transpose().map_err(one)?;
     write_address_files(&options, admin.as_ref()).map_err(one)?;
     let readiness = match &role {
@@ -179,7 +180,7 @@ async fn run(
     let tags = Rc::new(Tags::new(plan.default_tags, &plan.stats_tags, &options.stats_tag));
     let state = Rc::new(State {
         options,
-        bootstrap,
+        bootstrap_bytes,
         plan,
         compiler: RefCell::new(compiler),
         snapshot: RefCell::new(Arc::default()),

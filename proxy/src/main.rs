@@ -81,7 +81,7 @@ fn main() -> ExitCode {
     let bootstrap = bootstrap::load(&options);
     match (options.mode, bootstrap) {
         (Mode::Validate, loaded) => {
-            validate::run(&options, loaded.and_then(|bootstrap| validate::check(&options, &bootstrap)))
+            validate::run(&options, loaded.and_then(|bootstrap| validate::check(&options, bootstrap)))
         }
         (Mode::Serve | Mode::InitOnly, Ok(bootstrap)) => {
             app::serve(options, bootstrap, logging, app::Role::Envoy, start)

@@ -9,6 +9,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use prost::Message;
 use shika_data::{
     listen::BoundListener,
     model::{ListenerId, listener::BindAddress},
@@ -33,8 +34,8 @@ use crate::{
 pub struct State {
     /// The command line.
     pub options: Options,
-    /// The bootstrap, for `/config_dump`.
-    pub bootstrap: Bootstrap,
+    /// The bootstrap as it was encoded; see [`State::bootstrap`].
+    pub bootstrap_bytes: Vec<u8>,
     /// What the bootstrap asks for.
     pub plan: BootstrapPlan,
     /// Resources and what they were compiled to.
@@ -79,6 +80,16 @@ pub struct State {
     pub connections: Cell<u64>,
     /// To the control loop.
     pub commands: mpsc::Sender<Command>,
+}
+
+impl State {
+    /// The bootstrap with the node that it became. Decoded whenever it is asked for: as a message it has some ten times the size of its bytes.
+    pub fn bootstrap(&self) -> Bootstrap {
+        // They were encoded here, and so they decode.
+        let mut bootstrap = Bootstrap::decode(self.bootstrap_bytes.as_slice()).unwrap_or_default();
+        bootstrap.node = Some(self.plan.node.clone());
+        bootstrap
+    }
 }
 
 /// Envoy's `ServerInfo.State`.

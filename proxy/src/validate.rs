@@ -18,7 +18,7 @@ use crate::{
 ///
 /// # Errors
 /// Every refusal with its field path.
-pub fn check(options: &Options, bootstrap: &Bootstrap) -> Result<(), Vec<String>> {
+pub fn check(options: &Options, bootstrap: Bootstrap) -> Result<(), Vec<String>> {
     let registry = Registry::new(0);
     let (access_logs, _writers) = AccessLogs::new(None);
     // Nothing is served, so there is nothing to send.

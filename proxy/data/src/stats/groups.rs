@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{Counter, Def, Gauge, Group, Histogram, Kind, Level, Origin, Registry, Scope, offset};
+use super::{Counter, Def, Gauge, Group, Histogram, Kind, Level, Origin, Registry, Scope, placed};
 
 macro_rules! handle {
     (counter) => { Counter<'_> };
@@ -51,7 +51,7 @@ macro_rules! stat_group {
 
         impl $name {
             /// Names and kinds, in the order of the cells.
-            pub const DEFS: &'static [Def] = &[$(Def { name: $text, kind: kind!($kind) }),*];
+            pub const DEFS: &'static [Def] = &placed([$(($text, kind!($kind))),*]);
 
             /// The cells of this scope in `registry`.
             pub fn new(registry: &Registry, scope: Scope) -> Self {
@@ -69,7 +69,7 @@ macro_rules! stat_group {
     (@accessors ($defs:expr) $index:expr; $kind:ident $stat:ident = $text:literal, $($rest:tt)*) => {
         #[doc = concat!("`", $text, "`")]
         pub fn $stat(&self) -> handle!($kind) {
-            const AT: usize = offset($defs, $index);
+            const AT: usize = $defs[$index].at;
             make!($kind, &self.0, AT)
         }
         stat_group!(@accessors ($defs) $index + 1; $($rest)*);
