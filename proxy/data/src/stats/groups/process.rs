@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::{Counter, Def, Gauge, Group, Histogram, Kind, Level, Registry, Scope, offset};
+use super::super::{Counter, Def, Gauge, Group, Histogram, Kind, Level, Registry, Scope, placed};
 
 stat_group!(
     /// `listener_manager.`
