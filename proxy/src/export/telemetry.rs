@@ -26,7 +26,7 @@ use shika_data::{
     model::{
         access_log::{LogCollector, LogSink},
         cluster::Cluster,
-        tracing::{Collector, CollectorProtocol, Span, SpanSink},
+        tracing::{Collector, CollectorProtocol, Span, SpanQueue, SpanSink},
     },
     snapshot::Snapshot,
     stats::ServerStats,
@@ -87,7 +87,7 @@ struct Shared {
 
 /// What an exporter sends, and to whom.
 enum Job {
-    Spans(Collector, mpsc::Receiver<Span>),
+    Spans(Collector, SpanQueue),
     Logs(LogCollector, mpsc::Receiver<Bytes>),
 }
 
@@ -194,7 +194,7 @@ fn own_tags<'a>(span: &Span, identity: &'a Identity) -> impl Iterator<Item = (&'
 }
 
 /// Sends what comes to one collector, in batches.
-async fn export(telemetry: Telemetry, collector: Collector, mut queue: mpsc::Receiver<Span>) {
+async fn export(telemetry: Telemetry, collector: Collector, mut queue: SpanQueue) {
     let pause = match collector.protocol {
         CollectorProtocol::Datadog { .. } => FLUSH_DATADOG,
         CollectorProtocol::Zipkin { .. } | CollectorProtocol::OpenTelemetry { .. } => FLUSH,
@@ -207,7 +207,7 @@ async fn export(telemetry: Telemetry, collector: Collector, mut queue: mpsc::Rec
     loop {
         let room = BATCH - batch.len();
         let open = tokio::select! {
-            count = queue.recv_many(&mut batch, room) => count > 0,
+            count = queue.receive(&mut batch, room) => count > 0,
             _ = tick.tick(), if !batch.is_empty() => {
                 deliver(&telemetry, &collector, &mut channel, &mut batch, &mut failing).await;
                 continue;

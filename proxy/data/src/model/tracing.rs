@@ -6,7 +6,7 @@ use std::{
     borrow::Cow,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, SystemTime},
 };
@@ -196,23 +196,39 @@ pub struct DatadogContext {
     pub tags: Vec<(Box<str>, Box<str>)>,
 }
 
-/// The path's end of an exporter: a bounded queue. A full one drops the span and counts it; a slow collector never holds up a worker.
+/// Most bytes of spans that wait for one exporter. Their tags hold what requests brought, so that their number alone bounds nothing.
+const MOST_WAITING: usize = 16 * 1024 * 1024;
+
+/// The path's end of an exporter: a queue bounded in spans and in bytes. A full one drops the span and counts it; a slow collector never holds up a
+/// worker.
 #[derive(Clone, Debug)]
 pub struct SpanSink {
     queue: mpsc::Sender<Span>,
+    waiting: Arc<AtomicUsize>,
     dropped: Arc<AtomicU64>,
+}
+
+/// The exporter's end.
+#[derive(Debug)]
+pub struct SpanQueue {
+    spans: mpsc::Receiver<Span>,
+    waiting: Arc<AtomicUsize>,
 }
 
 impl SpanSink {
     /// A sink, and the queue that its exporter drains. `capacity` is in spans.
-    pub fn new(capacity: usize) -> (Self, mpsc::Receiver<Span>) {
+    pub fn new(capacity: usize) -> (Self, SpanQueue) {
         let (queue, spans) = mpsc::channel(capacity.max(1));
-        (SpanSink { queue, dropped: Arc::default() }, spans)
+        let waiting = Arc::<AtomicUsize>::default();
+        (SpanSink { queue, waiting: waiting.clone(), dropped: Arc::default() }, SpanQueue { spans, waiting })
     }
 
     /// Queues a span.
     pub fn send(&self, span: Span) {
-        if self.queue.try_send(span).is_err() {
+        let size = span.size();
+        let fits = self.waiting.fetch_add(size, Relaxed) + size <= MOST_WAITING;
+        if !fits || self.queue.try_send(span).is_err() {
+            self.waiting.fetch_sub(size, Relaxed);
             self.dropped.fetch_add(1, Relaxed);
         }
     }
@@ -225,5 +241,61 @@ impl SpanSink {
     /// Whether any configuration still holds it besides its owner.
     pub fn is_used(&self) -> bool {
         Arc::strong_count(&self.dropped) > 1
+    }
+}
+
+impl SpanQueue {
+    /// Waits for spans and appends up to `most` of them; 0 once no sink is left. Nothing is lost when the wait is given up.
+    pub async fn receive(&mut self, into: &mut Vec<Span>, most: usize) -> usize {
+        let before = into.len();
+        let count = self.spans.recv_many(into, most).await;
+        let size: usize = into.iter().skip(before).map(Span::size).sum();
+        self.waiting.fetch_sub(size, Relaxed);
+        count
+    }
+}
+
+impl Span {
+    /// Bytes that it holds, about.
+    fn size(&self) -> usize {
+        size_of::<Self>() + self.tags.iter().map(|(name, value)| name.len() + value.len() + 48).sum::<usize>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(size: usize) -> Span {
+        Span {
+            trace: 1,
+            id: 1,
+            parent: None,
+            remote_parent: false,
+            state: None,
+            client: false,
+            name: "".into(),
+            start: SystemTime::UNIX_EPOCH,
+            duration: Duration::ZERO,
+            tags: vec![("user_agent".into(), "x".repeat(size))],
+            error: false,
+            root: true,
+            datadog: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn large_spans_do_not_fill_the_memory() {
+        let (sink, mut queue) = SpanSink::new(1024);
+        for _ in 0..20 {
+            sink.send(span(MOST_WAITING / 10));
+        }
+        assert_eq!(sink.take_dropped(), 11, "nine fit");
+        let mut spans = Vec::new();
+        assert_eq!(queue.receive(&mut spans, 100).await, 9);
+        sink.send(span(MOST_WAITING / 2));
+        assert_eq!(sink.take_dropped(), 0, "there is room again");
+        drop(sink);
+        assert_eq!((queue.receive(&mut spans, 100).await, queue.receive(&mut spans, 100).await), (1, 0));
     }
 }
