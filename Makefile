@@ -4,11 +4,13 @@ SUBJECT ?= both
 RATE ?= 5000
 SCENARIO ?= http1_one_hop
 ROUNDS ?= 5
+TARGET ?= http1
+SECONDS ?= 600
 
 # Tools installed under target/tools win over those of the machine.
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
-.PHONY: help demo demo-zones zone-faults images test test-compose bench bench-sidecar load fmt lint setup
+.PHONY: help demo demo-zones zone-faults images test test-compose bench bench-sidecar load fuzz fmt lint setup
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -51,6 +53,10 @@ load: ## One scenario at a fixed rate: make load RATE=5000 SCENARIO=http1_one_ho
 	cargo build --release --locked -p shika-proxy -p shika-loadtest
 	target/release/shika-loadtest bench --subject $(SUBJECT) --scenario $(SCENARIO) --rate $(RATE) --rounds 1 \
 	    --duration 10s --starts 0
+
+fuzz: ## Look for inputs that break a promise: make fuzz TARGET=http1 SECONDS=600 (targets: fuzz/README.md)
+	@scripts/setup.sh build fuzz
+	@scripts/fuzz.sh $(TARGET) $(SECONDS)
 
 fmt: ## Format the code
 	@scripts/setup.sh lint

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the named parts of the work need: build, lint, deny, envoy, curl, netns, dnsperf, docker. What is there already is left alone.
+# Installs what the named parts of the work need: build, lint, deny, envoy, curl, netns, dnsperf, docker, fuzz. What is there already is left alone.
 # System packages come from apt where this runs as root; everything else goes to target/tools and can be deleted with it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -124,9 +124,14 @@ setup_docker() {
     have debootstrap || apt_install "debootstrap is missing" debootstrap
 }
 
+# libFuzzer is C++, and comes with a crate.
+setup_fuzz() {
+    have c++ || apt_install "a C++ compiler is missing" g++
+}
+
 for part in "$@"; do
     case $part in
-    build | lint | deny | envoy | curl | netns | dnsperf | docker) "setup_$part" ;;
+    build | lint | deny | envoy | curl | netns | dnsperf | docker | fuzz) "setup_$part" ;;
     *) die "no such part: $part" ;;
     esac
 done

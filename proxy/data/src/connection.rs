@@ -18,9 +18,11 @@ mod detect;
 mod ends;
 mod filter_state;
 mod policy;
+mod proxied;
 
 pub use filter_state::FilterState;
 pub(crate) use policy::{Verdict, explain, judge};
+pub use proxied::Proxied;
 
 use crate::{
     drain::Watch,
@@ -62,13 +64,13 @@ pub struct Connection {
     pub demands: u64,
     /// Of the listener, for drains.
     pub direction: TrafficDirection,
-    /// Destination: the restored original one, else the socket's. `None` for Unix sockets.
+    /// Destination: what the PROXY protocol says, else the restored original one, else the socket's. `None` for Unix sockets.
     pub local: Option<SocketAddr>,
-    /// `local` differs from the socket's own address because the kernel had redirected the connection.
+    /// `local` differs from the socket's own address because the kernel had redirected the connection, or another proxy passed it on.
     pub restored: bool,
     /// Our end of the socket.
     pub direct_local: Option<SocketAddr>,
-    /// The peer, as far as it may be believed; until a PROXY protocol says otherwise the socket's.
+    /// The peer: what the PROXY protocol says, else the socket's.
     pub remote: Option<SocketAddr>,
     /// The peer of the socket.
     pub direct_remote: Option<SocketAddr>,
@@ -190,7 +192,9 @@ pub(crate) async fn serve(mut socket: Socket, accepted_by: ListenerId, panics: P
 
     // What it speaks: by the client's first bytes, or by the server's speaking first.
     let mut head = BytesMut::new();
-    let Some((findings, early)) = detect::detect(&mut socket, &mut head, listener, &connection).await else { return };
+    let Some((findings, early)) = detect::detect(&mut socket, &mut head, listener, &mut connection).await else {
+        return;
+    };
     let io = inspect::replay(head, socket);
 
     // Which chain takes it.

@@ -45,6 +45,9 @@ pub enum InspectError {
     /// The ClientHello is larger than any that is waited for. The connection must not be served: who reads more of it may see another server name.
     #[error("the ClientHello is larger than {MAX_CLIENT_HELLO} bytes")]
     TooLarge,
+    /// There is no header of the PROXY protocol, or none that is taken. It has been counted.
+    #[error("the connection does not begin with a header of the PROXY protocol that is taken")]
+    ProxyProtocol,
     /// Reading failed.
     #[error("{0}")]
     Io(#[from] std::io::Error),
@@ -220,11 +223,15 @@ fn http_version(bytes: &[u8]) -> HttpVersion {
     if method > 32 || (method == 0 && !bytes.is_empty()) || bytes.get(method).is_some_and(|byte| *byte != b' ') {
         return HttpVersion::None;
     }
-    let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
-        let printable = bytes.iter().all(|byte| *byte >= b' ' || *byte == b'\r');
-        return if printable && bytes.len() < MAX_REQUEST_LINE { HttpVersion::More } else { HttpVersion::None };
-    };
-    let line = bytes.get(..end).unwrap_or_default();
+    // What decides is the line alone, so that it is the same in whatever pieces it comes.
+    let end = bytes.iter().position(|byte| *byte == b'\n');
+    let line = bytes.get(..end.unwrap_or(bytes.len())).unwrap_or_default();
+    if line.len() >= MAX_REQUEST_LINE || line.iter().any(|byte| *byte < b' ' && *byte != b'\r') {
+        return HttpVersion::None;
+    }
+    if end.is_none() {
+        return HttpVersion::More;
+    }
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     match line.rsplit(|byte| *byte == b' ').next() {
         Some(b"HTTP/1.1") => HttpVersion::Is("http/1.1"),

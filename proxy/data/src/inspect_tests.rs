@@ -118,7 +118,7 @@ fn a_hello_too_large_is_not_taken_for_plain_text() {
 async fn a_hello_too_large_ends_the_connection() {
     let (mut client, server) = testing::pair().await;
     client.write_all(&[22, 3, 1, 0, 4, 1, 0, 0xff, 0xff]).await.unwrap();
-    let wanted = Inspect { original_dst: false, tls: true, http: true };
+    let wanted = Inspect { tls: true, http: true, ..Inspect::default() };
     let result = inspect(&mut Socket::Tcp(server), &mut BytesMut::new(), &wanted).await;
     assert!(matches!(result, Err(InspectError::TooLarge)), "{result:?}");
 }
@@ -141,11 +141,14 @@ fn http_versions() {
         (b" GET", HttpVersion::None),
         (b"hello\r\n", HttpVersion::None),
         (b"GET \x01", HttpVersion::None),
+        (b"GET \x00/ HTTP/1.0\r\n", HttpVersion::None),
     ] {
         assert_eq!(http_version(bytes), expected, "{:?}", String::from_utf8_lossy(bytes));
     }
     assert_eq!(http_version(&[b'A'; 33]), HttpVersion::None);
-    assert_eq!(http_version(format!("GET /{}", "x".repeat(MAX_REQUEST_LINE)).as_bytes()), HttpVersion::None);
+    let long = |more: &str| format!("GET /{}{more}", "x".repeat(MAX_REQUEST_LINE));
+    assert_eq!(http_version(long("").as_bytes()), HttpVersion::None);
+    assert_eq!(http_version(long(" HTTP/1.1\r\n").as_bytes()), HttpVersion::None);
 }
 
 #[tokio::test]
@@ -156,7 +159,7 @@ async fn what_was_inspected_is_read_again() {
     let (first, second) = bytes.split_at(100);
     client.write_all(first).await.unwrap();
     let mut head = BytesMut::new();
-    let wanted = Inspect { original_dst: false, tls: true, http: true };
+    let wanted = Inspect { tls: true, http: true, ..Inspect::default() };
     {
         let mut inspection = std::pin::pin!(inspect(&mut socket, &mut head, &wanted));
         assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(inspection.as_mut().poll(cx).is_pending())).await);
@@ -182,7 +185,7 @@ async fn closing_without_a_byte_is_an_end_and_closing_after_some_is_plain_text()
         let result = inspect(
             &mut Socket::Tcp(server),
             &mut BytesMut::new(),
-            &Inspect { original_dst: false, tls: true, http: false },
+            &Inspect { tls: true, http: false, ..Inspect::default() },
         )
         .await;
         assert_eq!(result.is_err(), ended, "{said:?}");

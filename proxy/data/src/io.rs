@@ -23,6 +23,9 @@ pub enum Socket {
     Tcp(TcpStream),
     /// Unix stream socket.
     Unix(UnixStream),
+    /// Memory, for [`crate::fuzzing`].
+    #[cfg(feature = "fuzzing")]
+    Memory(tokio::io::DuplexStream),
 }
 
 impl Socket {
@@ -31,6 +34,8 @@ impl Socket {
         match self {
             Self::Tcp(tcp) => tcp.local_addr().ok().map(canonical),
             Self::Unix(_) => None,
+            #[cfg(feature = "fuzzing")]
+            Self::Memory(_) => Some(crate::fuzzing::LOCAL),
         }
     }
 
@@ -39,6 +44,8 @@ impl Socket {
         match self {
             Self::Tcp(tcp) => tcp.peer_addr().ok().map(canonical),
             Self::Unix(_) => None,
+            #[cfg(feature = "fuzzing")]
+            Self::Memory(_) => Some(crate::fuzzing::REMOTE),
         }
     }
 
@@ -60,6 +67,8 @@ impl AsyncRead for Socket {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Self::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
+            #[cfg(feature = "fuzzing")]
+            Self::Memory(memory) => Pin::new(memory).poll_read(cx, buf),
         }
     }
 }
@@ -69,6 +78,8 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
             Self::Unix(unix) => Pin::new(unix).poll_write(cx, buf),
+            #[cfg(feature = "fuzzing")]
+            Self::Memory(memory) => Pin::new(memory).poll_write(cx, buf),
         }
     }
 
@@ -80,6 +91,8 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
             Self::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, bufs),
+            #[cfg(feature = "fuzzing")]
+            Self::Memory(memory) => Pin::new(memory).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -95,6 +108,8 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Self::Unix(unix) => Pin::new(unix).poll_shutdown(cx),
+            #[cfg(feature = "fuzzing")]
+            Self::Memory(memory) => Pin::new(memory).poll_shutdown(cx),
         }
     }
 }

@@ -7,6 +7,8 @@ pub mod connection;
 pub mod denial;
 pub mod drain;
 pub mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod http;
 pub mod inspect;
 pub mod io;
@@ -15,6 +17,7 @@ pub mod model;
 mod notice;
 pub mod orig_dst;
 pub mod outcome;
+pub mod proxy_protocol;
 pub mod record;
 pub mod snapshot;
 pub mod stats;

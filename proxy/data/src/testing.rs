@@ -167,6 +167,7 @@ pub fn cluster(registry: &Registry, id: u32, name: &str, endpoints: Vec<Arc<Endp
         outlier: None,
         tls: None,
         tls_matches: Vec::new(),
+        proxy_protocol: None,
         protocol: UpstreamProtocol::Http1,
         idle_timeout: None,
         max_connection: None,

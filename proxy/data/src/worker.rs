@@ -8,6 +8,8 @@ mod local;
 mod pool;
 
 pub use health::{health_failed, set_health_failed};
+#[cfg(feature = "fuzzing")]
+pub(crate) use local::forget;
 pub use local::{SnapshotRef, date, enter_for_test, random, snapshot, with_pools};
 pub(crate) use local::{register, with_balances};
 pub use pool::{WorkerConfig, Workers};

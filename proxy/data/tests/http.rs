@@ -27,13 +27,17 @@ use shika_data::{
         },
         http_filter::FilterSettings,
         listener::{BindAddress, FilterChain, Inspect, Listener, Terminal, TrafficDirection},
+        proxy_protocol::{PassThrough, UpstreamProxyProtocol},
         route::{
             ClusterChoice, DirectResponse, Domains, Forward, PathMatch, RequireTls, Route, RouteAction, RouteTable,
             VirtualHost,
         },
     },
+    proxy_protocol::Version,
     snapshot::Snapshot,
-    stats::{ClusterStats, EndpointStats, HttpStats, ListenerStats, Registry, Scope, ServerStats},
+    stats::{
+        ClusterStats, EndpointStats, HttpStats, ListenerStats, Registry, Scope, ServerStats, UpstreamProxyProtocolStats,
+    },
     worker::{WorkerConfig, Workers},
 };
 use tokio::{
@@ -56,6 +60,8 @@ struct Setup {
     limits: Limits,
     upgrades: Vec<(Box<str>, bool)>,
     generation: u64,
+    /// The cluster is told in a line of the PROXY protocol whom a connection is for.
+    proxied: bool,
 }
 
 impl Setup {
@@ -67,6 +73,7 @@ impl Setup {
             limits: Limits::default(),
             upgrades: Vec::new(),
             generation: 1,
+            proxied: false,
         }
     }
 }
@@ -108,6 +115,14 @@ fn cluster(setup: &mut Setup, registry: &Registry) -> Arc<Cluster> {
         outlier: None,
         tls: None,
         tls_matches: Vec::new(),
+        proxy_protocol: setup.proxied.then(|| {
+            Box::new(UpstreamProxyProtocol {
+                version: Version::V1,
+                pass_through: PassThrough::None,
+                added: Vec::new(),
+                stats: UpstreamProxyProtocolStats::new(registry, scope("cluster.upstream.upstream.proxyprotocol.")),
+            })
+        }),
         protocol: setup.protocol.clone(),
         idle_timeout: Some(Duration::from_secs(3600)),
         max_connection: None,
@@ -732,4 +747,46 @@ async fn bodies_of_unusual_methods_pass() {
         server.send("HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n").await;
         assert_eq!(status(&client.head().await), 204);
     }
+}
+
+#[tokio::test]
+async fn connections_that_begin_with_a_client_are_for_that_client_alone() {
+    let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut setup = Setup::new(upstream.local_addr().unwrap());
+    setup.proxied = true;
+    let proxy = start(setup).await;
+    let accept = async || Client { stream: upstream.accept().await.unwrap().0, rest: Vec::new() };
+    let line = |client: &Client| {
+        let client = client.stream.local_addr().unwrap();
+        format!("PROXY TCP4 127.0.0.1 127.0.0.1 {} {}\r\n", client.port(), proxy.address.port())
+    };
+
+    let (mut first, mut second) = (proxy.connect().await, proxy.connect().await);
+    first.send("GET /a HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let mut for_first = accept().await;
+    let head = for_first.head().await;
+    assert!(head.starts_with(&format!("{}GET /a HTTP/1.1\r\n", line(&first))), "{head}");
+    for_first.send("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n1").await;
+    assert_eq!(first.response().await.1, "1");
+
+    // Another client does not get the connection that is idle now.
+    second.send("GET /b HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let mut for_second = accept().await;
+    let head = for_second.head().await;
+    assert!(head.starts_with(&format!("{}GET /b HTTP/1.1\r\n", line(&second))), "{head}");
+    for_second.send("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n2").await;
+    assert_eq!(second.response().await.1, "2");
+
+    // The same client does, and nothing is said about it again.
+    first.send("GET /c HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let head = for_first.head().await;
+    assert!(head.starts_with("GET /c HTTP/1.1\r\n"), "{head}");
+    for_first.send("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n3").await;
+    assert_eq!(first.response().await.1, "3");
+
+    // It ends with its client.
+    drop(first);
+    assert_eq!(for_first.read().await, 0);
+    second.send("GET /d HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert!(for_second.head().await.starts_with("GET /d "));
 }

@@ -16,11 +16,12 @@ use hyper_util::rt::TokioIo;
 use rand::Rng;
 use shika_data::{
     model::cluster::{Cluster, EndpointAddress},
+    proxy_protocol::Addresses,
     tls,
 };
 use shika_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
     sync::mpsc,
 };
@@ -229,14 +230,19 @@ async fn connect(cluster: &Cluster, at: usize) -> std::io::Result<Box<dyn Connec
         .get(at.checked_rem(all.len()).unwrap_or(0))
         .ok_or_else(|| std::io::Error::other(format!("cluster {:?} has no endpoint", cluster.name)))?;
     let place = |error: std::io::Error| std::io::Error::new(error.kind(), format!("{}: {error}", endpoint.address));
-    let plain: Box<dyn Connection> = match &endpoint.address {
+    let mut own = None;
+    let mut plain: Box<dyn Connection> = match &endpoint.address {
         EndpointAddress::Ip(address) => {
             let stream = TcpStream::connect(address).await.map_err(place)?;
             stream.set_nodelay(true).map_err(place)?;
+            own = Some(Addresses { source: stream.local_addr().map_err(place)?, destination: *address });
             Box::new(stream)
         }
         EndpointAddress::Unix(path) => Box::new(UnixStream::connect(path).await.map_err(place)?),
     };
+    if let Some(proxy_protocol) = &cluster.proxy_protocol {
+        plain.write_all(&proxy_protocol.header(None, own)).await.map_err(place)?;
+    }
     let Some(client) = cluster.tls_for(endpoint) else { return Ok(plain) };
     let context =
         client.context.load_full().ok_or_else(|| std::io::Error::other("the TLS context waits for its secrets"))?;

@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
 
-use super::{Connection, policy};
+use super::{Connection, policy, proxied};
 use crate::{
     inspect::{self, Findings, InspectError},
     io::Socket,
@@ -34,17 +34,27 @@ pub(super) async fn detect(
     socket: &mut Socket,
     head: &mut BytesMut,
     listener: &Listener,
-    connection: &Connection,
+    connection: &mut Connection,
 ) -> Option<(Findings, Option<Box<Early>>)> {
-    if !listener.inspect.tls && !listener.inspect.http {
+    let proxy_protocol = listener.inspect.proxy_protocol.as_deref();
+    let looks = listener.inspect.tls || listener.inspect.http;
+    if !looks && proxy_protocol.is_none() {
         return Some((Findings::default(), None));
     }
     let _waiting = PreCounted::new(&listener.stats);
     let mut early = None;
     let detection = async {
+        if let Some(filter) = proxy_protocol {
+            // Boxed: connections that begin with their own bytes do without.
+            Box::pin(proxied::read(socket, head, filter, connection)).await?;
+            if !looks {
+                return Ok(Findings::default());
+            }
+        }
+        let connection = &*connection;
         head.reserve(FIRST_BYTES);
-        match tokio::time::timeout(SILENCE, socket.read_buf(head)).await {
-            Ok(read) => drop(read?),
+        match tokio::time::timeout(SILENCE, said(socket, head)).await {
+            Ok(read) => read?,
             Err(_) => {
                 if let Some(proxy) = plain_tcp(listener, connection) {
                     let early = early.insert(Box::new(Early::new(proxy)));
@@ -52,7 +62,7 @@ pub(super) async fn detect(
                     let server = Box::pin(early.server_speaks(connection));
                     tokio::select! {
                         biased;
-                        read = socket.read_buf(head) => drop(read?),
+                        read = said(socket, head) => read?,
                         () = server => return Ok(Findings::default()),
                     }
                 }
@@ -70,6 +80,11 @@ pub(super) async fn detect(
             listener.stats.downstream_listener_filter_remote_close().inc();
             None
         }
+        Ok(Err(InspectError::ProxyProtocol)) => {
+            // Envoy has not read what it refuses, and that makes its close a reset.
+            socket.reset_on_close();
+            None
+        }
         Ok(Err(InspectError::Io(_) | InspectError::TooLarge)) => {
             listener.stats.downstream_listener_filter_error().inc();
             None
@@ -79,6 +94,14 @@ pub(super) async fn detect(
             listener.continue_on_inspect_timeout.then(|| (Findings::default(), early))
         }
     }
+}
+
+/// Waits for a word of the client, unless it has said one.
+async fn said(socket: &mut Socket, head: &mut BytesMut) -> std::io::Result<()> {
+    if head.is_empty() {
+        socket.read_buf(head).await?;
+    }
+    Ok(())
 }
 
 /// The TCP proxy that serves the connection if it turns out to be plain text in no known protocol, and that the connection's policies allow.

@@ -4,19 +4,20 @@
 
 use std::sync::Arc;
 
-use super::Connection;
+use super::{Connection, Proxied};
 use crate::{
     model::listener::FilterStateRule,
     record::{self, Record},
 };
 
-/// Texts by key. Almost every connection has none, and pays for a pointer only.
+/// Texts by key, and what the PROXY protocol said. Almost every connection has neither, and pays for a pointer only.
 #[derive(Debug, Default)]
 pub struct FilterState(Option<Box<Texts>>);
 
 #[derive(Debug, Default)]
 struct Texts {
     kept: Vec<Kept>,
+    proxied: Option<Proxied>,
 }
 
 #[derive(Debug)]
@@ -31,6 +32,15 @@ impl FilterState {
     pub fn value(&self, key: &str) -> Option<&str> {
         let texts = self.0.as_ref()?;
         texts.kept.iter().find(|kept| *kept.key == *key).map(|kept| kept.value.as_str())
+    }
+
+    /// What a header of the PROXY protocol said besides the addresses.
+    pub fn proxied(&self) -> Option<&Proxied> {
+        self.0.as_ref()?.proxied.as_ref()
+    }
+
+    pub(super) fn set_proxied(&mut self, proxied: Proxied) {
+        self.0.get_or_insert_default().proxied = Some(proxied);
     }
 
     fn set(&mut self, rule: &FilterStateRule, value: String) {

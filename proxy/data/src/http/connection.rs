@@ -26,6 +26,7 @@ use crate::{
         http::{Codec, HttpConnectionManager},
         listener::{FilterChain, Terminal},
     },
+    worker::with_pools,
 };
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -50,6 +51,7 @@ pub async fn serve(io: DownstreamIo, connection: Arc<Connection>, chain: Arc<Fil
         let _counted = CountedCodec::new(&manager, false);
         serve_http1(io, &connection, chain, &manager, &life).await
     };
+    with_pools(|pools| pools.forget_client(connection.id));
     // Streams that are dropped from now on were not reset one by one.
     connection.gone.store(true, Relaxed);
     let stats = &manager.stats;

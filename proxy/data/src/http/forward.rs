@@ -28,6 +28,7 @@ use super::{
     upgrade,
 };
 use crate::{
+    connection::Connection,
     error::ResponseFlag,
     model::{
         cluster::{Cluster, Endpoint},
@@ -159,11 +160,11 @@ pub(super) async fn forward(
     let buffer = || action.buffer_limit.or_else(|| exchange.buffer_limit(snapshot)).unwrap_or(1 << 20);
     let request = match action.mirrors.is_empty() {
         true => request,
-        false => mirror(snapshot, action, head, downstream, request, buffer()),
+        false => mirror(snapshot, action, &exchange.connection, head, downstream, request, buffer()),
     };
     let outcome = match retry {
         None => {
-            let attempt = attempt(&cluster, &endpoint, downstream, request, &head.authority, head.scheme);
+            let attempt = attempt(&cluster, &endpoint, connection, downstream, request, &head.authority, head.scheme);
             limits.watch(std::pin::pin!(attempt), progress.as_deref()).await
         }
         Some(retry) => {
@@ -367,13 +368,14 @@ fn address(
 pub(super) async fn attempt(
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
+    client: &Connection,
     downstream: Protocol,
     mut request: Request<RequestBody>,
     authority: &HeaderValue,
     scheme: &'static str,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     loop {
-        let mut lease = pool::acquire(cluster, endpoint, downstream).await.map_err(Failure::Acquire)?;
+        let mut lease = pool::acquire(cluster, endpoint, client, downstream).await.map_err(Failure::Acquire)?;
         address(&mut request, lease.protocol(), authority, scheme).ok_or(Failure::BadTarget)?;
         let reused = lease.reused;
         let sent = match lease.sender() {

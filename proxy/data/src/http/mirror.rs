@@ -18,6 +18,7 @@ use super::{
     head::Head,
 };
 use crate::{
+    connection::Connection,
     model::{
         cluster::Cluster,
         route::{Forward, Mirror},
@@ -37,6 +38,7 @@ const INTERNAL: HeaderName = HeaderName::from_static("x-envoy-internal");
 pub(super) fn mirror(
     snapshot: &Snapshot,
     action: &Forward,
+    client: &Arc<Connection>,
     head: &Head,
     downstream: Protocol,
     request: Request<RequestBody>,
@@ -58,7 +60,7 @@ pub(super) fn mirror(
         // As in Envoy: whoever gets the copy sees that it comes from inside.
         copy.headers_mut().insert(INTERNAL, HeaderValue::from_static("true"));
         let host = shadow(&head.authority, mirror.suffix);
-        tokio::spawn(send(cluster, copy, complete, host, head.scheme, downstream, action.timeout));
+        tokio::spawn(send(cluster, copy, complete, host, head.scheme, (client.clone(), downstream), action.timeout));
         request = Request::from_parts(parts, body);
     }
     request
@@ -79,7 +81,7 @@ async fn send(
     complete: Option<oneshot::Receiver<Vec<KeptFrame>>>,
     authority: HeaderValue,
     scheme: &'static str,
-    downstream: Protocol,
+    (client, downstream): (Arc<Connection>, Protocol),
     timeout: Option<Duration>,
 ) {
     if let Some(complete) = complete {
@@ -94,7 +96,7 @@ async fn send(
     let mut upstream = UpstreamRequest::new(&cluster, &endpoint, false);
     let exchange = async {
         let sent: Result<(Response<Incoming>, Lease), Failure> =
-            forward::attempt(&cluster, &endpoint, downstream, request, &authority, scheme).await;
+            forward::attempt(&cluster, &endpoint, &client, downstream, request, &authority, scheme).await;
         let Ok((response, lease)) = sent else {
             upstream.ended(Report::Failed);
             return;

@@ -216,8 +216,15 @@ impl Tries<'_> {
     async fn one(&mut self, cluster: &Arc<Cluster>, request: Request<RequestBody>) -> Ended {
         let endpoint = self.upstream.endpoint.clone();
         let progress = self.exchange.progress.clone();
-        let attempt =
-            forward::attempt(cluster, &endpoint, self.downstream, request, &self.head.authority, self.head.scheme);
+        let attempt = forward::attempt(
+            cluster,
+            &endpoint,
+            &self.exchange.connection,
+            self.downstream,
+            request,
+            &self.head.authority,
+            self.head.scheme,
+        );
         let Some(limit) = self.per_try() else { return Ok(attempt.await) };
         match within(attempt, limit, self.exchange.start, progress.as_deref()).await {
             Some(result) => Ok(result),

@@ -22,6 +22,7 @@ use super::{
     http::Http2Options,
     labels::Labels,
     outlier::{Monitor, Outlier},
+    proxy_protocol::UpstreamProxyProtocol,
     tls::ClientTls,
 };
 use crate::stats::{ClusterStats, EndpointStats};
@@ -59,6 +60,8 @@ pub struct Cluster {
     pub tls: Option<Arc<ClientTls>>,
     /// `transport_socket_matches`: the first whose labels the endpoint has counts, before `tls`; `None` is plain text.
     pub tls_matches: Vec<(Labels, Option<Arc<ClientTls>>)>,
+    /// Connections begin with a header of the PROXY protocol, before TLS.
+    pub proxy_protocol: Option<Box<UpstreamProxyProtocol>>,
     /// What is spoken to it.
     pub protocol: UpstreamProtocol,
     /// An unused pooled connection is closed after this. Envoy's default 1 h.

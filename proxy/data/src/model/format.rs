@@ -157,6 +157,13 @@ pub enum Operator {
         /// `PLAIN` instead of a JSON string.
         plain: bool,
     },
+    /// `%DYNAMIC_METADATA(namespace:key)%` of a connection, which a header of the PROXY protocol may set
+    ConnectionMetadata {
+        /// Namespace.
+        namespace: Box<str>,
+        /// Key.
+        key: Box<str>,
+    },
     /// Metadata that nothing sets
     Unset,
 }

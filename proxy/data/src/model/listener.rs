@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::{
     ChainId, ListenerId, access_log::AccessLog, chain_match::ChainTable, format::Format, http::HttpConnectionManager,
-    labels::Labels, rbac::Rbac, route::ClusterChoice, tls::ServerTls,
+    labels::Labels, proxy_protocol::ProxyProtocol, rbac::Rbac, route::ClusterChoice, tls::ServerTls,
 };
 use crate::{
     denial::Denials,
@@ -95,6 +95,8 @@ pub enum TrafficDirection {
 /// Listener filters, as what they find out.
 #[derive(Clone, Debug, Default)]
 pub struct Inspect {
+    /// `proxy_protocol`: the connection begins with a header that says who it is from. Comes before the other two.
+    pub proxy_protocol: Option<Arc<ProxyProtocol>>,
     /// `original_dst`: restore the destination without handing over.
     pub original_dst: bool,
     /// `tls_inspector`: transport protocol, SNI, ALPN from the ClientHello.

@@ -17,6 +17,7 @@ pub mod labels;
 pub mod listener;
 pub mod matcher;
 pub mod outlier;
+pub mod proxy_protocol;
 pub mod ratelimit;
 pub mod rbac;
 pub mod retry;

@@ -146,7 +146,11 @@ pub(super) fn value<'a>(operator: &'a Operator, record: &'a Record<'a>) -> Optio
             quote(value, &mut quoted);
             Some(Field::Text(quoted.into()))
         }
-        Operator::Unset => None,
+        // Requests have metadata of their own.
+        Operator::ConnectionMetadata { namespace, key } if record.request.is_none() => {
+            text(connection.filter_state.proxied()?.metadata(namespace, key)?)
+        }
+        Operator::ConnectionMetadata { .. } | Operator::Unset => None,
     }
 }
 

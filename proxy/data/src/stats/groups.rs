@@ -211,6 +211,37 @@ stat_group!(
 );
 
 stat_group!(
+    /// `proxy_proto.<stat_prefix>.`
+    ProxyProtocolStats {
+        counter not_found_allowed = "not_found_allowed",
+        counter not_found_disallowed = "not_found_disallowed",
+    }
+);
+
+stat_group!(
+    /// `proxy_proto.<stat_prefix>.versions.v<version>.`
+    ProxyProtocolVersionStats {
+        counter found = "found",
+        counter disallowed = "disallowed",
+        counter error = "error",
+    }
+);
+
+stat_group!(
+    /// Without a prefix: Envoy's name from before there were more.
+    ProxyProtocolErrorStats {
+        counter downstream_cx_proxy_proto_error = "downstream_cx_proxy_proto_error",
+    }
+);
+
+stat_group!(
+    /// `cluster.<..>.upstream.proxyprotocol.`
+    UpstreamProxyProtocolStats {
+        counter v2_tlvs_exceed_max_length = "v2_tlvs_exceed_max_length",
+    }
+);
+
+stat_group!(
     /// `cluster.<name or alt_stat_name>.`
     ClusterStats {
         counter upstream_cx_total = "upstream_cx_total",

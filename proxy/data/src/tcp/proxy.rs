@@ -132,7 +132,7 @@ async fn establish(connection: &Connection, proxy: &TcpProxy, outcome: &mut Outc
         cluster.stats.upstream_rq_pending_total().inc();
         outcome.endpoint = Some(endpoint.clone());
         let attempt = tokio::select! {
-            attempt = connect::connect(&cluster, &endpoint, AlpnChoice::Configured) => attempt,
+            attempt = connect::connect(&cluster, &endpoint, AlpnChoice::Configured, Some(connection)) => attempt,
             () = connection.drain.closing() => return None,
         };
         match attempt {

@@ -16,6 +16,12 @@ pub use verify::{FailureKind, VerifyFailure};
 
 use rustls::CipherSuite;
 
+/// What the handshake takes for the server name.
+#[cfg(feature = "fuzzing")]
+pub(crate) async fn server_name(io: &mut crate::io::Inspected) -> std::io::Result<Option<String>> {
+    Ok(sni::incoming(io).await?.map(|asked| asked.name))
+}
+
 /// OpenSSL's name of a cipher suite, which Envoy prints in `%DOWNSTREAM_TLS_CIPHER%`.
 pub fn cipher_name(suite: CipherSuite) -> &'static str {
     match suite {

@@ -8,13 +8,21 @@ use std::{
 };
 
 use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpStream, UnixStream},
+};
 
 use crate::{
+    connection::Connection,
     error::ConnectError,
     io::{Socket, UpstreamIo},
-    model::cluster::{Cluster, Discovery, Endpoint, EndpointAddress, Keepalive},
+    model::{
+        cluster::{Cluster, Discovery, Endpoint, EndpointAddress, Keepalive},
+        proxy_protocol::UpstreamProxyProtocol,
+    },
     orig_dst::PassedOn,
+    proxy_protocol::Addresses,
     tls,
 };
 
@@ -40,15 +48,19 @@ pub struct UpstreamConnection {
 
 /// Connects, with TLS if the cluster has it, within the cluster's `connect_timeout`. Counts `upstream_cx_total`, `_active`, `_connect_fail`,
 /// `_connect_timeout`, `_connect_ms`, the endpoint's counters and the circuit breaker's connections; whether the breaker allows one more is the caller's
-/// question ([`may_connect`]).
+/// question ([`may_connect`]). `downstream` is whom it is made for, which clusters that speak the PROXY protocol are told.
 pub async fn connect(
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
     alpn: AlpnChoice,
+    downstream: Option<&Connection>,
 ) -> Result<UpstreamConnection, ConnectError> {
     let mut guard = ConnectionGuard::new(cluster.clone(), endpoint.clone());
     let attempt = async {
-        let (socket, passed_on) = open(cluster, &endpoint.address).await?;
+        let (mut socket, passed_on) = open(cluster, &endpoint.address).await?;
+        if let Some(proxy_protocol) = &cluster.proxy_protocol {
+            introduce(proxy_protocol, downstream, &mut socket).await?;
+        }
         let io = match cluster.tls_for(endpoint) {
             None => UpstreamIo::Plain(socket),
             // Boxed: a handshake's state is large and short-lived.
@@ -78,6 +90,19 @@ pub async fn connect(
     }
 }
 
+/// Says whom the connection is made for.
+async fn introduce(
+    proxy_protocol: &UpstreamProxyProtocol,
+    downstream: Option<&Connection>,
+    socket: &mut Socket,
+) -> Result<(), ConnectError> {
+    let own = match (socket.local_address(), socket.peer_address()) {
+        (Some(source), Some(destination)) => Some(Addresses { source, destination }),
+        _ => None,
+    };
+    socket.write_all(&proxy_protocol.header(downstream, own)).await.map_err(|error| sort_error(&error))
+}
+
 /// Whether the circuit breaker of default priority allows one more connection. Counts `upstream_cx_overflow` if not.
 pub fn may_connect(cluster: &Cluster) -> bool {
     let allowed = cluster.limits.connections.load(Relaxed) < cluster.limits.max_connections;
@@ -94,7 +119,10 @@ pub(crate) async fn probe(
     address: &EndpointAddress,
     alpn: AlpnChoice,
 ) -> Result<UpstreamIo, ConnectError> {
-    let (socket, _) = open(cluster, address).await?;
+    let (mut socket, _) = open(cluster, address).await?;
+    if let Some(proxy_protocol) = &cluster.proxy_protocol {
+        introduce(proxy_protocol, None, &mut socket).await?;
+    }
     match cluster.tls_for(endpoint) {
         None => Ok(UpstreamIo::Plain(socket)),
         Some(tls) => Box::pin(tls::connect::connect(tls, socket, endpoint, alpn)).await,
@@ -104,6 +132,10 @@ pub(crate) async fn probe(
 async fn open(cluster: &Cluster, address: &EndpointAddress) -> Result<(Socket, Option<PassedOn>), ConnectError> {
     match address {
         EndpointAddress::Unix(path) => {
+            #[cfg(feature = "fuzzing")]
+            if let Some(stream) = crate::fuzzing::connect(path) {
+                return Ok((Socket::Memory(stream), None));
+            }
             let stream = UnixStream::connect(path).await.map_err(|error| sort_error(&error))?;
             Ok((Socket::Unix(stream), None))
         }
@@ -269,3 +301,7 @@ impl Drop for ConnectionGuard {
 fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+#[path = "connect_tests.rs"]
+mod tests;

@@ -24,6 +24,7 @@ use super::{
     metered::Metered,
 };
 use crate::{
+    connection::Connection,
     error::ConnectError,
     http::body::RequestBody,
     model::cluster::{Cluster, Discovery, Endpoint, UpstreamProtocol},
@@ -87,12 +88,19 @@ struct Key {
     cluster: usize,
     endpoint: usize,
     protocol: Protocol,
+    /// The downstream connection that the connection was made for, if that is what it began with (PROXY protocol); else [`ANYBODY`].
+    client: u64,
 }
+
+/// No downstream connection has this id.
+const ANYBODY: u64 = 0;
 
 /// The pools of one worker.
 #[derive(Debug, Default)]
 pub struct Pools {
     hosts: HashMap<Key, HostPool>,
+    /// Pools of one downstream connection each, by its id.
+    own: HashMap<u64, Vec<Key>>,
 }
 
 #[derive(Debug)]
@@ -144,10 +152,11 @@ const MAX_STREAMS: u32 = 1024;
 /// connection is closed by a request that gives up anyway. (Envoy goes on with such a connection unless `connection_keepalive` is set.)
 const SILENCE: Duration = Duration::from_millis(750);
 
-/// A connection to `endpoint`: an idle one, a shared one, or a new one.
+/// A connection to `endpoint` for a request of `client`: an idle one, a shared one, or a new one.
 pub async fn acquire(
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
+    client: &Connection,
     downstream: Protocol,
 ) -> Result<Lease, AcquireError> {
     let protocol = match cluster.protocol {
@@ -158,8 +167,12 @@ pub async fn acquire(
         UpstreamProtocol::Auto => Protocol::Http2,
     };
     let auto = cluster.protocol == UpstreamProtocol::Auto;
-    let key =
-        |protocol| Key { cluster: Arc::as_ptr(cluster) as usize, endpoint: Arc::as_ptr(endpoint) as usize, protocol };
+    let key = |protocol| Key {
+        cluster: Arc::as_ptr(cluster) as usize,
+        endpoint: Arc::as_ptr(endpoint) as usize,
+        protocol,
+        client: if cluster.proxy_protocol.is_some() { client.id } else { ANYBODY },
+    };
     loop {
         let found = with_pools(|pools| {
             // Where ALPN decides, an idle HTTP/1 connection tells what it decided last time.
@@ -172,7 +185,7 @@ pub async fn acquire(
             Found::Lease(lease) => return Ok(lease),
             Found::Connect => {
                 // On the heap, because it is seldom: every request's future would have room for a connection attempt and a TLS handshake.
-                return Box::pin(open(cluster, endpoint, key(protocol), auto)).await;
+                return Box::pin(open(cluster, endpoint, client, key(protocol), auto)).await;
             }
             Found::WaitIdle(freed) => {
                 let _pending = Pending::new(cluster);
@@ -225,7 +238,7 @@ fn closed(key: Key) {
         host.idle.retain(|idle| !idle.sender.is_closed());
         host.shared.retain(|shared| !shared.sender.is_closed());
         let waiter = host.waiters.pop_front();
-        if waiter.is_none() && host.retired && host.live == 0 {
+        if waiter.is_none() && (host.retired || key.client != ANYBODY) && host.live == 0 {
             pools.hosts.remove(&key);
         }
         waiter
@@ -237,17 +250,35 @@ fn closed(key: Key) {
 
 impl Pools {
     fn host(&mut self, key: Key, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>) -> &mut HostPool {
-        self.hosts.entry(key).or_insert_with(|| HostPool {
-            cluster: cluster.clone(),
-            endpoint: endpoint.clone(),
-            idle: Vec::new(),
-            waiters: VecDeque::new(),
-            shared: Vec::new(),
-            connecting: None,
-            live: 0,
-            failures: endpoint.failures.load(Relaxed),
-            retired: false,
+        let own = &mut self.own;
+        self.hosts.entry(key).or_insert_with(|| {
+            if key.client != ANYBODY {
+                own.entry(key.client).or_default().push(key);
+            }
+            HostPool {
+                cluster: cluster.clone(),
+                endpoint: endpoint.clone(),
+                idle: Vec::new(),
+                waiters: VecDeque::new(),
+                shared: Vec::new(),
+                connecting: None,
+                live: 0,
+                failures: endpoint.failures.load(Relaxed),
+                retired: false,
+            }
         })
+    }
+
+    /// A downstream connection is gone, and with it those for whom the connections were that began with its addresses.
+    pub fn forget_client(&mut self, id: u64) {
+        for key in self.own.remove(&id).into_iter().flatten() {
+            if let Some(host) = self.hosts.get_mut(&key) {
+                host.retire();
+                if host.live == 0 {
+                    self.hosts.remove(&key);
+                }
+            }
+        }
     }
 }
 
@@ -430,6 +461,11 @@ impl Pools {
                 host.shared.clear();
             }
             !host.retired || host.live > 0
+        });
+        let hosts = &self.hosts;
+        self.own.retain(|_, keys| {
+            keys.retain(|key| hosts.contains_key(key));
+            !keys.is_empty()
         });
     }
 

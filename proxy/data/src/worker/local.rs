@@ -192,6 +192,20 @@ pub fn enter_for_test(snapshot: Arc<Snapshot>) {
     take(SnapshotRef::new(&Published::new(snapshot)));
 }
 
+/// Forgets all that runs before have left on this thread, and begins the random numbers anew.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn forget() {
+    LOCAL.with(|local| {
+        // Dropped when nothing is borrowed any more: what is dropped may want to tell the pools.
+        let pools = local.pools.take();
+        let balances = local.balances.take();
+        let connections = local.connections.take();
+        local.standing.take();
+        local.random.replace(SmallRng::seed_from_u64(1));
+        (pools, balances, connections)
+    });
+}
+
 /// Shares the counter of live connections with [`super::Workers`].
 pub(super) fn enter(live: Arc<AtomicU64>) {
     LOCAL.with(|local| *local.live.borrow_mut() = live);

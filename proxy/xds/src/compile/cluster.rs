@@ -27,13 +27,15 @@ use shika_proto::envoy::{
         },
         core::v3::{RoutingPriority, TransportSocket},
     },
-    extensions::upstreams::http::v3::HttpProtocolOptions,
+    extensions::{
+        transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport, upstreams::http::v3::HttpProtocolOptions,
+    },
 };
 
 use super::{
     Compiled, Context, Fault, Within, address,
     endpoints::{self, Assignment, Names},
-    enumeration, hash, health, labels, non_empty, outlier, positive, required, source,
+    enumeration, hash, health, labels, non_empty, outlier, positive, proxy_protocol, required, source,
     tls::{self, ClientBinding, Transport},
     unpack, upstream_http, wrapped,
 };
@@ -131,7 +133,21 @@ pub(crate) fn cluster(context: &mut Context<'_>, from: &proto::Cluster) -> Compi
             }
         }
     };
-    let tls = bind(context, &from.transport_socket)?;
+    let proxied: Option<ProxyProtocolUpstreamTransport> = match &from.transport_socket {
+        Some(socket) if tls::is_proxy_protocol(socket) => {
+            Some(tls::typed_config(socket).and_then(unpack).within("typed_config").within("transport_socket")?)
+        }
+        _ => None,
+    };
+    let (proxy_protocol, tls) = match &proxied {
+        None => (None, bind(context, &from.transport_socket)?),
+        Some(proxied) => (|| {
+            let (header, inner) = proxy_protocol::upstream(context, proxied, &scope)?;
+            Ok((Some(Box::new(header)), bind(context, &Some(inner.clone()))?))
+        })()
+        .within("typed_config")
+        .within("transport_socket")?,
+    };
     let mut tls_matches = Vec::with_capacity(from.transport_socket_matches.len());
     for (index, one) in from.transport_socket_matches.iter().enumerate() {
         non_empty(&one.name, "name").at("transport_socket_matches", index)?;
@@ -170,6 +186,7 @@ pub(crate) fn cluster(context: &mut Context<'_>, from: &proto::Cluster) -> Compi
         close_on_failure: from.close_connections_on_host_health_failure.then(Box::default),
         tls,
         tls_matches,
+        proxy_protocol,
         protocol: http.protocol,
         idle_timeout: http.idle_timeout,
         max_connection: http.max_connection,

@@ -28,6 +28,9 @@ use super::{
     enumeration, health, labels, required, wrapped,
 };
 
+/// Namespace of metadata that adds TLVs to the PROXY protocol.
+const PROXY_PROTOCOL: &str = "envoy.transport_sockets.proxy_protocol";
+
 /// Highest priority number that Envoy takes.
 const LAST_PRIORITY: u32 = 128;
 
@@ -160,6 +163,12 @@ fn host(from: &LbEndpoint, names: Names, locality: &Arc<Locality>, priority: u32
     let metadata = from.metadata.as_ref();
     let check = endpoint.health_check_config.as_ref().map(health::check_at).transpose();
     let check = check.within("health_check_config").within("endpoint")?;
+    if metadata.is_some_and(|metadata| metadata.typed_filter_metadata.contains_key(PROXY_PROTOCOL)) {
+        return Err(Fault::new(
+            format!("metadata.typed_filter_metadata[{PROXY_PROTOCOL:?}]"),
+            "TLVs of single endpoints are not supported; use added_tlvs of the cluster's transport socket",
+        ));
+    }
     Ok(Host {
         target,
         hostname,

@@ -198,6 +198,10 @@ impl<'a> Command<'a> {
                     }
                 }
             }
+            "DYNAMIC_METADATA" if self.argument.is_some_and(|argument| argument.matches(':').count() == 1) => {
+                let (namespace, key) = self.argument.and_then(|argument| argument.split_once(':')).unwrap_or_default();
+                Operator::ConnectionMetadata { namespace: namespace.into(), key: key.into() }
+            }
             "DYNAMIC_METADATA" | "CLUSTER_METADATA" | "UPSTREAM_METADATA" | "UPSTREAM_FILTER_STATE" | "METADATA" => {
                 self.argument
                     .ok_or_else(|| Fault::new("", format!("%{}% needs an argument in parentheses", self.name)))?;

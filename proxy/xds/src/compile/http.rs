@@ -191,6 +191,12 @@ fn timeouts(
 }
 
 fn trust(from: &proto::HttpConnectionManager) -> Compiled<Trust> {
+    if !flag(&from.add_proxy_protocol_connection_state, true) {
+        return Err(Fault::new(
+            "add_proxy_protocol_connection_state",
+            "false is not supported: upstreams that speak the PROXY protocol are told who the client is",
+        ));
+    }
     let mut trust = Trust {
         use_remote_address: flag(&from.use_remote_address, false),
         xff_trusted_hops: from.xff_num_trusted_hops,

@@ -26,7 +26,8 @@ use shika_proto::{
         },
         extensions::filters::{
             listener::{
-                http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst, tls_inspector::v3::TlsInspector,
+                http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst, proxy_protocol::v3::ProxyProtocol,
+                tls_inspector::v3::TlsInspector,
             },
             network::{
                 direct_response::v3::Config as DirectResponse,
@@ -46,7 +47,7 @@ use super::{
     filter::{network, rbac},
     flag, hash,
     http::{self, Routes},
-    kafka, labels, non_empty, positive, required, source,
+    kafka, labels, non_empty, positive, proxy_protocol, required, source,
     tls::{self, ServerBinding, Transport},
     unpack, wrapped,
 };
@@ -186,7 +187,7 @@ pub(crate) fn listener(
         transparent: flag(&from.transparent, false),
         direction: context.direction,
         use_original_dst: flag(&from.use_original_dst, false),
-        inspect: inspect(&from.listener_filters)?,
+        inspect: inspect(context, from)?,
         inspect_timeout: bound(
             &from.listener_filters_timeout,
             "listener_filters_timeout",
@@ -216,9 +217,9 @@ fn scope(from: &proto::Listener, address: Option<&BindAddress>) -> Scope {
     }
 }
 
-fn inspect(filters: &[proto::ListenerFilter]) -> Compiled<Inspect> {
+fn inspect(context: &Context<'_>, from: &proto::Listener) -> Compiled<Inspect> {
     let mut inspect = Inspect::default();
-    for (index, filter) in filters.iter().enumerate() {
+    for (index, filter) in from.listener_filters.iter().enumerate() {
         (|| {
             let content = match &filter.config_type {
                 Some(listener_filter::ConfigType::TypedConfig(content)) => content,
@@ -232,7 +233,28 @@ fn inspect(filters: &[proto::ListenerFilter]) -> Compiled<Inspect> {
             } else if any::is::<HttpInspector>(content) {
                 inspect.http = true;
             } else if any::is::<OriginalDst>(content) {
+                if inspect.proxy_protocol.is_some() {
+                    return Err(Fault::new(
+                        "typed_config",
+                        "must come before proxy_protocol, which says where the connection went",
+                    ));
+                }
                 inspect.original_dst = true;
+            } else if any::is::<ProxyProtocol>(content) {
+                let reason = if inspect.proxy_protocol.is_some() {
+                    Some("a connection has one header of the PROXY protocol; leave the second filter out")
+                } else if inspect.tls || inspect.http {
+                    Some("the header comes before what tls_inspector and http_inspector look at; put this filter first")
+                } else if flag(&from.use_original_dst, false) {
+                    Some("is not supported together with use_original_dst; put it into the listeners that take over")
+                } else {
+                    None
+                };
+                if let Some(reason) = reason {
+                    return Err(Fault::new("typed_config", reason));
+                }
+                let compiled = unpack(content).and_then(|config| proxy_protocol::downstream(context, &config));
+                inspect.proxy_protocol = Some(Arc::new(compiled.within("typed_config")?));
             } else {
                 return Err(Fault::new(
                     "typed_config",

@@ -42,8 +42,8 @@ fn what_is_wrong_is_refused_with_its_path() {
             format!("{config}.http_filters: at least one filter is required: the router"),
         ),
         (
-            filter("{ '@type': type.googleapis.com/envoy.extensions.filters.network.echo.v3.Echo }") + "\nlistener_filters: [{ name: x, typed_config: { '@type': type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol } }]",
-            "listener_filters[0].typed_config: listener filter type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol is not supported".to_owned(),
+            filter("{ '@type': type.googleapis.com/envoy.extensions.filters.network.echo.v3.Echo }") + "\nlistener_filters: [{ name: x, typed_config: { '@type': type.googleapis.com/envoy.extensions.filters.network.echo.v3.Echo } }]",
+            "listener_filters[0].typed_config: listener filter type.googleapis.com/envoy.extensions.filters.network.echo.v3.Echo is not supported".to_owned(),
         ),
         ("filter_chains: [{ filter_chain_match: { server_names: ['a*b'] } }]".to_owned(), "filter_chains[0].filter_chain_match.server_names[0]: \"a*b\": partial wildcards are not supported in \"server_names\"; give a name or *.suffix".to_owned()),
         ("filter_chains: [{}, { name: again }]".to_owned(), "filter_chains[1].filter_chain_match: error adding listener 'l': filter chain 'again' has the same matching rules defined as filter_chains[0]".to_owned()),

@@ -19,6 +19,7 @@ pub(crate) mod labels;
 pub(crate) mod listener;
 pub(crate) mod matcher;
 pub(crate) mod outlier;
+pub(crate) mod proxy_protocol;
 pub(crate) mod retry;
 pub(crate) mod route;
 pub(crate) mod secret;

@@ -16,11 +16,13 @@ use shika_proto::{
     any,
     envoy::{
         config::core::v3::{TransportSocket, transport_socket},
-        extensions::transport_sockets::raw_buffer::v3::RawBuffer,
         extensions::transport_sockets::tls::v3::{
             CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, TlsParameters, UpstreamTlsContext,
             common_tls_context::ValidationContextType, downstream_tls_context::SessionTicketKeysType,
             tls_parameters::TlsProtocol,
+        },
+        extensions::transport_sockets::{
+            proxy_protocol::v3::ProxyProtocolUpstreamTransport, raw_buffer::v3::RawBuffer,
         },
     },
     google::protobuf::Any,
@@ -126,7 +128,13 @@ pub(crate) enum Transport<T> {
     Tls(T),
 }
 
-fn typed_config(socket: &TransportSocket) -> Compiled<&Any> {
+/// Whether a transport socket begins with a header of the PROXY protocol.
+pub(crate) fn is_proxy_protocol(socket: &TransportSocket) -> bool {
+    typed_config(socket).is_ok_and(any::is::<ProxyProtocolUpstreamTransport>)
+}
+
+/// What a transport socket is.
+pub(crate) fn typed_config(socket: &TransportSocket) -> Compiled<&Any> {
     match &socket.config_type {
         Some(transport_socket::ConfigType::TypedConfig(content)) => Ok(content),
         None => Err(Fault::new("typed_config", "value is required")),
@@ -197,6 +205,12 @@ pub(crate) fn upstream(
     let content = typed_config(socket)?;
     if any::is::<RawBuffer>(content) {
         return Ok(Transport::Plain);
+    }
+    if any::is::<ProxyProtocolUpstreamTransport>(content) {
+        return Err(Fault::new(
+            "typed_config",
+            "the PROXY protocol is supported as the cluster's own transport_socket alone",
+        ));
     }
     if !any::is::<UpstreamTlsContext>(content) {
         return Err(Fault::new("typed_config", format!("transport socket {} is not supported", content.type_url)));

@@ -278,6 +278,24 @@ pub(super) const TABLE: &[Message] = &[
         refused: &[("http3_protocol_options", "HTTP/3 is not supported")],
     },
     Message {
+        name: "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport",
+        honoured: "config transport_socket",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.core.v3.ProxyProtocolConfig",
+        honoured: "version pass_through_tlvs added_tlvs",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.core.v3.TlvEntry",
+        honoured: "type value",
+        harmless: &[],
+        refused: &[("format_string", "is not supported; give value")],
+    },
+    Message {
         name: "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
         honoured: "common_tls_context sni max_session_keys",
         harmless: &[

@@ -11,11 +11,10 @@ pub(super) const TABLE: &[Message] = &[
                    drain_timeout access_log use_remote_address xff_num_trusted_hops internal_address_config skip_xff_append via \
                    generate_request_id preserve_external_request_id always_set_request_id_in_response forward_client_cert_details \
                    set_current_client_cert_details upgrade_configs normalize_path merge_slashes path_with_escaped_slashes_action \
-                   strip_matching_host_port strip_any_host_port strip_trailing_host_dot",
+                   strip_matching_host_port strip_any_host_port strip_trailing_host_dot add_proxy_protocol_connection_state",
         harmless: &[
             ("delayed_close_timeout", "how long a closed connection lingers for its peer to read"),
             ("drain_timeout_jitter", "spreads the ends of connections in time"),
-            ("add_proxy_protocol_connection_state", INFO),
             ("append_local_overload", "there is no overload manager"),
         ],
         refused: &[

@@ -56,7 +56,7 @@ pub(super) const TABLE: &[Message] = &[
         name: "envoy.config.listener.v3.FilterChain",
         honoured: "filter_chain_match filters transport_socket transport_socket_connect_timeout name",
         harmless: &[("metadata", INFO)],
-        refused: &[("use_proxy_proto", "the PROXY protocol is not supported")],
+        refused: &[("use_proxy_proto", "deprecated; use the listener filter proxy_protocol")],
     },
     Message {
         name: "envoy.config.listener.v3.FilterChainMatch",
@@ -90,6 +90,30 @@ pub(super) const TABLE: &[Message] = &[
     Message {
         name: "envoy.extensions.filters.listener.original_dst.v3.OriginalDst",
         honoured: "",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol",
+        honoured: "rules allow_requests_without_proxy_protocol pass_through_tlvs disallowed_versions stat_prefix tlv_location",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.Rule",
+        honoured: "tlv_type on_tlv_present",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol.KeyValuePair",
+        honoured: "metadata_namespace key value_string_encoding",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.core.v3.ProxyProtocolPassThroughTLVs",
+        honoured: "match_type tlv_type",
         harmless: &[],
         refused: &[],
     },

@@ -52,7 +52,8 @@ pub(crate) fn network(context: &Context<'_>, from: &NetworkRbac) -> Compiled<Rba
     }
     let name = from.stat_prefix.trim_end_matches('.').to_owned();
     let scope = Scope {
-        prefix: format!("{}rbac.", from.stat_prefix),
+        // As Envoy joins them: with one dot between.
+        prefix: format!("{}.rbac.", from.stat_prefix.strip_suffix('.').unwrap_or(&from.stat_prefix)),
         stem: "rbac.".into(),
         tags: vec![("envoy.rbac_prefix", name)],
     };

@@ -1,0 +1,3 @@
+:
+4type.googleapis.com/envoy.config.cluster.v3.Cluster
+c
