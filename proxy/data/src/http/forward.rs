@@ -164,7 +164,8 @@ pub(super) async fn forward(
     };
     let outcome = match retry {
         None => {
-            let attempt = attempt(&cluster, &endpoint, connection, downstream, request, &head.authority, head.scheme);
+            let client = Some(exchange.connection.as_ref());
+            let attempt = attempt(&cluster, &endpoint, client, downstream, request, &head.authority, head.scheme);
             limits.watch(std::pin::pin!(attempt), progress.as_deref()).await
         }
         Some(retry) => {
@@ -368,7 +369,7 @@ fn address(
 pub(super) async fn attempt(
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
-    client: &Connection,
+    client: Option<&Connection>,
     downstream: Protocol,
     mut request: Request<RequestBody>,
     authority: &HeaderValue,

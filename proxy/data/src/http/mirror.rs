@@ -96,7 +96,7 @@ async fn send(
     let mut upstream = UpstreamRequest::new(&cluster, &endpoint, false);
     let exchange = async {
         let sent: Result<(Response<Incoming>, Lease), Failure> =
-            forward::attempt(&cluster, &endpoint, &client, downstream, request, &authority, scheme).await;
+            forward::attempt(&cluster, &endpoint, Some(&client), downstream, request, &authority, scheme).await;
         let Ok((response, lease)) = sent else {
             upstream.ended(Report::Failed);
             return;

@@ -219,7 +219,7 @@ impl Tries<'_> {
         let attempt = forward::attempt(
             cluster,
             &endpoint,
-            &self.exchange.connection,
+            Some(&self.exchange.connection),
             self.downstream,
             request,
             &self.head.authority,

@@ -152,11 +152,11 @@ const MAX_STREAMS: u32 = 1024;
 /// connection is closed by a request that gives up anyway. (Envoy goes on with such a connection unless `connection_keepalive` is set.)
 const SILENCE: Duration = Duration::from_millis(750);
 
-/// A connection to `endpoint` for a request of `client`: an idle one, a shared one, or a new one.
+/// A connection to `endpoint` for a request of `client`, or of the proxy itself: an idle one, a shared one, or a new one.
 pub async fn acquire(
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
-    client: &Connection,
+    client: Option<&Connection>,
     downstream: Protocol,
 ) -> Result<Lease, AcquireError> {
     let protocol = match cluster.protocol {
@@ -171,7 +171,7 @@ pub async fn acquire(
         cluster: Arc::as_ptr(cluster) as usize,
         endpoint: Arc::as_ptr(endpoint) as usize,
         protocol,
-        client: if cluster.proxy_protocol.is_some() { client.id } else { ANYBODY },
+        client: client.filter(|_| cluster.proxy_protocol.is_some()).map_or(ANYBODY, |client| client.id),
     };
     loop {
         let found = with_pools(|pools| {

@@ -140,7 +140,7 @@ fn put<'a>(to: &mut HeaderMap, headers: impl IntoIterator<Item = (&'a str, &'a s
 
 async fn open(cluster: &Arc<Cluster>, alpn: AlpnChoice) -> Result<UpstreamConnection, SendError> {
     let endpoint = pick::choose(cluster, &PickContext::default()).map_err(|_| "its cluster has no healthy endpoint")?;
-    Ok(connect::connect(cluster, &endpoint, alpn).await?)
+    Ok(connect::connect(cluster, &endpoint, alpn, None).await?)
 }
 
 /// Drains an answer: its status, and its headers with its trailers.

@@ -382,12 +382,6 @@ pub(super) const TABLE: &[Message] = &[
             ("http_service", "a route cannot ask another service"),
         ],
     },
-    Message {
-        name: "envoy.config.core.v3.HttpUri",
-        honoured: "cluster timeout",
-        harmless: &[("uri", "requests go to the cluster with the path and the host of the request")],
-        refused: &[],
-    },
     Message { name: "envoy.type.matcher.v3.ListStringMatcher", honoured: "patterns", harmless: &[], refused: &[] },
     Message {
         name: "envoy.extensions.filters.http.health_check.v3.HealthCheck",

@@ -128,6 +128,7 @@ pub(super) const TABLE: &[Message] = &[
         harmless: &[],
         refused: &[("formatters", "command operators have no meaning in requests to collectors")],
     },
+    // Of an authorisation service the cluster counts: its requests have the path and the host of the request.
     Message { name: "envoy.config.core.v3.HttpUri", honoured: "uri cluster timeout", harmless: &[], refused: &[] },
     Message {
         name: "envoy.config.trace.v3.DatadogConfig",

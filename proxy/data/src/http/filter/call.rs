@@ -176,7 +176,7 @@ pub(super) async fn send(snapshot: &Snapshot, call: Call) -> Result<Answer, Call
     *request.uri_mut() = call.path;
     *request.headers_mut() = call.headers;
     let exchange = async {
-        let sent = forward::attempt(&cluster, &endpoint, Protocol::Http1, request, &call.authority, "http").await;
+        let sent = forward::attempt(&cluster, &endpoint, None, Protocol::Http1, request, &call.authority, "http").await;
         let Ok((response, lease)) = sent else {
             upstream.ended(Report::Failed);
             cluster.stats.count_code(Origin::Internal, 503);
