@@ -28,6 +28,7 @@ pub fn route_table(hosts: u32, routes: u32) -> RouteTable {
                 request_headers: HeaderMutations::default(),
                 response_headers: HeaderMutations::default(),
                 filters: FilterSettings::default(),
+                rate_limits: None,
             }
         })
         .collect();
@@ -58,6 +59,7 @@ fn prefix_route(prefix: &str) -> Route {
         response_headers: HeaderMutations::default(),
         filters: FilterSettings::default(),
         kri: None,
+        tracing: None,
     }
 }
 

@@ -8,7 +8,6 @@ use shika_cp::app;
 use shika_cp::config::Config;
 use tracing_subscriber::EnvFilter;
 
-// The system's allocator keeps what many short streams free; this one gives it back.
 /// Control plane of a Kuma-style service mesh
 #[derive(Parser)]
 #[command(name = "shika-cp", version, arg_required_else_help = true)]

@@ -208,6 +208,13 @@ async fn after_a_restart_nothing_is_sent_again_but_what_changed() {
         (changed.type_url.as_str(), names(&changed)),
         (ResourceType::Listener.url(), vec!["inbound:127.0.0.1:10001"])
     );
+    // What is sent is counted a moment later.
+    let counted = async {
+        while cp.stats.streams().pop().unwrap().1.resources_sent(ResourceType::Listener) == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, counted).await.unwrap();
     let (_, stats) = cp.stats.streams().pop().unwrap();
     assert_eq!(stats.resources_sent(ResourceType::Listener), 1, "only the listener that changed");
     assert_eq!(stats.resources_sent(ResourceType::Secret), 0, "the certificate is held and still good");

@@ -13,7 +13,7 @@ use shika_cp::policy::Policies;
 use shika_cp::resource::{BackendRef, Dataplane, Mesh, MeshService, Meta};
 use shika_cp::store::Store;
 use shika_cp::xds::{ResourceType, Snapshot};
-use shika_data::model::access_log::LogSink;
+use shika_data::model::{access_log::LogSink, tracing::SpanSink};
 use shika_data::stats::Registry;
 use shika_xds::{CompileOptions, Compiler, Resource, Update, UpdateKind};
 
@@ -29,6 +29,8 @@ fn refused(plan: &ProxyPlan) -> BTreeMap<String, Vec<String>> {
         concurrency: 1,
         reject_unknown_dynamic_fields: true,
         log_sink: Box::new(|path| LogSink::new(path, 1).0),
+        span_sink: Box::new(|_| SpanSink::new(1).0),
+        log_collector: Box::new(|_| LogSink::new("", 1).0),
     };
     let mut compiler = Compiler::new(Registry::new(1), options);
     let mut refused: BTreeMap<String, Vec<String>> = BTreeMap::new();

@@ -214,11 +214,18 @@ async fn the_protocol_is_that_of_delta_xds() {
     };
     answer("not-a-nonce", None).await;
     answer(&first.nonce, None).await;
-    let second = next(&mut stream).await;
+    let mut second = next(&mut stream).await;
     let names = |response: &DeltaDiscoveryResponse| {
         response.resources.iter().map(|resource| resource.name.clone()).collect::<Vec<_>>()
     };
-    assert_eq!(names(&second), ["a.", "b."]);
+    let mut told = names(&second);
+    if told == ["a."] {
+        // The answer overtook the news of the other one.
+        answer(&second.nonce, None).await;
+        second = next(&mut stream).await;
+        told.extend(names(&second));
+    }
+    assert_eq!(told, ["a.", "b."]);
     // Refused: sent again, all of it.
     answer(&second.nonce, Some("no")).await;
     let third = next(&mut stream).await;

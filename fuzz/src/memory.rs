@@ -4,7 +4,7 @@ use std::{cell::Cell, future::Future, path::Path, sync::Arc, time::Duration};
 
 use shika_data::{
     fuzzing,
-    model::{ListenerId, access_log::LogSink},
+    model::{ListenerId, access_log::LogSink, tracing::SpanSink},
     snapshot::Snapshot,
     stats::{Registry, Scope, ServerStats},
 };
@@ -31,6 +31,8 @@ pub fn compiler() -> Compiler {
             concurrency: 1,
             reject_unknown_dynamic_fields: false,
             log_sink: Box::new(|path| LogSink::new(path, 16).0),
+            span_sink: Box::new(|_| SpanSink::new(1).0),
+            log_collector: Box::new(|_| LogSink::new("", 1).0),
         },
     )
 }
@@ -46,7 +48,7 @@ impl Proxy {
     pub fn new(yaml: &str) -> Self {
         let bootstrap: Bootstrap = json::from_yaml(yaml).unwrap_or_else(|errors| panic!("{errors:?}"));
         let mut compiler = compiler();
-        if let Err(rejects) = compiler.load_static(&bootstrap, std::time::Instant::now()) {
+        if let Err(rejects) = compiler.load_static(bootstrap, std::time::Instant::now()) {
             panic!("{rejects:?}");
         }
         let Some(plan) = compiler.build() else { panic!("nothing to publish") };

@@ -84,7 +84,7 @@ fn load_reports_as_json_and_by_exit_code() {
             let base = ["load", "--target", &echo.target, "--protocol", protocol, "--warmup", "0s", "--json"];
             loadtest().args(base).args(extra).output().unwrap()
         };
-        for extra in [&["--duration", "300ms"][..], &["--duration", "300ms", "--rate", "200"][..]] {
+        for extra in [&["--duration", "2s"][..], &["--duration", "2s", "--rate", "200"][..]] {
             let output = load(extra);
             let report = json(&output);
             assert!(output.status.success(), "{protocol} {extra:?}: {report}");
@@ -100,7 +100,7 @@ fn load_on_a_closed_port_fails() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let target = format!("127.0.0.1:{port}");
     let output = loadtest()
-        .args(["load", "--target", &target, "--warmup", "0s", "--duration", "200ms", "--json"])
+        .args(["load", "--target", &target, "--warmup", "0s", "--duration", "2s", "--json"])
         .output()
         .unwrap();
     assert!(!output.status.success());

@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use prost::Message;
 use shika_data::{
     drain,
     model::listener::BindAddress,
@@ -29,7 +30,10 @@ use crate::{
     admin::{self, Access, tags::Tags},
     control::{Control, Credentials, End},
     dns::{self, Dns},
-    export::access_log::{self, AccessLogs, Flush},
+    export::{
+        access_log::{self, AccessLogs, Flush},
+        telemetry::{self, Exporters, Identity, Telemetry},
+    },
     logging::Logging,
     options::{DrainStrategy, Mode, Options},
     server_stats::{self, ServerGroups},
@@ -97,7 +101,7 @@ pub fn control_runtime() -> io::Result<tokio::runtime::Runtime> {
 
 async fn run(
     options: Options,
-    mut bootstrap: Bootstrap,
+    bootstrap: Bootstrap,
     logging: Logging,
     role: Role,
     start: Instant,
@@ -115,11 +119,18 @@ async fn run(
     };
     let access_logs =
         start_access_logs(&options, &groups, streamed).map_err(|error| one(format!("access log thread: {error}")))?;
-    let mut compiler = Compiler::new(registry.clone(), compile_options(&options, &access_logs));
+    let telemetry = Telemetry::new(groups.server.clone(), Box::new(start_exporters));
+    let mut compiler = Compiler::new(registry.clone(), compile_options(&options, &access_logs, &telemetry));
+    let bootstrap_bytes = bootstrap.encode_to_vec();
     let plan = compiler
-        .load_static(&bootstrap, Instant::now())
+        .load_static(bootstrap, Instant::now())
         .map_err(|rejects| rejects.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-    bootstrap.node = Some(plan.node.clone());
+    telemetry.identify(Identity {
+        node: plan.node.id.clone(),
+        cluster: plan.node.cluster.clone(),
+        zone: plan.node.locality.as_ref().map_or_else(String::new, |locality| locality.zone.clone()),
+        address: Some(shika_data::http::own_address()),
+    });
     let admin = plan.admin.as_ref().map(|admin| admin::Listener::bind(&admin.address)).transpose().map_err(one)?;
     write_address_files(&options, admin.as_ref()).map_err(one)?;
     let readiness = match &role {
@@ -169,7 +180,7 @@ async fn run(
     let tags = Rc::new(Tags::new(plan.default_tags, &plan.stats_tags, &options.stats_tag));
     let state = Rc::new(State {
         options,
-        bootstrap,
+        bootstrap_bytes,
         plan,
         compiler: RefCell::new(compiler),
         snapshot: RefCell::new(Arc::default()),
@@ -182,6 +193,7 @@ async fn run(
         tags,
         logging,
         access_logs: access_logs.clone(),
+        telemetry,
         start,
         start_time: SystemTime::now(),
         initialized: Cell::new(false),
@@ -241,8 +253,8 @@ fn loopback_admin(sidecar: &sidecar::Sidecar, node: &Node) -> Option<admin::List
 }
 
 /// What the compiler needs to know of the process.
-pub fn compile_options(options: &Options, access_logs: &AccessLogs) -> CompileOptions {
-    let access_logs = access_logs.clone();
+pub fn compile_options(options: &Options, access_logs: &AccessLogs, telemetry: &Telemetry) -> CompileOptions {
+    let (access_logs, spans, logs) = (access_logs.clone(), telemetry.clone(), telemetry.clone());
     CompileOptions {
         hostname: fs::read_to_string("/proc/sys/kernel/hostname")
             .map(|name| name.trim().to_owned())
@@ -250,6 +262,8 @@ pub fn compile_options(options: &Options, access_logs: &AccessLogs) -> CompileOp
         concurrency: options.workers(),
         reject_unknown_dynamic_fields: options.reject_unknown_dynamic_fields,
         log_sink: Box::new(move |path| access_logs.sink(path)),
+        span_sink: Box::new(move |collector| spans.spans(collector)),
+        log_collector: Box::new(move |collector| logs.logs(collector)),
     }
 }
 
@@ -263,6 +277,17 @@ fn start_access_logs(options: &Options, groups: &ServerGroups, streamed: Option<
         .name("access-log".into())
         .spawn(move || LocalSet::new().block_on(&runtime, access_log::run(commands, flush, stats)))?;
     Ok(access_logs)
+}
+
+/// The exporters' thread. It ends with the process; what waits then is lost.
+fn start_exporters(telemetry: Telemetry, exporters: Exporters) {
+    let started = tokio::runtime::Builder::new_current_thread().enable_all().build().and_then(|runtime| {
+        let run = move || LocalSet::new().block_on(&runtime, telemetry::run(telemetry, exporters));
+        std::thread::Builder::new().name("telemetry".into()).spawn(run)
+    });
+    if let Err(error) = started {
+        error!("telemetry thread: {error}; spans, and logs for collectors, are dropped");
+    }
 }
 
 /// The DNS server's thread. It ends with the process: queries are answered as long as there may be clients.

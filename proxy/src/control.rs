@@ -26,6 +26,7 @@ pub use beside::Credentials;
 use crate::{
     ads::{self, AdsLink},
     files::Files,
+    health::Health,
     resolve::{Answer, Resolver},
     server_stats,
     sidecar::documents::Documents,
@@ -62,6 +63,7 @@ pub struct Control {
     files: Files,
     documents: Documents,
     credentials: Credentials,
+    health: Health,
     /// SIGUSR2 came: connections drain already.
     drained: bool,
 }
@@ -80,6 +82,7 @@ impl Control {
             files: Files::new(),
             documents: Documents::default(),
             credentials,
+            health: Health::default(),
             drained: false,
         }
     }
@@ -136,6 +139,11 @@ impl Control {
                 event = AdsLink::next(&mut self.ads) => self.ads_event(event).await,
                 Some(update) = self.files.next() => self.file_update(update).await,
                 Some(answer) = self.answers.recv() => self.resolved(answer).await,
+                cluster = self.health.next() => {
+                    cluster.drop_removed();
+                    self.publish_and_log().await;
+                    self.follow_up();
+                }
                 () = sleep_until(deadline), if deadline.is_some() => {
                     let due = self.state.compiler.borrow_mut().tick(Instant::now());
                     if due {
@@ -199,6 +207,7 @@ impl Control {
         let compiler = self.state.compiler.borrow();
         self.resolver.update(compiler.dns_targets());
         self.files.watch(compiler.wanted_files());
+        self.health.check(compiler.health_targets());
         if let Some(link) = &mut self.ads {
             link.want(&compiler);
         }
@@ -247,6 +256,7 @@ impl Control {
             }
         }
         *self.state.snapshot.borrow_mut() = plan.snapshot.clone();
+        self.state.telemetry.publish(plan.snapshot.clone());
         self.workers.publish(plan.snapshot.clone()).await;
         for id in unbind {
             self.stop(id).await;
@@ -311,6 +321,7 @@ impl Control {
         match command {
             Command::FailHealthCheck(done) => {
                 self.state.health_failed.set(true);
+                shika_data::worker::set_health_failed(true);
                 // At once, as in Envoy: the next answer on any connection says so.
                 self.workers.drain(DrainScope::All, Some(DrainStrategy::Immediate), None).await;
                 // The other end is a request that may have been given up.
@@ -318,6 +329,7 @@ impl Control {
             }
             Command::PassHealthCheck(done) => {
                 self.state.health_failed.set(false);
+                shika_data::worker::set_health_failed(false);
                 self.workers.resume().await;
                 let _ = done.send(());
             }
@@ -376,6 +388,7 @@ impl Control {
     ) {
         self.state.terminating.set(true);
         self.state.health_failed.set(true);
+        shika_data::worker::set_health_failed(true);
         let drain_time = self.workers.drain_time();
         let deadline = time::Instant::now() + drain_time;
         info!("shutting down: {} connections drain for at most {} s", self.workers.connections(), drain_time.as_secs());

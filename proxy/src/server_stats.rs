@@ -57,9 +57,10 @@ pub fn refresh(state: &State) {
     server.memory_allocated().set(memory.anonymous);
     server.memory_heap_size().set(memory.anonymous);
     server.memory_physical_size().set(memory.resident);
-    let dropped = state.access_logs.dropped();
+    let dropped = state.access_logs.dropped() + state.telemetry.dropped_lines();
     let counted = server.log_lines_dropped().total();
     server.log_lines_dropped().add(dropped.saturating_sub(counted));
+    server.spans_dropped().add(state.telemetry.newly_dropped_spans());
     server.days_until_first_cert_expiring().set(days_until_first_expiry(state));
     let snapshot = Arc::clone(&state.snapshot.borrow());
     groups.listeners.total_listeners_active().set(snapshot.listeners.iter().flatten().count() as u64);

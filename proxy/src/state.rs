@@ -9,6 +9,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use prost::Message;
 use shika_data::{
     listen::BoundListener,
     model::{ListenerId, listener::BindAddress},
@@ -20,16 +21,21 @@ use shika_xds::{BootstrapPlan, Compiler, Wanted, Warming};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    admin::tags::Tags, dns::Dns, export::access_log::AccessLogs, logging::Logging, options::Options,
-    server_stats::ServerGroups, sidecar::metrics::Metrics,
+    admin::tags::Tags,
+    dns::Dns,
+    export::{access_log::AccessLogs, telemetry::Telemetry},
+    logging::Logging,
+    options::Options,
+    server_stats::ServerGroups,
+    sidecar::metrics::Metrics,
 };
 
 /// Everything that admin, readiness and the control loop look at.
 pub struct State {
     /// The command line.
     pub options: Options,
-    /// The bootstrap, for `/config_dump`.
-    pub bootstrap: Bootstrap,
+    /// The bootstrap as it was encoded; see [`State::bootstrap`].
+    pub bootstrap_bytes: Vec<u8>,
     /// What the bootstrap asks for.
     pub plan: BootstrapPlan,
     /// Resources and what they were compiled to.
@@ -54,6 +60,8 @@ pub struct State {
     pub logging: Logging,
     /// Access logs.
     pub access_logs: AccessLogs,
+    /// Spans and logs on their way to collectors.
+    pub telemetry: Telemetry,
     /// When the process started.
     pub start: Instant,
     /// The same, by the clock.
@@ -72,6 +80,16 @@ pub struct State {
     pub connections: Cell<u64>,
     /// To the control loop.
     pub commands: mpsc::Sender<Command>,
+}
+
+impl State {
+    /// The bootstrap with the node that it became. Decoded whenever it is asked for: as a message it has some ten times the size of its bytes.
+    pub fn bootstrap(&self) -> Bootstrap {
+        // They were encoded here, and so they decode.
+        let mut bootstrap = Bootstrap::decode(self.bootstrap_bytes.as_slice()).unwrap_or_default();
+        bootstrap.node = Some(self.plan.node.clone());
+        bootstrap
+    }
 }
 
 /// Envoy's `ServerInfo.State`.

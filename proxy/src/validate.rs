@@ -6,16 +6,24 @@ use shika_data::stats::Registry;
 use shika_proto::envoy::config::bootstrap::v3::Bootstrap;
 use shika_xds::Compiler;
 
-use crate::{app::compile_options, export::access_log::AccessLogs, options::Options, print};
+use crate::{
+    app::compile_options,
+    export::{access_log::AccessLogs, telemetry::Telemetry},
+    options::Options,
+    print,
+    server_stats::ServerGroups,
+};
 
 /// Compiles the static resources, files of TLS contexts included.
 ///
 /// # Errors
 /// Every refusal with its field path.
-pub fn check(options: &Options, bootstrap: &Bootstrap) -> Result<(), Vec<String>> {
+pub fn check(options: &Options, bootstrap: Bootstrap) -> Result<(), Vec<String>> {
     let registry = Registry::new(0);
     let (access_logs, _writers) = AccessLogs::new(None);
-    let mut compiler = Compiler::new(registry, compile_options(options, &access_logs));
+    // Nothing is served, so there is nothing to send.
+    let telemetry = Telemetry::new(ServerGroups::new(&registry).server, Box::new(|_, _| {}));
+    let mut compiler = Compiler::new(registry, compile_options(options, &access_logs, &telemetry));
     compiler
         .load_static(bootstrap, Instant::now())
         .map(|_| ())

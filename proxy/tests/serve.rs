@@ -4,8 +4,13 @@
 mod common;
 
 use std::{
-    io::{BufReader, Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
 };
 
 use common::{Proxy, answer, cluster, eventually, get, http_listener, post};
@@ -146,4 +151,50 @@ fn a_second_sigterm_exits_at_once() {
     proxy.signal("TERM");
     assert_eq!(proxy.exit_code(), Some(0));
     assert!(proxy.logged().contains("exiting at once"));
+}
+
+/// Answers health checks as it is told, until the test ends.
+fn health_endpoint(healthy: &Arc<AtomicBool>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let healthy = healthy.clone();
+    thread::spawn(move || {
+        for mut socket in listener.incoming().map_while(Result::ok) {
+            let mut line = String::new();
+            let _ = BufReader::new(socket.try_clone().unwrap()).read_line(&mut line);
+            let status = if healthy.load(Ordering::Relaxed) { "200 OK" } else { "503 Gone" };
+            let _ = write!(socket, "HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        }
+    });
+    port
+}
+
+#[test]
+fn a_failed_check_ends_tcp_connections_where_that_is_asked_for() {
+    for (flag, ends) in [("", false), ("    close_connections_on_host_health_failure: true\n", true)] {
+        let healthy = Arc::new(AtomicBool::new(true));
+        let check = health_endpoint(&healthy);
+        let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut text = bootstrap(&upstream.local_addr().unwrap().to_string());
+        text = text
+            .replace("}}}}]}]}\n", &format!("}}}}, health_check_config: {{port_value: {check}}}}}}}]}}]}}\n{flag}"));
+        text += "    health_checks: [{timeout: 5s, interval: 0.05s, no_traffic_interval: 0.05s, unhealthy_threshold: 1, healthy_threshold: 1, \
+                 http_health_check: {path: /}}]\n";
+        let proxy = Proxy::start(&text, &[]).live();
+        let mut client = TcpStream::connect(proxy.listener("raw")).unwrap();
+        client.set_read_timeout(Some(common::LIMIT)).unwrap();
+        let mut peer = upstream.accept().unwrap().0;
+        client.write_all(b"ping").unwrap();
+        let mut bytes = [0; 4];
+        peer.read_exact(&mut bytes).unwrap();
+        healthy.store(false, Ordering::Relaxed);
+        eventually("the failed check", || (proxy.stat("cluster.up.membership_healthy") == 0).then_some(()));
+        if ends {
+            assert_eq!(client.read(&mut bytes).unwrap(), 0, "the connection ends");
+        } else {
+            peer.write_all(b"pong").unwrap();
+            client.read_exact(&mut bytes).unwrap();
+            assert_eq!(&bytes, b"pong");
+        }
+    }
 }

@@ -99,9 +99,17 @@ async fn dns_and_readiness() {
     let metrics = sidecar.admin("/stats/prometheus").body;
     assert!(metrics.contains("kuma_dp_dns_queries_total{qtype=\"A\",source=\"local\"} 3\n"), "{metrics}");
 
+    // Without a connection it would be gone two seconds later; a request that is not finished keeps it until it was seen.
+    stream.send(type_url::LISTENER, "3", vec![("web", web())]).await;
+    let mut busy = TcpStream::connect(sidecar.listener("web")).unwrap();
+    busy.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n").unwrap();
+    eventually("the connection", || {
+        (sidecar.admin("/stats?filter=downstream_cx_active").body.contains(": 1\n")).then_some(())
+    });
     sidecar.signal("TERM");
     let terminating = eventually("TERMINATING", || sidecar.readiness().filter(|answer| answer.status == 503));
     assert_eq!(terminating.body, "TERMINATING");
+    drop(busy);
     assert_eq!(sidecar.exit_code(), Some(0));
 }
 
@@ -115,7 +123,9 @@ async fn a_new_token_is_shown_on_a_new_stream() {
     stream.send(type_url::LISTENER, "1", vec![("web", web())]).await;
     let web = sidecar.listener("web");
     let mut client = TcpStream::connect(&web).unwrap();
-    fs::write(sidecar.path("token"), "second\n").unwrap();
+    // As a whole: a file that is being written is empty for a moment.
+    fs::write(sidecar.path("token.new"), "second\n").unwrap();
+    fs::rename(sidecar.path("token.new"), sidecar.path("token")).unwrap();
     let mut again = sidecar.session().await;
     assert_eq!(again.token, "second");
     // What is held is told, and no connection was lost over it.

@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -19,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
 /// Upper bound for anything that is waited for; nothing is expected to take as long.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub struct Cp {
     pub store: Store,
@@ -168,16 +169,18 @@ pub fn envoy() -> Option<PathBuf> {
     found
 }
 
-/// A port that was free a moment ago, and that nobody else in this process was given.
+/// A port that nothing listens on, and that nobody else in this process was given. Below the range from which the kernel takes ports, so that nobody
+/// else is given it before it is used.
 pub fn free_port() -> u16 {
-    static GIVEN: std::sync::Mutex<std::collections::BTreeSet<u16>> =
-        std::sync::Mutex::new(std::collections::BTreeSet::new());
-    loop {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        if GIVEN.lock().unwrap().insert(port) {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = u16::try_from(std::process::id() % 9_000).unwrap();
+    for _ in 0..2_000 {
+        let port = 20_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }
+    panic!("no free port between 20000 and 32000");
 }
 
 /// A mesh with mTLS, and its Dataplanes `server` (HTTP, in front of `app`) and `client`, which reaches it on `outbound`.

@@ -208,7 +208,7 @@ fn resident_kib_of(status: &str) -> Option<u64> {
 /// One blocking GET: the proxies are on loopback and nothing else is to run meanwhile.
 fn get(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
-    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    stream.set_read_timeout(Some(START_LIMIT))?;
     stream.set_nodelay(true)?;
     stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").as_bytes())?;
     let mut reply = Vec::new();

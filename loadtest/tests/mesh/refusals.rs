@@ -28,8 +28,8 @@ fn with_meshes() -> (tempfile::TempDir, ControlPlane) {
 fn who_cannot_prove_to_belong_does_not_join() {
     let (directory, cp) = with_meshes();
     let before = everything(&cp);
-    let made = SystemTime::now();
     let short = cp.token("demo", "web-1", "1s");
+    let made = SystemTime::now();
     let good = cp.token("demo", "web-1", "1h");
     let dataplane =
         |more: &str| format!("type: Dataplane\nmesh: demo\nname: web-1\nnetworking:\n  address: 127.0.0.1\n  {more}\n");

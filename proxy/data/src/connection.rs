@@ -128,7 +128,7 @@ pub fn next_id() -> u64 {
 
 impl Connection {
     /// A connection that has just come in for `listener`; `original` is where it wanted to go before the kernel redirected it.
-    fn arrived(listener: &Listener, socket: &Socket, original: Option<SocketAddr>) -> Self {
+    pub(crate) fn arrived(listener: &Listener, socket: &Socket, original: Option<SocketAddr>) -> Self {
         let (direct_local, direct_remote) = (socket.local_address(), socket.peer_address());
         Connection {
             id: next_id(),

@@ -54,6 +54,10 @@ pub enum ResponseFlag {
     OverloadManager,
     /// `DR`: reset by the downstream.
     DownstreamRemoteReset,
+    /// `LH`: a health check that is answered here found too little health.
+    FailedLocalHealthCheck,
+    /// `RLSE`: a rate limit service gave no answer.
+    RateLimitServiceError,
 }
 
 impl ResponseFlag {
@@ -92,6 +96,8 @@ impl ResponseFlag {
             Self::Unauthorized => ("UAEX", "UnauthorizedExternalService"),
             Self::OverloadManager => ("OM", "OverloadManagerTerminated"),
             Self::DownstreamRemoteReset => ("DR", "DownstreamRemoteReset"),
+            Self::FailedLocalHealthCheck => ("LH", "FailedLocalHealthCheck"),
+            Self::RateLimitServiceError => ("RLSE", "RateLimitServiceError"),
         }
     }
 }
@@ -120,6 +126,7 @@ impl ResponseFlags {
     pub fn iter(self) -> impl Iterator<Item = ResponseFlag> {
         use ResponseFlag::*;
         [
+            FailedLocalHealthCheck,
             NoHealthyUpstream,
             UpstreamConnectionFailure,
             UpstreamOverflow,
@@ -141,6 +148,7 @@ impl ResponseFlags {
             DurationTimeout,
             InvalidHeader,
             Unauthorized,
+            RateLimitServiceError,
             OverloadManager,
             DownstreamRemoteReset,
         ]

@@ -34,6 +34,8 @@ pub struct Outcome {
     pub upstream_local: Option<SocketAddr>,
     /// `%UPSTREAM_REQUEST_ATTEMPT_COUNT%`
     pub attempts: u32,
+    /// So far the upstream is connected, no more.
+    pub only_connected: bool,
 }
 
 impl Outcome {
@@ -51,6 +53,7 @@ impl Outcome {
             endpoint,
             upstream_local,
             attempts,
+            only_connected,
         } = self;
         let line = Record {
             flags: *flags,
@@ -61,6 +64,7 @@ impl Outcome {
             endpoint: endpoint.as_deref(),
             upstream_local: *upstream_local,
             attempts: *attempts,
+            only_connected: *only_connected,
             bytes_received: connection.received.load(Relaxed),
             bytes_sent: connection.sent.load(Relaxed),
             ..Record::of_connection(connection)

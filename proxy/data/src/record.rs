@@ -1,5 +1,6 @@
 //! What is written about a request or a connection when it ends, and how: access-log lines and header values from Envoy's command operators.
 
+mod filter;
 mod operator;
 
 use std::{
@@ -15,16 +16,17 @@ use crate::{
     connection::Connection,
     error::ResponseFlags,
     model::{
-        access_log::{AccessLog, LogFilter, LogFormat},
+        access_log::{AccessLog, LogFormat},
         cluster::{Cluster, Endpoint},
         format::{Format, JsonFormat, Part},
         rbac::RequestView,
     },
 };
 
-pub use operator::{hex, printable};
+pub(crate) use operator::flags_text;
+pub use operator::{hex, printable, protocol};
 
-use operator::{Field, millis, value};
+use operator::{Field, value};
 
 /// All that operators can ask for. Built once, when a log line or a header value needs it; absent parts are `None`.
 #[derive(Debug)]
@@ -85,6 +87,12 @@ pub struct Record<'a> {
     pub stream_id: Option<u64>,
     /// Which Kuma resource the route stands for, if a filter asked for it.
     pub route_kri: Option<&'a str>,
+    /// Somebody asked for this very request to be traced.
+    pub traced: bool,
+    /// The trace that it is part of, and its span.
+    pub trace: Option<(u128, u64)>,
+    /// The line tells that the upstream is connected, not that it is over.
+    pub only_connected: bool,
 }
 
 impl<'a> Record<'a> {
@@ -119,6 +127,9 @@ impl<'a> Record<'a> {
             attempts: 0,
             stream_id: None,
             route_kri: None,
+            traced: false,
+            trace: None,
+            only_connected: false,
         }
     }
 }
@@ -126,7 +137,7 @@ impl<'a> Record<'a> {
 /// Writes one line to every log whose filter lets it through.
 pub fn write(logs: &[AccessLog], record: &Record<'_>) {
     for log in logs {
-        if log.filter.as_ref().is_some_and(|filter| !passes(filter, record)) {
+        if log.filter.as_ref().is_some_and(|filter| !filter::passes(filter, record)) {
             continue;
         }
         let mut line = String::with_capacity(256);
@@ -138,23 +149,6 @@ pub fn write(logs: &[AccessLog], record: &Record<'_>) {
             }
         }
         log.sink.write(Bytes::from(line));
-    }
-}
-
-fn passes(filter: &LogFilter, record: &Record<'_>) -> bool {
-    match filter {
-        LogFilter::StatusCode(comparison) => comparison.holds(u64::from(record.status)),
-        LogFilter::Duration(comparison) => comparison.holds(millis(record.duration)),
-        // Health checks are recognised by a filter that is not there, and nothing is traced, so both sides of these are known.
-        LogFilter::NotHealthCheck => true,
-        LogFilter::Traceable => false,
-        LogFilter::And(filters) => filters.iter().all(|filter| passes(filter, record)),
-        LogFilter::Or(filters) => filters.iter().any(|filter| passes(filter, record)),
-        LogFilter::Header(matcher) => record.request.is_some_and(|request| request.header_matches(matcher)),
-        LogFilter::ResponseFlags(wanted) if wanted.is_empty() => !record.flags.is_empty(),
-        LogFilter::ResponseFlags(wanted) => {
-            record.flags.iter().any(|flag| wanted.iter().any(|name| **name == *flag.short()))
-        }
     }
 }
 
@@ -208,6 +202,11 @@ fn render_json(format: &JsonFormat, record: &Record<'_>, out: &mut String) {
             out.push(']');
         }
         JsonFormat::Literal(text) => out.push_str(text),
+        JsonFormat::Text(format) => {
+            let mut text = String::new();
+            render(format, record, &mut text);
+            quote(&text, out);
+        }
         JsonFormat::Value(format) => match format.parts.as_slice() {
             [Part::Operator(operator, limit)] => match value(operator, record) {
                 Some(Field::Number(number, _)) => {
@@ -227,7 +226,7 @@ fn render_json(format: &JsonFormat, record: &Record<'_>, out: &mut String) {
 }
 
 /// Appends a JSON string.
-fn quote(text: &str, out: &mut String) {
+pub(crate) fn quote(text: &str, out: &mut String) {
     out.push('"');
     for c in text.chars() {
         match c {

@@ -11,6 +11,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
+    connection::Connection,
+    io::Socket,
     model::{
         ChainId, ClusterId, ListenerId,
         chain_match::{ChainMatch, ChainTable},
@@ -137,6 +139,9 @@ pub fn weighted_endpoint(address: SocketAddr, weight: u32, health: Health) -> Ar
         labels: None,
         tls_labels: None,
         health: (health as u8).into(),
+        checked: Default::default(),
+        failures: Default::default(),
+        check: None,
         monitor: Default::default(),
         stats: EndpointStats::default(),
     })
@@ -153,9 +158,12 @@ pub fn cluster(registry: &Registry, id: u32, name: &str, endpoints: Vec<Arc<Endp
             overprovisioning: 140,
         }),
         balancer: Balancer::RoundRobin,
+        hashing: None,
+        close_on_failure: None,
         panic_threshold: 50,
         connect_timeout: Duration::from_secs(5),
         selection: Selection::default(),
+        health: None,
         outlier: None,
         tls: None,
         tls_matches: Vec::new(),
@@ -180,6 +188,7 @@ pub fn tcp_proxy(registry: &Registry, cluster: u32) -> TcpProxy {
         stats: TcpStats::new(registry, scope("tcp.test.")),
         clusters: ClusterChoice::One { id: ClusterId(cluster), name: "test".into() },
         labels: None,
+        hash_source_ip: false,
         idle_timeout: Some(Duration::from_secs(3600)),
         max_duration: None,
         max_connect_attempts: 1,
@@ -222,6 +231,14 @@ pub fn listener(registry: &Registry, id: u32, chain: FilterChain) -> Listener {
         access_log: Vec::new(),
         stats: ListenerStats::new(registry, scope("listener.test.")),
     }
+}
+
+/// A connection over a Unix socket, about which nothing is known. Needs a runtime.
+pub fn connection() -> Arc<Connection> {
+    let registry = Registry::new(1);
+    let listener = listener(&registry, 0, chain(0, Terminal::Echo));
+    let (socket, _) = tokio::net::UnixStream::pair().unwrap();
+    Arc::new(Connection::arrived(&listener, &Socket::Unix(socket), None))
 }
 
 pub fn snapshot(listeners: Vec<Listener>, clusters: Vec<Arc<Cluster>>) -> Arc<Snapshot> {

@@ -3,9 +3,11 @@
 //! The control thread publishes; a worker takes a publication between two polls, so a request sees one configuration from start to end. All that a
 //! worker owns is reached through a thread-local: the futures that use it stay `Send`, and nothing on the path takes a lock.
 
+mod health;
 mod local;
 mod pool;
 
+pub use health::{health_failed, set_health_failed};
 #[cfg(feature = "fuzzing")]
 pub(crate) use local::forget;
 pub use local::{SnapshotRef, date, enter_for_test, random, snapshot, with_pools};

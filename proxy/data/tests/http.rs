@@ -92,6 +92,9 @@ fn cluster(setup: &mut Setup, registry: &Registry) -> Arc<Cluster> {
         tls_labels: None,
         health: AtomicU8::new(0),
         monitor: Default::default(),
+        checked: Default::default(),
+        failures: Default::default(),
+        check: None,
         stats: EndpointStats::default(),
     });
     Arc::new(Cluster {
@@ -103,9 +106,12 @@ fn cluster(setup: &mut Setup, registry: &Registry) -> Arc<Cluster> {
             overprovisioning: 140,
         }),
         balancer: Balancer::RoundRobin,
+        hashing: None,
+        close_on_failure: None,
         panic_threshold: 50,
         connect_timeout: Duration::from_secs(5),
         selection: Selection::default(),
+        health: None,
         outlier: None,
         tls: None,
         tls_matches: Vec::new(),
@@ -146,6 +152,7 @@ fn route(path: &str, action: RouteAction) -> Route {
         response_headers: HeaderMutations::default(),
         filters: FilterSettings::default(),
         kri: None,
+        tracing: None,
     }
 }
 
@@ -163,8 +170,10 @@ fn forward(id: ClusterId, timeout: Option<Duration>) -> RouteAction {
         high_priority: false,
         retry: None,
         mirrors: Vec::new(),
+        rate_limits: None,
         buffer_limit: None,
         labels: None,
+        hash: Vec::new(),
     })
 }
 
@@ -188,6 +197,7 @@ fn snapshot(setup: &Setup, registry: &Registry, cluster: &Arc<Cluster>) -> Arc<S
             require_tls: RequireTls::No,
             request_headers: HeaderMutations::default(),
             response_headers: HeaderMutations::default(),
+            rate_limits: None,
             filters: FilterSettings::default(),
         }],
         domains: Domains { any: Some(0), ..Domains::default() },
@@ -203,6 +213,7 @@ fn snapshot(setup: &Setup, registry: &Registry, cluster: &Arc<Cluster>) -> Arc<S
         routes: RouteTableId(0),
         filters: Vec::new(),
         suppress_envoy_headers: false,
+        tracing: None,
         access_log: Vec::new(),
         trust: Trust::default(),
         server_name: HeaderValue::from_static("envoy"),
@@ -624,7 +635,8 @@ async fn a_silent_http2_connection_gets_no_further_requests() {
     let upstream = Upstream::new().await;
     let mut setup = Setup::new(upstream.address());
     setup.protocol = UpstreamProtocol::Http2;
-    setup.timeout = Some(Duration::from_secs(1));
+    // Long enough for the requests that are answered.
+    setup.timeout = Some(Duration::from_secs(4));
     let proxy = start(setup).await;
     let serve = tokio::spawn(async move {
         let (stream, _) = upstream.0.accept().await.unwrap();

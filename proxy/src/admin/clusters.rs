@@ -73,15 +73,7 @@ fn lines(out: &mut String, cluster: &Cluster, dynamic: bool) -> std::fmt::Result
                 writeln!(out, "{head}::{stat}::{value}")?;
             }
             writeln!(out, "{head}::hostname::{}", endpoint.hostname.as_deref().unwrap_or_default())?;
-            let mut flags = match endpoint.reported_health() {
-                Health::Healthy => "",
-                Health::Degraded => "/degraded_eds_health",
-                Health::Unhealthy => "/failed_eds_health",
-            }
-            .to_owned();
-            if endpoint.is_ejected() {
-                flags.insert_str(0, "/failed_outlier_check");
-            }
+            let flags = flags(endpoint);
             let flags = if flags.is_empty() { "healthy" } else { &flags };
             writeln!(out, "{head}::health_flags::{flags}")?;
             writeln!(out, "{head}::weight::{}", endpoint.weight)?;
@@ -95,6 +87,23 @@ fn lines(out: &mut String, cluster: &Cluster, dynamic: bool) -> std::fmt::Result
         }
     }
     Ok(())
+}
+
+/// Why an endpoint is not healthy, in Envoy's order.
+fn flags(endpoint: &Endpoint) -> String {
+    let (checked, reported) = (&endpoint.checked, endpoint.reported_health());
+    [
+        ("/failed_active_hc", checked.has_failed()),
+        ("/failed_outlier_check", endpoint.is_ejected()),
+        ("/failed_eds_health", reported == Health::Unhealthy),
+        ("/degraded_active_hc", checked.is_degraded()),
+        ("/degraded_eds_health", reported == Health::Degraded),
+        ("/pending_dynamic_removal", checked.is_removed()),
+        ("/active_hc_timeout", checked.has_timed_out()),
+    ]
+    .into_iter()
+    .filter_map(|(flag, is_set)| is_set.then_some(flag))
+    .collect()
 }
 
 /// In the order of Envoy's text. Requests that wait are counted per cluster, so per host there are none.
@@ -183,8 +192,16 @@ fn host(endpoint: &Endpoint, priority: usize) -> Value {
         Health::Unhealthy => "UNHEALTHY",
     };
     let mut status = json!({"address": address, "stats": stats, "health_status": {"eds_health_status": health}, "weight": endpoint.weight});
-    if endpoint.is_ejected() {
-        status["health_status"]["failed_outlier_check"] = true.into();
+    for (name, is_set) in [
+        ("failed_active_health_check", endpoint.checked.has_failed()),
+        ("failed_outlier_check", endpoint.is_ejected()),
+        ("failed_active_degraded_check", endpoint.checked.is_degraded()),
+        ("pending_dynamic_removal", endpoint.checked.is_removed()),
+        ("active_hc_timeout", endpoint.checked.has_timed_out()),
+    ] {
+        if is_set {
+            status["health_status"][name] = true.into();
+        }
     }
     if let Some(hostname) = endpoint.hostname.as_deref().filter(|hostname| !hostname.is_empty()) {
         status["hostname"] = hostname.into();

@@ -353,7 +353,7 @@ fn whole(state: &State, name_regex: Option<&Regex>, include_eds: bool, mask: Opt
     };
     if mask.is_none_or(|mask| mask.has("bootstrap")) {
         section(&mut steps);
-        let mut bootstrap = shika_proto::json::to_json_value(&state.bootstrap, Names::Proto).unwrap_or_default();
+        let mut bootstrap = shika_proto::json::to_json_value(&state.bootstrap(), Names::Proto).unwrap_or_default();
         redact(&mut bootstrap);
         let mut value = json!({"@type": format!("{PREFIX}BootstrapConfigDump"), "bootstrap": bootstrap, "last_updated": time(state.start_time)});
         if let Some(mask) = mask {

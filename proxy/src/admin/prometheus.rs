@@ -4,27 +4,30 @@
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
-    fmt::{self, Write},
+    collections::HashMap,
+    fmt::Write,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, LazyLock},
 };
 
-use shika_data::stats::{BUCKETS, Group, Kind, Reading, Value};
+use shika_data::stats::{BUCKETS, Def, Group, Kind, Reading, Value};
 
 use super::{
     readings::{GroupStats, Orders},
     stats::Selection,
-    tags::Tags,
+    tags::{Extracted, Tags},
 };
 
 /// Groups that are indexed before other work gets a turn.
 const TURN: usize = 256;
 
+/// The histograms' bounds, as text.
+static BOUNDS: LazyLock<Vec<String>> = LazyLock::new(|| BUCKETS.iter().map(f64::to_string).collect());
+
 /// All samples by family, and a position in them.
 pub struct Exposition {
     tags: Rc<Tags>,
-    groups: Vec<GroupStats>,
+    groups: Vec<Indexed>,
     /// Counters, then gauges, then histograms; each family by name, its samples by theirs.
     families: Vec<Family>,
     family: usize,
@@ -33,14 +36,59 @@ pub struct Exposition {
     rest: String,
 }
 
+/// A group, and the labels that all that it defines has, where that is so.
+struct Indexed {
+    stats: GroupStats,
+    labels: Option<String>,
+}
+
 /// All samples of one name.
 struct Family {
     /// Without the leading `envoy_`.
     name: String,
-    /// As in its `# TYPE` line.
-    kind: &'static str,
+    kind: Kind,
     /// Group and position in it.
     samples: Vec<(u32, u32)>,
+}
+
+impl Family {
+    /// As in its `# TYPE` line, and its place among the sorts.
+    fn sort(&self) -> (u8, &'static str) {
+        match self.kind {
+            Kind::Counter => (0, "counter"),
+            Kind::Gauge | Kind::Level => (1, "gauge"),
+            Kind::Histogram => (2, "histogram"),
+        }
+    }
+}
+
+/// Families in the order in which they are met.
+#[derive(Default)]
+struct Families {
+    list: Vec<Family>,
+    by_name: HashMap<(u8, String), usize>,
+    /// Families of what a kind of group defines, by what is left of the prefix and the address of the definitions.
+    of_defs: HashMap<(String, usize), Rc<[usize]>>,
+}
+
+impl Families {
+    fn of(&mut self, name: &str, kind: Kind) -> usize {
+        let family = Family { name: sanitize(name).into_owned(), kind, samples: Vec::new() };
+        *self.by_name.entry((family.sort().0, family.name.clone())).or_insert_with(|| {
+            self.list.push(family);
+            self.list.len() - 1
+        })
+    }
+
+    fn of_defs(&mut self, stem: &str, defs: &'static [Def]) -> Rc<[usize]> {
+        let key = (stem.to_owned(), defs.as_ptr() as usize);
+        if let Some(known) = self.of_defs.get(&key) {
+            return known.clone();
+        }
+        let all: Rc<[usize]> = defs.iter().map(|def| self.of(&format!("{stem}.{}", def.name), def.kind)).collect();
+        self.of_defs.insert(key, all.clone());
+        all
+    }
 }
 
 impl Exposition {
@@ -48,41 +96,43 @@ impl Exposition {
     pub async fn new(groups: Vec<Arc<Group>>, tags: Rc<Tags>, selection: &Selection) -> Exposition {
         let mut orders = Orders::default();
         let mut indexed = Vec::with_capacity(groups.len());
-        let mut kinds: [BTreeMap<String, Vec<(u32, u32)>>; 3] = Default::default();
+        let mut families = Families::default();
         for (index, group) in groups.into_iter().enumerate() {
             let stats = GroupStats::new(group, &mut orders);
+            let common = tags.of_cluster(stats.prefix(), stats.defs().iter().map(|def| def.name));
+            let of_defs = common.as_ref().map(|common| families.of_defs(&common.name, stats.defs()));
+            let common = common.map(|common| labels(&common));
             for at in 0..stats.len() {
-                let (Some(name), Some((kind, reading))) = (stats.name(at), stats.read(at)) else { continue };
-                if !selection.takes(&name, kind, &reading) {
-                    continue;
-                }
-                let slot = match kind {
-                    Kind::Counter => &mut kinds[0],
-                    Kind::Gauge | Kind::Level => &mut kinds[1],
-                    Kind::Histogram => &mut kinds[2],
-                };
-                let extracted = tags.extract(&name);
-                let family = sanitize(&extracted.name);
-                let sample = (index as u32, at as u32);
-                match slot.get_mut(family.as_ref()) {
-                    Some(samples) => samples.push(sample),
-                    None => {
-                        slot.insert(family.into_owned(), vec![sample]);
+                let Some((kind, reading)) = stats.read(at) else { continue };
+                let known = of_defs.as_ref().zip(stats.def(at)).and_then(|(of_defs, def)| of_defs.get(def));
+                let family = match known {
+                    // A name is made where it is looked at.
+                    Some(family) if selection.filter.is_none() => {
+                        if !selection.takes("", kind, &reading) {
+                            continue;
+                        }
+                        *family
                     }
+                    Some(_) | None => {
+                        let Some(name) = stats.name(at) else { continue };
+                        if !selection.takes(&name, kind, &reading) {
+                            continue;
+                        }
+                        families.of(&tags.extract(&name).name, kind)
+                    }
+                };
+                if let Some(family) = families.list.get_mut(family) {
+                    family.samples.push((index as u32, at as u32));
                 }
             }
-            indexed.push(stats);
+            indexed.push(Indexed { stats, labels: common });
             if index % TURN == TURN - 1 {
                 tokio::task::yield_now().await;
             }
         }
-        let families = kinds
-            .into_iter()
-            .zip(["counter", "gauge", "histogram"])
-            .flat_map(|(families, kind)| {
-                families.into_iter().map(move |(name, samples)| Family { name, kind, samples })
-            })
-            .collect();
+        let mut families = families.list;
+        families.retain(|family| !family.samples.is_empty());
+        families.sort_unstable_by(|a, b| (a.sort(), &a.name).cmp(&(b.sort(), &b.name)));
         Exposition { tags, groups: indexed, families, family: 0, sample: 0, rest: String::new() }
     }
 
@@ -94,55 +144,82 @@ impl Exposition {
     /// Appends about `limit` bytes; `false` when there is no more.
     pub fn write(&mut self, out: &mut String, limit: usize) -> bool {
         while out.len() < limit {
-            let Some(Family { name: family, kind, samples }) = self.families.get(self.family) else {
+            let Some(family) = self.families.get(self.family) else {
                 out.push_str(&std::mem::take(&mut self.rest));
                 return false;
             };
             if self.sample == 0 {
-                let _ = writeln!(out, "# TYPE envoy_{family} {kind}");
+                let _ = writeln!(out, "# TYPE envoy_{} {}", family.name, family.sort().1);
             }
-            let Some((group, at)) = samples.get(self.sample) else {
+            let Some((group, at)) = family.samples.get(self.sample) else {
                 self.family += 1;
                 self.sample = 0;
                 continue;
             };
             self.sample += 1;
-            let Some(stats) = self.groups.get(*group as usize) else { continue };
-            let (Some(name), Some((_, reading))) = (stats.name(*at as usize), stats.read(*at as usize)) else {
-                continue;
+            let Some(Indexed { stats, labels: common }) = self.groups.get(*group as usize) else { continue };
+            let Some((_, reading)) = stats.read(*at as usize) else { continue };
+            let own = match common {
+                Some(_) if stats.def(*at as usize).is_some() => None,
+                Some(_) | None => {
+                    let Some(name) = stats.name(*at as usize) else { continue };
+                    Some(labels(&self.tags.extract(&name)))
+                }
             };
-            // Writing to a string does not fail.
-            let _ = sample(out, family, &labels(&self.tags, &name), &reading);
+            let labels = own.as_deref().or(common.as_deref()).unwrap_or_default();
+            sample(out, &family.name, labels, &reading);
         }
         true
     }
 }
 
-fn labels(tags: &Tags, name: &str) -> String {
+fn labels(extracted: &Extracted<'_>) -> String {
     let mut labels = String::new();
-    for (index, (tag, value)) in tags.extract(name).tags.iter().enumerate() {
+    for (index, (tag, value)) in extracted.tags.iter().enumerate() {
         let comma = if index == 0 { "" } else { "," };
+        // Writing to a string does not fail.
         let _ = write!(labels, "{comma}{}=\"{}\"", sanitize(tag), escape(value));
     }
     labels
 }
 
-fn sample(out: &mut String, family: &str, labels: &str, reading: &Reading) -> fmt::Result {
+fn sample(out: &mut String, family: &str, labels: &str, reading: &Reading) {
     match &reading.value {
-        Value::Number(value) => writeln!(out, "envoy_{family}{{{labels}}} {value}"),
+        Value::Number(value) => line(out, family, "", labels, None, *value),
         Value::Histogram { buckets, sum } => {
-            let comma = if labels.is_empty() { "" } else { "," };
             let mut count = 0;
-            for (bound, bucket) in BUCKETS.iter().zip(buckets) {
+            for (bound, bucket) in BOUNDS.iter().zip(buckets) {
                 count += bucket;
-                writeln!(out, "envoy_{family}_bucket{{{labels}{comma}le=\"{bound}\"}} {count}")?;
+                line(out, family, "_bucket", labels, Some(bound), count);
             }
             let count: u64 = buckets.iter().sum();
-            writeln!(out, "envoy_{family}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}")?;
-            writeln!(out, "envoy_{family}_sum{{{labels}}} {sum}")?;
-            writeln!(out, "envoy_{family}_count{{{labels}}} {count}")
+            line(out, family, "_bucket", labels, Some("+Inf"), count);
+            line(out, family, "_sum", labels, None, *sum);
+            line(out, family, "_count", labels, None, count);
         }
     }
+}
+
+/// One line. Put together from its parts: there are millions of them, and a formatter takes three times as long.
+fn line(out: &mut String, family: &str, suffix: &str, labels: &str, bound: Option<&str>, value: u64) {
+    out.push_str("envoy_");
+    out.push_str(family);
+    out.push_str(suffix);
+    out.push('{');
+    out.push_str(labels);
+    if let Some(bound) = bound {
+        out.push_str(if labels.is_empty() { "le=\"" } else { ",le=\"" });
+        out.push_str(bound);
+        out.push('"');
+    }
+    out.push_str("} ");
+    match value {
+        0 => out.push('0'),
+        value => {
+            let _ = write!(out, "{value}");
+        }
+    }
+    out.push('\n');
 }
 
 /// A name with everything but letters, digits and `_` replaced.

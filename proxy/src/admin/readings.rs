@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use shika_data::stats::{Group, Kind, Origin, Reading, Value};
+use shika_data::stats::{Def, Group, Kind, Origin, Reading, Value};
 
 /// One statistic.
 pub struct Stat {
@@ -65,7 +65,9 @@ impl GroupStats {
     pub fn new(group: Arc<Group>, orders: &mut Orders) -> Self {
         let order = orders.of(&group);
         let derived = derived(&group);
-        let entries = if derived.is_empty() {
+        let entries = if group.sparse {
+            Entries::Plain(order.iter().copied().filter(|index| group.read(*index).used).collect())
+        } else if derived.is_empty() {
             Entries::Plain(order)
         } else {
             let mut mixed: Vec<(Cow<'static, str>, Entry)> = order
@@ -77,6 +79,27 @@ impl GroupStats {
             Entries::Mixed(mixed)
         };
         GroupStats { group, entries }
+    }
+
+    /// What all full names begin with.
+    pub fn prefix(&self) -> &str {
+        &self.group.scope.prefix
+    }
+
+    /// What the group holds. A list of its own for each kind of group.
+    pub fn defs(&self) -> &'static [Def] {
+        self.group.defs
+    }
+
+    /// The position in [`Self::defs`] of the one at `at`; `None` for those that are derived.
+    pub fn def(&self, at: usize) -> Option<usize> {
+        match &self.entries {
+            Entries::Plain(order) => order.get(at).copied(),
+            Entries::Mixed(mixed) => match mixed.get(at)?.1 {
+                Entry::Defined(index) => Some(index),
+                Entry::Derived(_) => None,
+            },
+        }
     }
 
     /// Number of statistics.

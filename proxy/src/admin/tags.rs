@@ -46,6 +46,36 @@ impl Tags {
         tags
     }
 
+    /// Takes the prefix of a cluster's statistics apart, where all that follow it with one of `names` have its tags and no others: then what is true
+    /// of one cluster is true of ten thousand. `None` where names have to be looked at one by one.
+    pub fn of_cluster<'a>(
+        &'a self,
+        prefix: &'a str,
+        mut names: impl Iterator<Item = &'static str>,
+    ) -> Option<Extracted<'a>> {
+        let (cluster, behind) = prefix.strip_prefix("cluster.")?.split_once('.')?;
+        // The cluster's name has to end within the prefix, and to be the only tag of the place.
+        let named = self.defaults && !cluster.is_empty() && !behind.starts_with("grpc.");
+        let whole = named && (behind.is_empty() || behind.ends_with('.'));
+        let mut full = String::new();
+        let alike = whole
+            && names.all(|name| {
+                let code = name
+                    .len()
+                    .checked_sub(7)
+                    .and_then(|at| name.get(at..))
+                    .is_some_and(|tail| tail.starts_with("_rq_"));
+                if self.custom.is_empty() {
+                    return !code;
+                }
+                full.clear();
+                full.push_str(prefix);
+                full.push_str(name);
+                !code && !self.custom.iter().any(|(_, regex)| regex.is_match(&full))
+            });
+        alike.then(|| self.extract(prefix))
+    }
+
     /// Takes a name apart.
     pub fn extract<'a>(&'a self, name: &'a str) -> Extracted<'a> {
         let mut cut: Vec<Range<usize>> = Vec::new();
@@ -100,6 +130,16 @@ fn places<'a>(name: &'a str, cut: &mut Vec<Range<usize>>, tags: &mut Vec<(Cow<'a
     match root {
         "cluster" => {
             if let Some(end) = next() {
+                // `grpc.<service>.<method>.<statistic>`: one word each, whatever dots the service's name has.
+                let at = end + ".grpc.".len();
+                if let Some(call) = name.get(end..).and_then(|tail| tail.strip_prefix(".grpc."))
+                    && let Some((service, rest)) = call.split_once('.')
+                    && let Some((method, _)) = rest.split_once('.')
+                {
+                    let middle = at + service.len();
+                    tag("envoy_grpc_bridge_method", middle + 1, middle + 1 + method.len());
+                    tag("envoy_grpc_bridge_service", at, middle);
+                }
                 tag("envoy_cluster_name", start, end);
             }
         }
@@ -183,6 +223,8 @@ fn label(name: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
+    use shika_data::stats::{ClusterStats, SslStats};
+
     use super::*;
 
     fn kuma() -> Tags {
@@ -212,6 +254,25 @@ mod tests {
                 "cluster.upstream_rq_xx",
                 &[("envoy_response_code_class", "5"), ("envoy_cluster_name", "a")],
             ),
+            (
+                "cluster.a.grpc.Echo.Say.total",
+                "cluster.grpc.total",
+                &[
+                    ("envoy_grpc_bridge_method", "Say"),
+                    ("envoy_grpc_bridge_service", "Echo"),
+                    ("envoy_cluster_name", "a"),
+                ],
+            ),
+            (
+                "cluster.a.grpc.pkg.Echo.Say.total",
+                "cluster.grpc.Say.total",
+                &[
+                    ("envoy_grpc_bridge_method", "Echo"),
+                    ("envoy_grpc_bridge_service", "pkg"),
+                    ("envoy_cluster_name", "a"),
+                ],
+            ),
+            ("cluster.a.grpc.total", "cluster.grpc.total", &[("envoy_cluster_name", "a")]),
             ("cluster_manager.cluster_added", "cluster_manager.cluster_added", &[]),
             (
                 "http.admin.downstream_cx_total",
@@ -283,6 +344,37 @@ mod tests {
             let found: Vec<_> = extracted.tags.iter().map(|(tag, value)| (tag.as_ref(), value.as_ref())).collect();
             assert_eq!(found, expected, "{name}");
         }
+    }
+
+    #[test]
+    fn what_clusters_have_in_common_is_what_each_name_says() {
+        let names = || ClusterStats::DEFS.iter().chain(SslStats::DEFS).map(|def| def.name);
+        for tags in [kuma(), Tags::new(true, &[], &["zone:z1".into()])] {
+            for prefix in ["cluster.a.", "cluster.a.ssl.", "cluster.a.b.c.", "cluster.a\"b."] {
+                let common = tags.of_cluster(prefix, names()).expect(prefix);
+                for name in names() {
+                    let full = format!("{prefix}{name}");
+                    let one = tags.extract(&full);
+                    assert_eq!(format!("{}.{name}", common.name), one.name, "{full}");
+                    assert_eq!(common.tags, one.tags, "{full}");
+                }
+            }
+            for prefix in [
+                "cluster.",
+                "cluster..",
+                "cluster.a.grpc.Echo.Say.",
+                "cluster.a",
+                "cluster.a.b",
+                "cluster_manager.",
+                "http.a.",
+            ] {
+                assert_eq!(tags.of_cluster(prefix, names()), None, "{prefix}");
+            }
+            assert_eq!(tags.of_cluster("cluster.a.", ["upstream_rq_503"].into_iter()), None);
+        }
+        // Tags of their own: by the configuration, or by its silence.
+        assert_eq!(kuma().of_cluster("cluster.worker_1.", names()), None);
+        assert_eq!(Tags::new(false, &[], &[]).of_cluster("cluster.a.", names()), None);
     }
 
     #[test]

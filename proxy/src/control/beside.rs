@@ -61,9 +61,9 @@ impl Control {
             return;
         }
         let path = ca.path().display();
-        let secrets = self.state.bootstrap.static_resources.as_ref().map_or(&[][..], |resources| &resources.secrets);
+        let secrets = self.state.bootstrap().static_resources.map_or_else(Vec::new, |resources| resources.secrets);
         let read = fs::read(ca.path()).map_err(|error| error.to_string());
-        let replaced = read.and_then(|pem| match credentials::with_ca(secrets, pem) {
+        let replaced = read.and_then(|pem| match credentials::with_ca(&secrets, pem) {
             Some(secret) => {
                 self.state.compiler.borrow_mut().replace_static_secret(&secret).map_err(|reject| reject.to_string())
             }

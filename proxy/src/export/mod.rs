@@ -2,3 +2,4 @@
 
 pub mod access_log;
 mod log_streamer;
+pub mod telemetry;

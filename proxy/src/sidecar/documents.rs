@@ -108,9 +108,11 @@ mod tests {
             concurrency: 1,
             reject_unknown_dynamic_fields: false,
             log_sink: Box::new(|path| shika_data::model::access_log::LogSink::new(path, 1).0),
+            span_sink: Box::new(|_| shika_data::model::tracing::SpanSink::new(1).0),
+            log_collector: Box::new(|_| shika_data::model::access_log::LogSink::new("", 1).0),
         };
         let mut compiler = Compiler::new(Registry::new(1), options);
-        compiler.load_static(&bootstrap, Instant::now()).expect("accepted");
+        compiler.load_static(bootstrap, Instant::now()).expect("accepted");
         compiler.build().expect("a plan").snapshot
     }
 

@@ -148,14 +148,14 @@ async fn an_ordinary_client_reaches_services_by_name() {
         for port in [80, 444] {
             probe::serve_tcp(&host.peer, "peer", port);
         }
-        let both = "nameserver 192.0.2.1\nnameserver 2001:db8::1\noptions timeout:2\n";
+        let both = "nameserver 192.0.2.1\nnameserver 2001:db8::1\noptions timeout:10\n";
         let conf = ResolvConf::new(&host.app, both);
         let asked = name_server(&host.peer, &["192.0.2.1:53", "[2001:db8::1]:53"]);
         assert_eq!(addresses(&host, APPLICATION, V4, "backend.mesh"), "", "{backend:?}: without rules");
 
         host.must_install("--kuma-dp-user=5678 --redirect-dns --exclude-outbound-ports-for-uids=udp:53:1001");
         let (running, _session) = sidecar(&host).await;
-        for resolv_conf in [both, "nameserver 2001:db8::1\noptions timeout:2\n"] {
+        for resolv_conf in [both, "nameserver 2001:db8::1\noptions timeout:10\n"] {
             conf.write(resolv_conf);
             for (uid, family, name, expected) in [
                 (APPLICATION, V4, "backend.mesh", "240.0.0.1"),
@@ -210,13 +210,13 @@ async fn every_name_server_is_the_proxy() {
         return;
     }
     let host = Host::new(Backend::Nftables);
-    let conf = ResolvConf::new(&host.app, "nameserver 192.0.2.1\noptions timeout:2\n");
+    let conf = ResolvConf::new(&host.app, "nameserver 192.0.2.1\noptions timeout:10\n");
     let asked = name_server(&host.peer, &["192.0.2.1:53"]);
     host.must_install("--kuma-dp-user=5678 --redirect-all-dns-traffic");
     let (_running, _session) = sidecar(&host).await;
     // The proxy has read the file; a client of its own mind asks somebody who is not there.
     assert_eq!(addresses(&host, APPLICATION, V4, "outside.example"), "192.0.2.1");
-    conf.write("nameserver 10.77.0.99\noptions timeout:2\n");
+    conf.write("nameserver 10.77.0.99\noptions timeout:10\n");
     assert_eq!(addresses(&host, APPLICATION, V4, "backend.mesh"), "240.0.0.1");
     assert_eq!(addresses(&host, APPLICATION, V6, "backend.mesh"), "fd00:fd00::1");
     assert!(asked.load(SeqCst) >= 1);

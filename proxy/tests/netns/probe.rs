@@ -12,7 +12,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::space::Space;
 
 /// Nothing here waits for so long unless a packet was lost for good.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// Serves TCP on a port of a namespace, IPv4 and IPv6: `name:port for destination`, the destination being the one before any redirection. The
 /// threads end with the process.

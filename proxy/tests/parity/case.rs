@@ -113,6 +113,8 @@ pub struct Upstream {
     pub steps: Vec<Step>,
     /// Requests that it must have seen, in order; when absent they are compared between subjects only.
     pub expect: Option<Vec<ExpectedRequest>>,
+    /// It is a unary gRPC service (`h2` only): requests are compared field by field, replies are given as messages.
+    pub grpc: Option<Messages>,
     /// What it sees is neither compared nor checked; the case says why.
     #[serde(default)]
     pub unobserved: bool,
@@ -120,6 +122,16 @@ pub struct Upstream {
     pub ends: Option<Vec<Fate>>,
     /// What its TLS handshakes must have shown, per connection.
     pub handshakes: Option<Vec<BTreeMap<String, Pattern>>>,
+}
+
+/// The messages of a gRPC service.
+#[derive(Debug, Deserialize, Clone)]
+#[serde(deny_unknown_fields)]
+pub struct Messages {
+    /// Full name of what it is asked.
+    pub request: String,
+    /// Full name of what it answers.
+    pub response: String,
 }
 
 /// TLS of a scripted upstream.
@@ -141,6 +153,9 @@ pub struct ServerTls {
 pub enum Body {
     /// These bytes.
     Text(String),
+    /// These bytes; not spelt by cases.
+    #[serde(skip)]
+    Bytes(Vec<u8>),
     /// So many bytes of a fixed pattern.
     Size {
         /// Bytes.
@@ -153,6 +168,7 @@ impl Body {
     pub fn bytes(&self) -> Vec<u8> {
         match self {
             Body::Text(text) => text.clone().into_bytes(),
+            Body::Bytes(bytes) => bytes.clone(),
             Body::Size { size } => (0..*size).map(|i| b'a' + (i.wrapping_mul(31) % 23) as u8).collect(),
         }
     }
@@ -169,6 +185,8 @@ pub struct Reply {
     pub headers: Vec<String>,
     /// Body; over HTTP/1 with content-length unless `chunked`.
     pub body: Option<Body>,
+    /// The message of a gRPC service; it is followed by `grpc-status: 0`.
+    pub message: Option<serde_json::Value>,
     /// Send the body chunked.
     #[serde(default)]
     pub chunked: bool,
@@ -212,6 +230,9 @@ pub struct ExpectedRequest {
     pub headers: BTreeMap<String, Option<Pattern>>,
     /// Body as the upstream decoded it.
     pub body: Option<Pattern>,
+    /// Of a gRPC service: fields of the message by their path (`a.b[0].c`); `null` means absent.
+    #[serde(default)]
+    pub message: BTreeMap<String, Option<Pattern>>,
     /// `content-length`, `chunked`, `none`.
     pub framing: Option<String>,
     /// Trailers by name.

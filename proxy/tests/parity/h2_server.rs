@@ -7,8 +7,9 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use tokio::task::JoinSet;
 
-use crate::case::{Fate, Reply, ReplyEnd, Upstream};
+use crate::case::{Fate, Messages, Reply, ReplyEnd, Upstream};
 use crate::frames::Watched;
+use crate::grpc;
 use crate::h2_client::{header_map, pairs, read_body, send_body};
 use crate::run::Run;
 use crate::upstream::reply_for;
@@ -40,7 +41,11 @@ pub async fn run(run: &Arc<Run>, name: &str, upstream: &Upstream, index: usize, 
         }
         let close = matches!(reply.end, Some(ReplyEnd::CloseWithoutReply));
         let (run, name) = (run.clone(), name.to_owned());
-        let serving = serve(run, name, index, number, reply, request, respond);
+        let reply = match &upstream.grpc {
+            Some(messages) => grpc::framed(reply, messages, &run, &name),
+            None => reply,
+        };
+        let serving = serve(run, name, index, number, reply, request, respond, upstream.grpc.clone());
         if close {
             serving.await;
             return Fate::Any;
@@ -50,6 +55,7 @@ pub async fn run(run: &Arc<Run>, name: &str, upstream: &Upstream, index: usize, 
     frames.lock().end.as_ref().map_or(Fate::Any, crate::wire::End::fate)
 }
 
+#[allow(clippy::too_many_arguments, reason = "one stream, taken apart")]
 async fn serve(
     run: Arc<Run>,
     name: String,
@@ -58,6 +64,7 @@ async fn serve(
     reply: Reply,
     request: http::Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
+    messages: Option<Messages>,
 ) {
     let path = format!("upstream.{name}.request[{number}]");
     let (head, mut stream) = request.into_parts();
@@ -76,9 +83,10 @@ async fn serve(
         answer(&mut respond, &reply).await;
     }
     let (body, trailers, error) = read_body(&mut stream).await;
-    match error {
-        None => recorder.note_body(&format!("{path}.body"), &body),
-        Some(error) => {
+    match (error, messages) {
+        (None, Some(messages)) => grpc::note(recorder, &path, &messages, &body),
+        (None, None) => recorder.note_body(&format!("{path}.body"), &body),
+        (Some(error), _) => {
             let code = error.reason().map_or_else(|| "(connection)".to_owned(), |reason| format!("{reason:?}"));
             recorder.note(&format!("{path}.reset"), &code);
         }

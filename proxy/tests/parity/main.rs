@@ -15,6 +15,7 @@ mod certs;
 mod client;
 mod differences;
 mod frames;
+mod grpc;
 mod h2_client;
 mod h2_server;
 mod observe;
@@ -40,7 +41,7 @@ use crate::run::Outcome;
 use crate::subject::Subject;
 
 /// A case that takes longer hangs.
-const CASE_LIMIT: Duration = Duration::from_secs(60);
+const CASE_LIMIT: Duration = Duration::from_secs(180);
 
 /// Directory of this file.
 fn home() -> PathBuf {

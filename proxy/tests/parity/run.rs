@@ -94,7 +94,7 @@ pub async fn run(subject: Subject, case: Case, certs: Arc<Certs>, certs_dir: &Pa
         }
     }
     std::fs::write(dir.join("bootstrap.yaml"), bootstrap::build(&case, &placeholders)?)?;
-    let running = Running::start(subject, dir).await?;
+    let mut running = Running::start(subject, dir).await?;
     placeholders.insert("ADMIN".into(), running.admin.rsplit(':').next().unwrap_or_default().to_owned());
 
     let normalizer = Normalizer::new(placeholders.iter().map(|(k, v)| (k.as_str(), v.as_str())), &case.source);
@@ -106,6 +106,7 @@ pub async fn run(subject: Subject, case: Case, certs: Arc<Certs>, certs_dir: &Pa
     for (name, listener) in sockets {
         upstreams.spawn(upstream::serve(run.clone(), name, listener));
     }
+    running.live().await?;
     for index in 0..run.case.connections.len() {
         client::run(&run, index).await;
     }
@@ -172,6 +173,9 @@ async fn settle_upstreams(run: &Run) {
             if let Some(body) = &expected.body {
                 run.recorder.expect(&format!("{path}.body"), Some(body));
             }
+            for (field, pattern) in &expected.message {
+                run.recorder.expect(&format!("{path}.message.{field}"), pattern.as_ref());
+            }
             for (name, pattern) in &expected.headers {
                 run.recorder.expect(&format!("{path}.header.{name}"), pattern.as_ref());
             }
@@ -187,7 +191,7 @@ async fn check_stats(run: &Run) -> Result<()> {
     if run.case.stats.is_empty() {
         return Ok(());
     }
-    let deadline = Instant::now() + PATIENCE / 3;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let answer = subject::admin(&run.admin, "GET /stats").await.context("reading stats")?;
         let text = String::from_utf8_lossy(&answer.body).into_owned();

@@ -245,7 +245,7 @@ async fn echo(wire: &mut Wire) -> Result<(), End> {
 /// be raised after the last byte has reached the client.
 pub async fn call_admin(run: &Run, admin: &Admin, path: &str) {
     let recorder = &run.recorder;
-    let deadline = Instant::now() + PATIENCE / 3;
+    let deadline = Instant::now() + PATIENCE;
     let (answer, keys) = loop {
         match subject::admin(&run.admin, &admin.request).await {
             Ok(answer) => {

@@ -51,7 +51,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts the subject on a bootstrap file in `dir` and waits until its admin server says that it is live.
+    /// Starts the subject on a bootstrap file in `dir` and waits until its admin server has an address.
     pub async fn start(subject: Subject, dir: &Path) -> Result<Self> {
         let address_file = dir.join("admin-address");
         let stderr = dir.join("stderr");
@@ -69,26 +69,37 @@ impl Running {
             .with_context(|| format!("starting {}", subject.program().display()))?;
         let mut running = Running { child, admin: String::new(), stderr };
         let deadline = Instant::now() + PATIENCE;
+        while running.admin.is_empty() {
+            running.check_start(deadline)?;
+            // Polling interval: nothing announces the file but the file itself.
+            sleep(Duration::from_millis(10)).await;
+            running.admin = std::fs::read_to_string(&address_file).unwrap_or_default().trim().to_owned();
+        }
+        Ok(running)
+    }
+
+    /// Waits until its admin server says that it is live. Upstreams have to be served by now: it may check their health first.
+    pub async fn live(&mut self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(status) = running.child.try_wait()? {
-                bail!("it ended at start with {status}:\n{}", running.tail());
-            }
-            if running.admin.is_empty() {
-                running.admin = std::fs::read_to_string(&address_file).unwrap_or_default().trim().to_owned();
-            }
             // LIVE comes when all listeners are up; before that /ready says PRE_INITIALIZING or INITIALIZING.
-            if !running.admin.is_empty()
-                && let Ok(answer) = admin(&running.admin, "GET /ready").await
-                && answer.body.starts_with(b"LIVE")
-            {
-                return Ok(running);
+            if admin(&self.admin, "GET /ready").await.is_ok_and(|answer| answer.body.starts_with(b"LIVE")) {
+                return Ok(());
             }
-            if Instant::now() > deadline {
-                bail!("not LIVE after {PATIENCE:?}:\n{}", running.tail());
-            }
+            self.check_start(deadline)?;
             // Polling interval: nothing announces readiness but the admin server itself.
             sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    fn check_start(&mut self, deadline: Instant) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            bail!("it ended at start with {status}:\n{}", self.tail());
+        }
+        if Instant::now() > deadline {
+            bail!("not LIVE after {PATIENCE:?}:\n{}", self.tail());
+        }
+        Ok(())
     }
 
     /// Asks it to quit, and kills it when it does not. Returns how it ended.

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use crate::case::Fate;
 
 /// How long anything that must come may take. A bound against hanging, not a measurement.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Heads larger than this are a fault of the subject.
 const MAX_HEAD: usize = 256 * 1024;

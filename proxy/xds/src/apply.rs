@@ -9,6 +9,7 @@ use std::{
 use prost::{Message, Name};
 use shika_data::model::{
     ListenerId, RouteTableId,
+    listener::TrafficDirection,
     tls::{ClientContext, ServerContext},
 };
 use shika_proto::{
@@ -409,11 +410,22 @@ impl Compiler {
         compile: impl FnOnce(&mut Context<'_>, &mut dyn FnMut(RouteKey) -> RouteTableId) -> Compiled<T>,
     ) -> Compiled<T> {
         let Secrets { fixed, dynamic: _ } = &self.secrets;
-        let CompileOptions { hostname, concurrency: _, reject_unknown_dynamic_fields: _, log_sink } = &mut self.options;
+        let CompileOptions {
+            hostname,
+            concurrency: _,
+            reject_unknown_dynamic_fields: _,
+            log_sink,
+            span_sink,
+            log_collector,
+        } = &mut self.options;
         let mut context = Context {
             registry: &self.registry,
             log_sink: &mut **log_sink,
+            span_sink: &mut **span_sink,
+            log_collector: &mut **log_collector,
+            direction: TrafficDirection::Unspecified,
             hostname,
+            local_cluster: &self.local_cluster,
             bind_source: self.bind_source,
             clusters: &mut self.cluster_ids,
             cluster_exists,

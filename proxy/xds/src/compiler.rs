@@ -68,6 +68,8 @@ pub struct Compiler {
     pub(crate) cluster_ids: ClusterIds,
     /// `cluster_manager.upstream_bind_config` of the bootstrap.
     pub(crate) bind_source: Option<IpAddr>,
+    /// `node.cluster` of the bootstrap.
+    pub(crate) local_cluster: String,
     pub(crate) route_ids: HashMap<RouteKey, RouteTableId>,
     pub(crate) clusters: BTreeMap<Arc<str>, ClusterSlot>,
     pub(crate) listeners: BTreeMap<Arc<str>, ListenerSlot>,
@@ -118,6 +120,7 @@ impl Compiler {
             harmless: HarmlessSeen::default(),
             cluster_ids: ClusterIds::default(),
             bind_source: None,
+            local_cluster: String::new(),
             route_ids: HashMap::new(),
             clusters: BTreeMap::new(),
             listeners: BTreeMap::new(),
@@ -387,6 +390,12 @@ impl Compiler {
             }
             _ => Box::new(std::iter::empty()),
         }
+    }
+
+    /// Clusters whose endpoints are to be checked: those that wait for it too.
+    pub fn health_targets(&self) -> Vec<Arc<Cluster>> {
+        let slots = self.clusters.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
+        slots.map(|state| &state.compiled.cluster).filter(|cluster| cluster.health.is_some()).cloned().collect()
     }
 
     /// Names to resolve.

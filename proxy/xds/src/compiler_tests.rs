@@ -173,13 +173,13 @@ fn one_bad_resource_rejects_only_itself_and_the_last_good_one_stays() {
     let applied = apply::<ProtoCluster>(
         &mut compiler,
         now,
-        &["{ name: good, lb_policy: MAGLEV }", "{ name: other, connect_timeout: 2s }"],
+        &["{ name: good, lb_policy: LOAD_BALANCING_POLICY_CONFIG }", "{ name: other, connect_timeout: 2s }"],
     );
     let texts: Vec<_> = applied.rejects.iter().map(ToString::to_string).collect();
     assert_eq!(
         texts,
         [
-            "Cluster \"good\": lb_policy: MAGLEV is not supported; ROUND_ROBIN, LEAST_REQUEST, RANDOM and CLUSTER_PROVIDED are"
+            "Cluster \"good\": lb_policy: LOAD_BALANCING_POLICY_CONFIG is not supported; ROUND_ROBIN, LEAST_REQUEST, RANDOM, RING_HASH, MAGLEV and CLUSTER_PROVIDED are"
         ]
     );
     assert!(applied.changed);
@@ -189,7 +189,7 @@ fn one_bad_resource_rejects_only_itself_and_the_last_good_one_stays() {
     };
     assert_eq!((timeout("good"), timeout("other")), (Duration::from_secs(5), Duration::from_secs(2)));
     let store = compiler.store().of(type_url::CLUSTER).unwrap();
-    assert!(store.errors["good"].details.contains("MAGLEV"));
+    assert!(store.errors["good"].details.contains("LOAD_BALANCING_POLICY_CONFIG"));
     assert_eq!(store.dynamic["good"].version, "1");
 }
 

@@ -10,7 +10,7 @@ use shika_proto::{
     any,
     envoy::{
         config::{
-            bootstrap::v3::{self as proto, Bootstrap, runtime_layer::LayerSpecifier},
+            bootstrap::v3::{self as proto, Bootstrap, bootstrap::StaticResources, runtime_layer::LayerSpecifier},
             core::v3::{
                 ApiConfigSource, ConfigSource, Node, TypedExtensionConfig, api_config_source::ApiType,
                 grpc_service::TargetSpecifier, node::UserAgentVersionType,
@@ -37,11 +37,12 @@ use crate::{
 const BOOTSTRAP: &str = "envoy.config.bootstrap.v3.Bootstrap";
 
 impl Compiler {
-    /// Takes the static resources of a bootstrap: all of them or none. Called once, first; [`Self::build`] then gives the first plan.
+    /// Takes the static resources of a bootstrap: all of them or none. Called once, first; [`Self::build`] then gives the first plan. A decoded
+    /// resource has some ten times the size of its bytes, so that each is let go of as soon as it is compiled.
     ///
     /// # Errors
     /// Every refusal, with the path from the root: `static_resources.listeners[0].address`.
-    pub fn load_static(&mut self, bootstrap: &Bootstrap, now: Instant) -> Result<BootstrapPlan, Vec<Reject>> {
+    pub fn load_static(&mut self, mut bootstrap: Bootstrap, now: Instant) -> Result<BootstrapPlan, Vec<Reject>> {
         let passed = harmless::check(BOOTSTRAP, &bootstrap.encode_to_vec(), true).map_err(|faults| {
             faults.into_iter().map(|fault| refusal(type_url::BOOTSTRAP, "", fault)).collect::<Vec<_>>()
         })?;
@@ -52,8 +53,10 @@ impl Compiler {
             Ok(source) => self.bind_source = source.flatten(),
             Err(fault) => rejects.push(refusal(type_url::BOOTSTRAP, "", fault)),
         }
-        self.static_resources(bootstrap, now, &mut rejects);
-        let plan = match self.rest(bootstrap) {
+        self.local_cluster = bootstrap.node.as_ref().map(|node| node.cluster.clone()).unwrap_or_default();
+        let resources = bootstrap.static_resources.take().unwrap_or_default();
+        self.static_resources(resources, now, &mut rejects);
+        let plan = match self.rest(&bootstrap) {
             Ok(plan) if rejects.is_empty() => plan,
             Ok(_) => return Err(rejects),
             Err(fault) => {
@@ -74,8 +77,7 @@ impl Compiler {
         Ok(plan)
     }
 
-    fn static_resources(&mut self, bootstrap: &Bootstrap, now: Instant, rejects: &mut Vec<Reject>) {
-        let Some(resources) = &bootstrap.static_resources else { return };
+    fn static_resources(&mut self, resources: StaticResources, now: Instant, rejects: &mut Vec<Reject>) {
         let mut refuse = |type_url: &str, name: &str, field: &str, index: usize, fault: Fault| {
             let placed: Compiled<()> = Err(fault).at(field, index).within("static_resources");
             if let Err(fault) = placed {
@@ -106,11 +108,11 @@ impl Compiler {
                 Err(fault) => refuse(type_url::SECRET, &one.name, "secrets", index, fault),
             }
         }
-        for (index, one) in resources.clusters.iter().enumerate() {
+        for (index, one) in resources.clusters.into_iter().enumerate() {
             let done = if self.clusters.contains_key(one.name.as_str()) {
                 Err(Fault::new("name", format!("cluster manager: duplicate cluster '{}'", one.name)))
             } else {
-                self.cluster_update(one, true, now)
+                self.cluster_update(&one, true, now)
             };
             match done {
                 Ok(()) => {
@@ -123,13 +125,13 @@ impl Compiler {
             }
         }
         let mut names: BTreeSet<String> = BTreeSet::new();
-        for (index, one) in resources.listeners.iter().enumerate() {
+        for (index, one) in resources.listeners.into_iter().enumerate() {
             // Envoy makes up a name for a static listener without one.
             let name =
                 if one.name.is_empty() { format!("static_resources.listeners[{index}]") } else { one.name.clone() };
             let stored = stored(type_url::LISTENER, one.encode_to_vec());
             let done = if names.insert(name.clone()) {
-                self.listener_update(one, &name, stored.clone(), true, now)
+                self.listener_update(&one, &name, stored.clone(), true, now)
             } else {
                 Err(Fault::new("name", format!("error adding listener: duplicate listener '{name}'")))
             };

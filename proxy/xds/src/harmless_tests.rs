@@ -47,10 +47,11 @@ fn what_the_table_does_not_mention_is_refused_with_its_path() {
     };
     assert_eq!(check("{ name: a, connect_timeout: 1s }"), Ok(Vec::new()));
     assert_eq!(
-        faults(
-            "{ name: a, health_checks: [{ timeout: 1s, interval: 1s, tcp_health_check: {} }], ring_hash_lb_config: {} }"
-        ),
-        ["health_checks: active health checks are not supported", "ring_hash_lb_config: ring hash is not supported"]
+        faults("{ name: a, load_balancing_policy: {}, connection_pool_per_downstream_connection: true }"),
+        [
+            "load_balancing_policy: is not supported; use lb_policy",
+            "connection_pool_per_downstream_connection: pools are shared by all downstream connections"
+        ]
     );
     assert_eq!(
         faults(

@@ -3,7 +3,11 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use shika_data::{
-    model::{ListenerId, access_log::LogSink},
+    model::{
+        ListenerId,
+        access_log::{LogCollector, LogSink},
+        tracing::{Collector, SpanSink},
+    },
     snapshot::Snapshot,
 };
 use shika_proto::google::protobuf::Any;
@@ -20,6 +24,10 @@ pub struct CompileOptions {
     pub reject_unknown_dynamic_fields: bool,
     /// Gives the sink of an access log by path, the same one each time.
     pub log_sink: Box<dyn FnMut(&str) -> LogSink + Send>,
+    /// Gives the sink of spans by collector, the same one each time.
+    pub span_sink: Box<dyn FnMut(&Collector) -> SpanSink + Send>,
+    /// Gives the sink of an access log that is sent to a collector, the same one each time.
+    pub log_collector: Box<dyn FnMut(&LogCollector) -> LogSink + Send>,
 }
 
 /// How a set of resources is meant.

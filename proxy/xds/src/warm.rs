@@ -230,6 +230,10 @@ impl ClusterState {
                 missing.push(format!("DNS/{name}"));
             }
         }
+        // Nobody knows of any endpoint whether it is well before it was asked once; a failure is an answer too.
+        if missing.is_empty() && self.compiled.cluster.awaits_checks() {
+            missing.push("health checks".to_owned());
+        }
         for tls in self.compiled.tls.iter().filter(|tls| tls.handle.context.load().is_none()) {
             missing
                 .extend(tls.secrets().iter().map(|secret| format!("{}/{}", short_type(type_url::SECRET), secret.name)));

@@ -98,6 +98,8 @@ fn corpora() {
                 concurrency: 1,
                 reject_unknown_dynamic_fields: false,
                 log_sink: Box::new(|path| LogSink::new(path, 1).0),
+                span_sink: Box::new(|_| shika_data::model::tracing::SpanSink::new(1).0),
+                log_collector: Box::new(|_| LogSink::new("", 1).0),
             };
             let mut compiler = Compiler::new(Registry::new(1), options);
             for entry in resources {

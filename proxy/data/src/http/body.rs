@@ -17,12 +17,18 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
+mod inbound;
 mod kept;
 
+pub(super) use inbound::Hold;
+pub use inbound::Inbound;
 pub(super) use kept::{KeptFrame, Repeatable};
 pub use kept::{Replay, Sending};
 
-use super::{exchange::Exchange, filter::Shaped};
+use super::{
+    exchange::Exchange,
+    filter::{RequestMessages, Shaped},
+};
 use crate::{error::ResponseFlag, upstream::pool::Lease};
 
 /// How far a request's body has come; shared between the request and the upstream connection that sends it.
@@ -36,6 +42,8 @@ pub struct Progress {
     broken: OnceLock<Broken>,
     abandoned: AtomicBool,
     reader: AtomicWaker,
+    /// Those that count its gRPC messages; unset for almost all requests.
+    messages: OnceLock<Box<[RequestMessages]>>,
 }
 
 /// How a request ended before its end.
@@ -72,7 +80,13 @@ impl Progress {
             broken: OnceLock::new(),
             abandoned: AtomicBool::new(false),
             reader: AtomicWaker::new(),
+            messages: OnceLock::new(),
         })
+    }
+
+    /// Has the messages that come from now on counted. Once for each request.
+    pub(super) fn count_messages(&self, by: Vec<RequestMessages>) {
+        let _ = self.messages.set(by.into());
     }
 
     /// Body bytes received so far.
@@ -161,6 +175,9 @@ fn poll_incoming(
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     progress.bytes.fetch_add(data.remaining() as u64, Relaxed);
+                    for messages in progress.messages.get().into_iter().flatten() {
+                        messages.see(data);
+                    }
                 } else if !trailers {
                     continue;
                 }
@@ -319,8 +336,12 @@ impl UpstreamBody {
 
     fn end(&mut self) {
         self.exchange.complete();
+        // Once, though the end may show twice.
         if let Some(lease) = self.lease.take() {
             lease.give_back();
+            if let Some(effects) = &self.exchange.effects {
+                effects.end(&self.exchange);
+            }
         }
     }
 
@@ -344,6 +365,9 @@ impl UpstreamBody {
                 match frame.data_ref() {
                     Some(data) => self.exchange.bytes_sent += data.remaining() as u64,
                     None => self.exchange.keep_trailers(frame.trailers_ref()),
+                }
+                if let Some(effects) = &mut self.exchange.effects {
+                    effects.see(&frame);
                 }
                 if self.inner.is_end_stream() {
                     self.end();

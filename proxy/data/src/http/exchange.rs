@@ -7,11 +7,12 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use http::{HeaderMap, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, StatusCode, Version};
 
 use super::{
     body::{Progress, broken_by_protocol, cut_short},
     filter::Effects,
+    trace::{self, Trace, TrySpan},
 };
 use crate::{
     connection::Connection,
@@ -78,6 +79,14 @@ pub struct Exchange {
     pub keep_alive: bool,
     /// The request is gRPC, and a refusal takes its form.
     pub grpc: bool,
+    /// The span of the request, if its connection manager traces.
+    pub trace: Option<Box<Trace>>,
+    /// Made for clusters that hash, and sent with the response.
+    pub set_cookies: Vec<HeaderValue>,
+    /// The request is a health check, as a filter found: its response is not counted among those of the listener or the cluster.
+    pub health_check: bool,
+    /// Which Kuma resource the route stands for, if a filter asked for it.
+    pub route_kri: Option<Arc<str>>,
     /// How long filters held the request back.
     pub held: Duration,
     /// What filters have to do with the response; `None` without such filters.
@@ -126,6 +135,8 @@ pub struct UpstreamRequest {
     pub version: Version,
     /// Our address on the connection.
     pub local: Option<SocketAddr>,
+    /// Its span, where tries have spans of their own.
+    pub(super) span: Option<Box<TrySpan>>,
     high_priority: bool,
     released: bool,
 }
@@ -145,13 +156,17 @@ impl UpstreamRequest {
             start: Instant::now(),
             version: Version::HTTP_11,
             local: None,
+            span: None,
             high_priority,
             released: false,
         }
     }
 
     /// Counts the outcome for the endpoint, and tells outlier detection.
-    pub(super) fn ended(&self, report: Report) {
+    pub(super) fn ended(&mut self, report: Report) {
+        if let (Some(span), Report::Response(code)) = (&mut self.span, report) {
+            span.status = code;
+        }
         let stats = &self.endpoint.stats;
         let ok = matches!(report, Report::Response(code) if code < 500);
         if ok { &stats.rq_success } else { &stats.rq_error }.fetch_add(1, Relaxed);
@@ -214,6 +229,10 @@ impl Exchange {
             unfinished: false,
             keep_alive: false,
             grpc: false,
+            trace: None,
+            set_cookies: Vec::new(),
+            health_check: false,
+            route_kri: None,
             held: Duration::ZERO,
             effects: None,
             complete: false,
@@ -232,7 +251,7 @@ impl Exchange {
 
     /// Whether a log will want copies of heads and trailers.
     pub fn logs(&self) -> bool {
-        !self.manager.access_log.is_empty()
+        !self.manager.access_log.is_empty() || self.trace.as_ref().is_some_and(|trace| trace.is_sent())
     }
 
     /// The response is sent as far as we are concerned.
@@ -329,7 +348,25 @@ impl Exchange {
             downstream_failure: None,
             attempts: self.attempts,
             stream_id: None,
-            route_kri: self.effects.as_ref().and_then(|effects| effects.route_kri.as_deref()),
+            traced: self.trace.as_ref().is_some_and(|trace| trace.forced),
+            trace: self.trace.as_ref().map(|trace| trace.ids()),
+            only_connected: false,
+            route_kri: self.route_kri.as_deref(),
+        }
+    }
+}
+
+impl Exchange {
+    /// Ends the request's span, and that of its last try.
+    fn end_trace(&mut self) {
+        if let Some(mut upstream) = self.upstream.take() {
+            trace::finish_try(self, &mut upstream, false);
+            self.upstream = Some(upstream);
+        }
+        if let Some(trace) = self.trace.take()
+            && let Some(tracing) = &self.manager.tracing
+        {
+            trace.finish(tracing, &self.record());
         }
     }
 }
@@ -356,7 +393,7 @@ impl Drop for Exchange {
                 upstream.cluster.stats.upstream_rq_cancelled().inc();
             }
         }
-        if self.status > 0 {
+        if self.status > 0 && !self.health_check {
             stats.downstream_rq_completed().inc();
             match StatusCode::from_u16(self.status).map_or(5, |status| status.as_u16() / 100) {
                 1 => stats.downstream_rq_1xx().inc(),
@@ -380,6 +417,9 @@ impl Drop for Exchange {
         }
         if self.logs() {
             record::write(&self.manager.access_log, &self.record());
+        }
+        if self.trace.is_some() {
+            self.end_trace();
         }
     }
 }

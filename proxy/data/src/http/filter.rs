@@ -4,12 +4,15 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http_body::Frame;
 
 use super::{
+    body::Inbound,
     exchange::Exchange,
     head::Head,
-    headers::{mutate, values},
+    headers::{mutate, put, values},
     local_reply::Refusal,
     request::Matched,
 };
@@ -17,9 +20,10 @@ use crate::{
     connection::{Connection, explain},
     error::ResponseFlag,
     model::{
-        header::HeaderMutations,
-        http_filter::{FilterSetting, HttpFilter, HttpFilterKind, LocalRateLimit, RbacRules},
+        header::{AppendAction, HeaderMutations},
+        http_filter::{FilterSetting, HttpFilter, HttpFilterKind, LocalRateLimit, MessageMutations, RbacRules},
         listener::FilterChain,
+        ratelimit::RateLimit,
         rbac::{Rules, Subject},
     },
     snapshot::Snapshot,
@@ -28,22 +32,35 @@ use crate::{
     worker,
 };
 
+mod buffer;
+mod call;
 mod compress;
+mod cors;
+mod ext_authz;
 mod fault;
+mod grpc_stats;
+mod header_mutation;
+mod health_check;
+mod protobuf;
+mod ratelimit;
 mod shape;
 
+pub(super) use buffer::progress;
 use compress::Negotiation;
 use fault::ActiveFault;
+pub use grpc_stats::RequestMessages;
 pub(super) use shape::Shaped;
 use shape::Throttle;
 
 /// What filters have to do with a response.
 #[derive(Debug, Default)]
 pub struct Effects {
-    /// Which Kuma resource the route stands for.
-    pub route_kri: Option<Arc<str>>,
     /// The limit that refused the request.
     limited: Option<Arc<LocalRateLimit>>,
+    /// The rate limit that refused the request by its service's answer.
+    refused: Option<Arc<RateLimit>>,
+    /// Headers that services want on the response.
+    put: Vec<(HeaderName, HeaderValue, AppendAction)>,
     /// Limits that tell the client how it stands.
     told: Vec<Arc<LocalRateLimit>>,
     /// Compressors of the chain, and what the client takes.
@@ -52,12 +69,37 @@ pub struct Effects {
     gzip: Option<shape::Gzip>,
     throttle: Option<Throttle>,
     faults: Vec<ActiveFault>,
+    cors: Option<cors::Allowed>,
+    mutations: Vec<Arc<MessageMutations>>,
+    /// Count the request's messages once its body is read.
+    requests: Vec<RequestMessages>,
+    calls: Vec<grpc_stats::Call>,
+    checked: Option<health_check::Checked>,
 }
 
 impl Effects {
+    /// Whether what is added to the response may quote the request.
+    pub(super) fn quote_request(&self) -> bool {
+        self.limited.is_some() || self.refused.is_some() || !self.mutations.is_empty()
+    }
+
     /// Whether the body is not sent as it is.
     pub(super) fn shapes(&self) -> bool {
         self.gzip.is_some() || self.throttle.is_some()
+    }
+
+    /// A piece of the upstream's response, or its trailers, has come.
+    pub(super) fn see(&mut self, frame: &Frame<Bytes>) {
+        for call in &mut self.calls {
+            call.see(frame);
+        }
+    }
+
+    /// The upstream's response has ended.
+    pub(super) fn end(&self, exchange: &Exchange) {
+        for call in &self.calls {
+            call.time(exchange);
+        }
     }
 }
 
@@ -65,6 +107,7 @@ impl Effects {
 pub(super) async fn run(
     exchange: &mut Exchange,
     head: &mut Head,
+    inbound: &mut Inbound,
     matched: Option<Matched<'_>>,
     chain: &FilterChain,
     snapshot: &Snapshot,
@@ -112,10 +155,38 @@ pub(super) async fn run(
             }
             HttpFilterKind::RouteKri(stats) => {
                 stats.executions().inc();
-                if let Some(kri) = matched.and_then(|matched| matched.route.kri.as_ref()) {
-                    effects(exchange).route_kri = Some(kri.clone());
-                }
+                exchange.route_kri = matched.and_then(|matched| matched.route.kri.clone());
                 Ok(())
+            }
+            HttpFilterKind::Cors(stats) => cors::judge(stats, &filter.name, exchange, head, matched),
+            HttpFilterKind::HeaderMutation { all, most_specific_wins } => {
+                header_mutation::change(all, *most_specific_wins, &filter.name, exchange, head, matched);
+                Ok(())
+            }
+            HttpFilterKind::GrpcStats(methods) => {
+                grpc_stats::note(methods, exchange, head, inbound, matched, snapshot);
+                Ok(())
+            }
+            HttpFilterKind::Buffer { limit } => {
+                let limit = match setting {
+                    Some(FilterSetting::Buffer { limit }) => *limit,
+                    _ => *limit,
+                };
+                Box::pin(buffer::buffer(limit, exchange, head, inbound)).await
+            }
+            // Boxed: requests that no service is asked about must not be larger for it.
+            HttpFilterKind::RateLimit(limit) => {
+                Box::pin(ratelimit::ask(limit, setting, exchange, head, matched, snapshot)).await
+            }
+            HttpFilterKind::ExtAuthz(authz) => {
+                Box::pin(ext_authz::ask(authz, setting, exchange, head, inbound, matched, snapshot)).await
+            }
+            HttpFilterKind::HealthCheck(check) => {
+                let answer = health_check::judge(check, exchange, head, snapshot);
+                if answer.is_err() && !inbound.is_empty() {
+                    Box::pin(buffer::discard(exchange, head, inbound)).await;
+                }
+                answer
             }
         };
         if stopped.is_err() {
@@ -140,6 +211,11 @@ fn active<'a>(filter: &HttpFilter, matched: Option<Matched<'a>>) -> Option<Optio
         None if filter.disabled => None,
         setting => Some(setting),
     }
+}
+
+/// Whether a service may change a header: those that frame a message are the codec's, and `host` is a pseudo-header's.
+fn may_change(name: &HeaderName) -> bool {
+    !matches!(name.as_str(), "host" | "content-length" | "transfer-encoding" | "connection" | "upgrade" | "te")
 }
 
 fn effects(exchange: &mut Exchange) -> &mut Effects {
@@ -191,20 +267,12 @@ fn limited(limit: &Arc<LocalRateLimit>, exchange: &mut Exchange, head: &mut Head
     }
     limit.stats.rate_limited().inc();
     if !limit.enforced.holds(worker::random()) {
-        if !limit.request_headers.is_empty() {
-            let values = {
-                let mut record = exchange.record();
-                record.request = Some(head.view());
-                values(&limit.request_headers, &record)
-            };
-            mutate(&mut head.headers, &limit.request_headers, values);
-        }
+        add_to_request(exchange, head, &limit.request_headers);
         return Ok(());
     }
     limit.stats.enforced().inc();
     if !limit.response_headers.is_empty() {
         effects(exchange).limited = Some(limit.clone());
-        exchange.request.get_or_insert_with(|| Box::new(head.copy()));
     }
     let mut refusal =
         Refusal::new(limit.status, "local_rate_limited", "local_rate_limited").flag(ResponseFlag::RateLimited);
@@ -217,6 +285,24 @@ pub(super) fn respond(exchange: &mut Exchange, headers: &mut HeaderMap, ends: bo
     let Some(mut effects) = exchange.effects.take() else { return };
     if let Some(limit) = &effects.limited {
         add(exchange, headers, &limit.response_headers);
+    }
+    for (name, value, append) in effects.put.drain(..) {
+        put(headers, &name, value, append);
+    }
+    if let Some(limit) = &effects.refused {
+        add(exchange, headers, &limit.response_headers);
+    }
+    if let Some(cors) = &effects.cors {
+        cors.allow(headers);
+    }
+    for step in effects.mutations.iter().flat_map(|mutations| &mutations.response) {
+        add(exchange, headers, step);
+    }
+    if let Some(checked) = &effects.checked {
+        checked.respond(exchange.status, headers);
+    }
+    for call in &mut effects.calls {
+        call.respond(exchange, headers, ends);
     }
     if let Some(negotiation) = effects.negotiation.take() {
         effects.gzip = negotiation.settle(exchange.status, headers, ends);
@@ -231,6 +317,18 @@ pub(super) fn respond(exchange: &mut Exchange, headers: &mut HeaderMap, ends: bo
         }
     }
     exchange.effects = Some(effects);
+}
+
+fn add_to_request(exchange: &Exchange, head: &mut Head, mutations: &HeaderMutations) {
+    if mutations.is_empty() {
+        return;
+    }
+    let values = {
+        let mut record = exchange.record();
+        record.request = Some(head.view());
+        values(mutations, &record)
+    };
+    mutate(&mut head.headers, mutations, values);
 }
 
 fn add(exchange: &Exchange, headers: &mut HeaderMap, mutations: &HeaderMutations) {

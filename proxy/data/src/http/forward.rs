@@ -11,10 +11,11 @@ use http_body::Body;
 use hyper::body::Incoming;
 
 use super::{
-    body::{Broken, Progress, RequestBody, ResponseBody, UpstreamBody},
+    body::{Broken, Inbound, RequestBody, ResponseBody, UpstreamBody},
     exchange::{Exchange, UpstreamRequest},
     failure::{Failure, expire, fail, overflow},
-    filter::Shaped,
+    filter::{self, Shaped},
+    hash,
     head::{Head, Path},
     headers::{self as names, mutate, strip_hop_by_hop, values},
     limits::{Expired, Limits},
@@ -48,7 +49,7 @@ pub(super) async fn forward(
     mut exchange: Box<Exchange>,
     head: &mut Head,
     mut extensions: http::Extensions,
-    body: Incoming,
+    body: Inbound,
     matched: Matched<'_>,
     action: &Forward,
 ) -> Result<Response<ResponseBody>, Unanswered> {
@@ -88,13 +89,16 @@ pub(super) async fn forward(
         upstream_stream: cluster.max_stream,
         request: manager.timeouts.request,
     };
-    let connection = &exchange.connection;
     let labels = match weighted {
         Some(weighted) => weighted.labels.as_ref(),
         None => action.labels.as_ref(),
     };
-    let original = connection.local.filter(|_| connection.restored);
-    let context = PickContext { original_destination: original, labels, ..PickContext::default() };
+    let original = exchange.connection.local.filter(|_| exchange.connection.restored);
+    let hash = match cluster.hashing {
+        Some(_) => hash::of_request(&action.hash, head, &mut exchange),
+        None => None,
+    };
+    let context = PickContext { original_destination: original, labels, hash, ..PickContext::default() };
     let endpoint = match pick::choose(&cluster, &context) {
         Ok(endpoint) => endpoint,
         Err(_) => {
@@ -106,12 +110,18 @@ pub(super) async fn forward(
     };
 
     rewrite(head, &exchange, matched, action, weighted, &endpoint);
+    if let (Some(trace), Some(tracing)) = (&exchange.trace, &manager.tracing) {
+        trace.inject(tracing.propagation, &mut head.headers);
+    }
     if !manager.suppress_envoy_headers
         && let Some(timeout) = action.retry.as_ref().and_then(|retry| retry.first_timeout(timeout)).or(timeout)
     {
         head.headers.insert(names::ENVOY_ATTEMPT_TIMEOUT.clone(), HeaderValue::from(timeout.as_millis() as u64));
     }
-    let needs_copy = exchange.logs() || matched.has_response_headers() || manager.always_set_request_id_in_response;
+    let needs_copy = exchange.logs()
+        || matched.has_response_headers()
+        || manager.always_set_request_id_in_response
+        || exchange.effects.as_ref().is_some_and(|effects| effects.quote_request());
     if needs_copy {
         exchange.request = Some(Box::new(head.copy()));
     }
@@ -123,19 +133,18 @@ pub(super) async fn forward(
     }
     exchange.attempts = 1;
     let mut upstream = UpstreamRequest::new(&cluster, &endpoint, action.high_priority);
+    if let (Some(trace), Some(tracing)) = (&exchange.trace, &manager.tracing) {
+        upstream.span = trace.begin_try(tracing, 0, &mut head.headers);
+    }
 
     let downstream = if head.version == Version::HTTP_2 { Protocol::Http2 } else { Protocol::Http1 };
-    let body = if body.is_end_stream() {
+    let body = if body.is_empty() {
         RequestBody::Empty
     } else {
-        let progress = Progress::new(exchange.start);
-        exchange.progress = Some(progress.clone());
-        exchange.unfinished = switching.is_some();
-        RequestBody::Streaming {
-            inner: body,
-            progress,
-            trailers: downstream == Protocol::Http2 || manager.http1.enable_trailers,
-        }
+        let progress = filter::progress(&mut exchange, switching.is_some());
+        let trailers = downstream == Protocol::Http2 || manager.http1.enable_trailers;
+        let limit = action.buffer_limit.or_else(|| exchange.buffer_limit(snapshot)).unwrap_or(1 << 20);
+        body.into_body(progress, trailers, limit)
     };
     let retry = action.retry.as_deref().and_then(|policy| Retry::new(policy, &head.view()));
     let client_upgrade = switching.is_some().then(|| extensions.remove::<hyper::upgrade::OnUpgrade>()).flatten();
@@ -155,14 +164,15 @@ pub(super) async fn forward(
     };
     let outcome = match retry {
         None => {
-            let attempt = attempt(&cluster, &endpoint, connection, downstream, request, &head.authority, head.scheme);
+            let client = Some(exchange.connection.as_ref());
+            let attempt = attempt(&cluster, &endpoint, client, downstream, request, &head.authority, head.scheme);
             limits.watch(std::pin::pin!(attempt), progress.as_deref()).await
         }
         Some(retry) => {
             let buffer = buffer();
             let (exchange, upstream, head) = (&mut *exchange, &mut upstream, &mut *head);
             let tries =
-                Tries { retry, exchange, upstream, head, action, labels, downstream, original, timeout, buffer };
+                Tries { retry, exchange, upstream, head, action, labels, hash, downstream, original, timeout, buffer };
             // Boxed: requests of routes without a retry policy must not be larger for it.
             limits.watch(Box::pin(tries.run(request)).as_mut(), progress.as_deref()).await.and_then(|ended| ended)
         }
@@ -198,7 +208,8 @@ pub(super) async fn forward(
     Ok(respond(exchange, upstream, response, lease, matched, &limits, weighted, client_upgrade))
 }
 
-fn choose_cluster(
+/// The cluster that a route's requests go to, if it exists.
+pub(super) fn choose_cluster(
     snapshot: &Snapshot,
     choice: &ClusterChoice,
     weighted: Option<&WeightedCluster>,
@@ -319,6 +330,16 @@ fn address(
             if request.uri().scheme().is_some() {
                 *request.uri_mut() = Uri::from(request.uri().path_and_query()?.clone());
             }
+            let method = request.method();
+            // As in Envoy: a method that may have a body says that it has none.
+            let may_have_body =
+                !matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE | Method::CONNECT);
+            if may_have_body
+                && request.body().is_end_stream()
+                && !request.headers().contains_key(header::CONTENT_LENGTH)
+            {
+                request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+            }
             // hyper takes such a request for one without body unless it is told otherwise.
             if matches!(*request.method(), Method::GET | Method::HEAD)
                 && request.body().is_unsized()
@@ -348,7 +369,7 @@ fn address(
 pub(super) async fn attempt(
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
-    client: &Connection,
+    client: Option<&Connection>,
     downstream: Protocol,
     mut request: Request<RequestBody>,
     authority: &HeaderValue,
@@ -389,7 +410,9 @@ fn respond(
     exchange.response_start = Some(now - exchange.start);
     exchange.status = parts.status.as_u16();
     exchange.details = Some("via_upstream".into());
-    upstream.cluster.stats.count_code(exchange.origin, exchange.status);
+    if !exchange.health_check {
+        upstream.cluster.stats.count_code(exchange.origin, exchange.status);
+    }
     let switched = parts.status == StatusCode::SWITCHING_PROTOCOLS;
     let switching = switched
         .then(|| (parts.headers.get(header::UPGRADE).cloned(), parts.extensions.remove::<hyper::upgrade::OnUpgrade>()));
@@ -400,6 +423,9 @@ fn respond(
             .insert(names::ENVOY_UPSTREAM_TIME.clone(), HeaderValue::from((now - upstream.start).as_millis() as u64));
     }
     exchange.upstream = Some(upstream);
+    for cookie in std::mem::take(&mut exchange.set_cookies) {
+        parts.headers.append(header::SET_COOKIE, cookie);
+    }
     if let Some(weighted) = weighted.filter(|weighted| !weighted.response_headers.is_empty()) {
         let values = {
             let mut record = exchange.record();

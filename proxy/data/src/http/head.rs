@@ -379,7 +379,7 @@ impl Head {
 }
 
 /// This host's address as others see it: the one that it would send from. Source: Envoy `LocalInfo::address`.
-fn own_address() -> IpAddr {
+pub fn own_address() -> IpAddr {
     static ADDRESS: OnceLock<IpAddr> = OnceLock::new();
     *ADDRESS.get_or_init(|| {
         let find = || {

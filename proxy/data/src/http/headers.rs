@@ -17,6 +17,9 @@ macro_rules! names {
 
 names! {
     CLIENT_CERT = "x-forwarded-client-cert";
+    CLIENT_TRACE_ID = "x-client-trace-id";
+    DECORATOR_OPERATION = "x-envoy-decorator-operation";
+    DOWNSTREAM_CLUSTER = "x-envoy-downstream-service-cluster";
     ENVOY_ATTEMPT_TIMEOUT = "x-envoy-expected-rq-timeout-ms";
     ENVOY_EXTERNAL_ADDRESS = "x-envoy-external-address";
     ENVOY_INTERNAL = "x-envoy-internal";
@@ -25,6 +28,7 @@ names! {
     ENVOY_OVERLOADED = "x-envoy-overloaded";
     ENVOY_TIMEOUT = "x-envoy-upstream-rq-timeout-ms";
     ENVOY_UPSTREAM_TIME = "x-envoy-upstream-service-time";
+    FORCE_TRACE = "x-envoy-force-trace";
     FORWARDED_FOR = "x-forwarded-for";
     FORWARDED_HOST = "x-forwarded-host";
     FORWARDED_PROTO = "x-forwarded-proto";
@@ -33,6 +37,7 @@ names! {
     REQUEST_ID = "x-request-id";
     GRPC_STATUS = "grpc-status";
     GRPC_MESSAGE = "grpc-message";
+    GRPC_TIMEOUT = "grpc-timeout";
 }
 
 /// Control headers that only requests from inside may carry.
@@ -48,7 +53,7 @@ pub const INTERNAL_ONLY: [HeaderName; 14] = [
     HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms"),
     HeaderName::from_static("x-envoy-upstream-rq-timeout-alt-response"),
     ENVOY_ATTEMPT_TIMEOUT,
-    HeaderName::from_static("x-envoy-force-trace"),
+    FORCE_TRACE,
     HeaderName::from_static("x-envoy-ip-tags"),
     HeaderName::from_static("x-envoy-original-url"),
 ];
@@ -109,21 +114,27 @@ pub fn values(mutations: &HeaderMutations, record: &Record<'_>) -> Vec<Option<He
 /// Carries out one level's mutations: additions, then removals.
 pub fn mutate(headers: &mut HeaderMap, mutations: &HeaderMutations, values: Vec<Option<HeaderValue>>) {
     for (add, value) in mutations.add.iter().zip(values) {
-        let Some(value) = value else { continue };
-        let exists = headers.contains_key(&add.name);
-        match add.append {
-            AppendAction::AppendIfExistsOrAdd => {
-                headers.append(&add.name, value);
-            }
-            AppendAction::AddIfAbsent if exists => {}
-            AppendAction::OverwriteIfExists if !exists => {}
-            AppendAction::AddIfAbsent | AppendAction::OverwriteIfExistsOrAdd | AppendAction::OverwriteIfExists => {
-                headers.insert(&add.name, value);
-            }
+        if let Some(value) = value {
+            put(headers, &add.name, value, add.append);
         }
     }
     for name in &mutations.remove {
         headers.remove(name);
+    }
+}
+
+/// Adds one header.
+pub fn put(headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue, append: AppendAction) {
+    let exists = headers.contains_key(name);
+    match append {
+        AppendAction::AppendIfExistsOrAdd => {
+            headers.append(name, value);
+        }
+        AppendAction::AddIfAbsent if exists => {}
+        AppendAction::OverwriteIfExists if !exists => {}
+        AppendAction::AddIfAbsent | AppendAction::OverwriteIfExistsOrAdd | AppendAction::OverwriteIfExists => {
+            headers.insert(name, value);
+        }
     }
 }
 

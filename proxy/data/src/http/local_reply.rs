@@ -27,6 +27,10 @@ pub struct Refusal {
     pub location: Option<String>,
     /// `x-envoy-overloaded`
     pub overloaded: bool,
+    /// These headers as well, in place of what it would have under their names.
+    pub headers: Option<Box<HeaderMap>>,
+    /// Nothing that the route adds: the answer to a CORS preflight.
+    pub bare: bool,
     /// The gRPC status, where it is not that of the response code.
     pub grpc_status: Option<u32>,
 }
@@ -42,6 +46,8 @@ impl Refusal {
             close: false,
             location: None,
             overloaded: false,
+            headers: None,
+            bare: false,
             grpc_status: None,
         }
     }
@@ -86,6 +92,9 @@ impl Refusal {
                 Cow::Borrowed(text) => Bytes::from_static(text.as_bytes()),
                 Cow::Owned(text) => Bytes::from(text),
             });
+        }
+        if let Some(more) = self.headers {
+            headers.extend(*more);
         }
         if let Some(location) = self.location.as_deref().and_then(|location| HeaderValue::from_str(location).ok()) {
             headers.insert(header::LOCATION, location);

@@ -93,10 +93,10 @@ async fn send(
         return;
     }
     let Ok(endpoint) = pick::choose(&cluster, &PickContext::default()) else { return };
-    let upstream = UpstreamRequest::new(&cluster, &endpoint, false);
+    let mut upstream = UpstreamRequest::new(&cluster, &endpoint, false);
     let exchange = async {
         let sent: Result<(Response<Incoming>, Lease), Failure> =
-            forward::attempt(&cluster, &endpoint, &client, downstream, request, &authority, scheme).await;
+            forward::attempt(&cluster, &endpoint, Some(&client), downstream, request, &authority, scheme).await;
         let Ok((response, lease)) = sent else {
             upstream.ended(Report::Failed);
             return;

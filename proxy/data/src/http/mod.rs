@@ -7,6 +7,7 @@ mod failure;
 mod filter;
 mod forward;
 mod guard;
+mod hash;
 mod head;
 mod headers;
 mod life;
@@ -18,5 +19,8 @@ mod present;
 pub mod request;
 mod retry;
 pub mod route;
+pub mod trace;
 mod upgrade;
 mod wire;
+
+pub use head::own_address;

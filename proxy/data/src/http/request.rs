@@ -7,7 +7,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 
 use super::{
-    body::ResponseBody,
+    body::{Inbound, ResponseBody},
     exchange::Exchange,
     filter::{self, Shaped},
     forward,
@@ -16,6 +16,7 @@ use super::{
     local_reply::Refusal,
     path,
     route::{path_only, without_port},
+    trace,
 };
 use crate::{
     connection::Connection,
@@ -52,7 +53,8 @@ pub async fn serve(
     let manager = manager.clone();
     let mut exchange = Exchange::new(connection, manager.clone(), request.version());
     let (mut head, extensions, body) = Head::new(request);
-    exchange.unfinished = !body.is_end_stream() || head.method == Method::CONNECT;
+    let mut inbound = Inbound::new(body);
+    exchange.unfinished = !inbound.is_empty() || head.method == Method::CONNECT;
     exchange.grpc = head.is_grpc();
 
     if let Err(refusal) = head.check(&manager) {
@@ -77,9 +79,15 @@ pub async fn serve(
         exchange.virtual_host = exchange.logs().then(|| host.name.clone());
     }
 
+    if let Some(tracing) = &manager.tracing {
+        let route = matched.and_then(|matched| matched.route.tracing.as_ref());
+        exchange.trace = trace::begin(tracing, route, &mut head, &manager.stats);
+    }
+
     if !manager.filters.is_empty()
-        && let Err(refusal) = filter::run(&mut exchange, &mut head, matched, chain, &snapshot).await
+        && let Err(refusal) = filter::run(&mut exchange, &mut head, &mut inbound, matched, chain, &snapshot).await
     {
+        let matched = matched.filter(|_| !refusal.bare);
         return Ok(reply(exchange, &head, matched, refusal));
     }
 
@@ -104,7 +112,7 @@ pub async fn serve(
     }
     match &matched.route.action {
         RouteAction::Forward(action) => {
-            forward::forward(&snapshot, exchange, &mut head, extensions, body, matched, action).await
+            forward::forward(&snapshot, exchange, &mut head, extensions, inbound, matched, action).await
         }
         RouteAction::Redirect(redirect) => {
             manager.stats.rq_redirect().inc();
@@ -156,12 +164,19 @@ pub(super) struct Matched<'a> {
 
 impl<'a> Matched<'a> {
     /// What is said about a filter, by the most specific level that says anything.
-    pub fn filter_setting(&self, filter: &str) -> Option<&'a FilterSetting> {
-        let weighted = self.weighted.and_then(|weighted| weighted.filters.of(filter));
-        weighted
-            .or_else(|| self.route.filters.of(filter))
-            .or_else(|| self.host.filters.of(filter))
-            .or_else(|| self.table.filters.of(filter))
+    pub fn filter_setting(self, filter: &str) -> Option<&'a FilterSetting> {
+        self.filter_settings(filter).next()
+    }
+
+    /// What every level says about a filter, the most specific one first.
+    pub fn filter_settings(self, filter: &str) -> impl Iterator<Item = &'a FilterSetting> {
+        let levels = [
+            self.weighted.map(|weighted| &weighted.filters),
+            Some(&self.route.filters),
+            Some(&self.host.filters),
+            Some(&self.table.filters),
+        ];
+        levels.into_iter().flatten().filter_map(move |level| level.of(filter))
     }
 
     /// The cluster that the route leads to.
@@ -286,7 +301,8 @@ fn local(
     mut response: Response<ResponseBody>,
 ) -> Response<ResponseBody> {
     exchange.status = response.status().as_u16();
-    if exchange.logs() || matched.is_some_and(|matched| matched.has_response_headers()) {
+    let quotes = exchange.effects.as_ref().is_some_and(|effects| effects.quote_request());
+    if quotes || exchange.logs() || matched.is_some_and(|matched| matched.has_response_headers()) {
         exchange.request = Some(Box::new(head.copy()));
     }
     if let ResponseBody::Full(Some(body)) = response.body() {
@@ -332,6 +348,9 @@ pub(super) fn finish_headers(
         filter::respond(exchange, headers, ends);
     }
     let manager = &exchange.manager;
+    if let (Some(trace), Some(tracing)) = (&mut exchange.trace, &manager.tracing) {
+        trace.respond(tracing, headers);
+    }
     match manager.server_header {
         ServerHeader::Overwrite => {
             headers.insert(header::SERVER, manager.server_name.clone());

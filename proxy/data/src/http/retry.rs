@@ -20,6 +20,7 @@ use super::{
     head::Head,
     headers as names,
     limits::Expired,
+    trace,
 };
 use crate::{
     error::ResponseFlag,
@@ -143,6 +144,8 @@ pub(super) struct Tries<'a> {
     pub action: &'a Forward,
     /// What the route asks of endpoints.
     pub labels: Option<&'a Arc<Labels>>,
+    /// For clusters that hash.
+    pub hash: Option<u64>,
     pub downstream: Protocol,
     pub original: Option<SocketAddr>,
     /// Of the route, for all tries together.
@@ -174,6 +177,12 @@ impl Tries<'_> {
                     let expected = HeaderValue::from(expected.as_millis().max(1) as u64);
                     request.headers_mut().insert(names::ENVOY_ATTEMPT_TIMEOUT, expected);
                 }
+            }
+            if self.exchange.attempts > 1
+                && let (Some(trace), Some(tracing)) = (&self.exchange.trace, &self.exchange.manager.tracing)
+            {
+                let span = trace.begin_try(tracing, self.exchange.attempts - 1, request.headers_mut());
+                self.upstream.span = span;
             }
             let ended = self.one(&cluster, request).await;
             let gone = self.exchange.progress.as_ref().is_some_and(|progress| progress.broken().is_some());
@@ -210,7 +219,7 @@ impl Tries<'_> {
         let attempt = forward::attempt(
             cluster,
             &endpoint,
-            &self.exchange.connection,
+            Some(&self.exchange.connection),
             self.downstream,
             request,
             &self.head.authority,
@@ -248,9 +257,11 @@ impl Tries<'_> {
 
     /// Counts a try that does not stand. Its connection is kept if the response was complete.
     fn discard(&mut self, ended: Ended, body: &Repeatable) {
+        let mut broken_off = false;
         match ended {
             Ok(Ok((response, lease))) => {
                 self.upstream.ended(Report::Response(response.status().as_u16()));
+                broken_off = !response.body().is_end_stream();
                 if response.body().is_end_stream() && body.is_sent() {
                     lease.give_back();
                 }
@@ -263,6 +274,7 @@ impl Tries<'_> {
             }
             Err(_) => self.upstream.ended(Report::TimedOut),
         }
+        trace::finish_try(self.exchange, self.upstream, broken_off);
         // The pause is nobody's request.
         self.upstream.release();
     }
@@ -274,6 +286,7 @@ impl Tries<'_> {
         let context = PickContext {
             original_destination: self.original,
             labels: self.labels,
+            hash: self.hash,
             avoid: Avoid {
                 hosts: if policy.other_hosts { tried } else { &[] },
                 labels: &policy.omitted_hosts,

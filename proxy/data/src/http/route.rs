@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue};
 use crate::{
     connection::FilterState,
     model::{
-        matcher::StringMatcher,
+        matcher::{QueryMatcher, StringMatcher},
         rbac::RequestView,
         route::{Domains, Fraction, PathMatch, Route, RouteTable, VirtualHost},
     },
@@ -133,21 +133,24 @@ fn starts_with(path: &str, prefix: &str, ignore_case: bool) -> bool {
 }
 
 fn query_matches(route: &Route, path: &str) -> bool {
-    let query = path.split_once('?').map_or("", |(_, query)| query);
-    let query = query.split('#').next().unwrap_or("");
-    route.query.iter().all(|matcher| {
-        // The first of several values counts, as in Envoy.
-        let value = query
-            .split('&')
-            .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-            .find(|(name, _)| **name == *matcher.name)
-            .map(|(_, value)| value);
-        match (&matcher.value, value) {
-            (_, None) => false,
-            (None, Some(_)) => true,
-            (Some(test), Some(value)) => StringMatcher::matches(test, value),
-        }
+    query_holds(&route.query, path)
+}
+
+/// Whether all of the matchers hold of the path's query.
+pub(super) fn query_holds(matchers: &[QueryMatcher], path: &str) -> bool {
+    matchers.iter().all(|matcher| match (&matcher.value, parameter(path, &matcher.name)) {
+        (_, None) => false,
+        (None, Some(_)) => true,
+        (Some(test), Some(value)) => StringMatcher::matches(test, value),
     })
+}
+
+/// A parameter of the path's query, as it is written. The first of several values counts, as in Envoy.
+pub(super) fn parameter<'a>(path: &'a str, name: &str) -> Option<&'a str> {
+    let query = path.split_once('?')?.1;
+    let query = query.split('#').next().unwrap_or("");
+    let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.find(|(known, _)| *known == name).map(|(_, value)| value)
 }
 
 #[cfg(test)]

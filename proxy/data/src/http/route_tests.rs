@@ -28,6 +28,7 @@ fn route(name: &str, path: PathMatch) -> Route {
         response_headers: HeaderMutations::default(),
         filters: FilterSettings::default(),
         kri: None,
+        tracing: None,
     }
 }
 
@@ -38,6 +39,7 @@ fn host(name: &str, routes: Vec<Route>) -> VirtualHost {
         require_tls: RequireTls::No,
         request_headers: HeaderMutations::default(),
         response_headers: HeaderMutations::default(),
+        rate_limits: None,
         filters: FilterSettings::default(),
     }
 }

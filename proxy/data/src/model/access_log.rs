@@ -1,8 +1,11 @@
 //! Access logs: where lines go, which are written, how they look.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -10,7 +13,9 @@ use tokio::sync::mpsc;
 
 use super::{
     format::{Format, JsonFormat},
-    matcher::HeaderMatcher,
+    matcher::{HeaderMatcher, HeaderRef, StringMatcher},
+    route::Fraction,
+    tracing::OtlpTarget,
 };
 
 /// Envoy `config.accesslog.v3.AccessLog`.
@@ -22,6 +27,24 @@ pub struct AccessLog {
     pub format: LogFormat,
     /// Where lines go.
     pub sink: LogSink,
+}
+
+/// Envoy `access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig`: who takes lines. Each is a JSON object with `time` (nanoseconds, as text),
+/// `body`, `attributes`, `trace` and `span`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LogCollector {
+    /// Its cluster.
+    pub cluster: Arc<str>,
+    /// gRPC or HTTP.
+    pub target: OtlpTarget,
+    /// `log_name`; `None` with `disable_builtin_labels`: neither it nor the node is told.
+    pub log_name: Option<Box<str>>,
+    /// Attributes of the resource, with values as JSON text.
+    pub resource: Vec<(Box<str>, Box<str>)>,
+    /// Lines are sent at the latest after this. Envoy's default 1 s.
+    pub flush: Duration,
+    /// As soon as so many bytes wait. Envoy's default 16 KiB; 0 is at once.
+    pub bytes: u32,
 }
 
 /// A line as text or as JSON (one object and a newline).
@@ -42,7 +65,7 @@ pub enum LogFilter {
     Duration(Comparison),
     /// `not_health_check_filter`
     NotHealthCheck,
-    /// `traceable_filter`... nothing is traced yet, so nothing is traceable
+    /// `traceable_filter`: somebody asked for this very request to be traced
     Traceable,
     /// `and_filter`
     And(Vec<LogFilter>),
@@ -52,6 +75,116 @@ pub enum LogFilter {
     Header(HeaderMatcher),
     /// `response_flag_filter`: any of these short flags, or any flag when empty
     ResponseFlags(Vec<Box<str>>),
+    /// `grpc_status_filter`: one of these codes, or with `exclude` none of them
+    GrpcStatus {
+        /// Codes.
+        codes: Vec<u64>,
+        /// Turned round.
+        exclude: bool,
+    },
+    /// `runtime_filter`
+    Share {
+        /// Of all lines.
+        share: Fraction,
+        /// Drawn for each line; else the request's `x-request-id` decides, so that all proxies that it passes decide alike.
+        independent: bool,
+    },
+    /// `log_type_filter`: which lines pass
+    LogType {
+        /// At the end of a request (`DownstreamEnd`).
+        request_end: bool,
+        /// At the end of a TCP connection (`TcpConnectionEnd`).
+        connection_end: bool,
+        /// When its upstream is connected (`TcpUpstreamConnected`).
+        connected: bool,
+    },
+    /// `metadata_filter` on the one value of dynamic metadata that there is, `kuma.routes`, `route_kri`
+    RouteKri {
+        /// What the value has to be; `None`: something that a text never is.
+        value: Option<StringMatcher>,
+        /// Outcome without one.
+        if_missing: bool,
+    },
+    /// `metadata_filter` on metadata that nothing sets
+    Always(bool),
+    /// `extension_filter` with a CEL expression
+    Expression(Expression),
+}
+
+/// A CEL expression. Its value may be unknown, as CEL's own is an error: when it asks for what is not there.
+///
+/// Source: Envoy "Attributes", `access_loggers.filters.cel.v3.ExpressionFilter`.
+#[derive(Clone, Debug)]
+pub enum Expression {
+    /// `a && b`
+    And(Vec<Expression>),
+    /// `a || b`
+    Or(Vec<Expression>),
+    /// `!a`
+    Not(Box<Expression>),
+    /// A comparison of texts.
+    Text(Attribute, StringMatcher),
+    /// `response.code`, `request.total_size` and their like.
+    Number(NumberAttribute, Relation, u64),
+}
+
+/// Attributes that are texts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Attribute {
+    /// `connection.uri_san_peer_certificate`: the first.
+    PeerUriSan,
+    /// `connection.dns_san_peer_certificate`: the first.
+    PeerDnsSan,
+    /// `connection.subject_peer_certificate`
+    PeerSubject,
+    /// `connection.requested_server_name`; empty without one.
+    RequestedServerName,
+    /// `request.headers["…"]`, and attributes that are headers.
+    Header(HeaderRef),
+    /// `request.url_path`: without the query.
+    UrlPath,
+}
+
+/// Attributes that are numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NumberAttribute {
+    /// `response.code`
+    ResponseCode,
+    /// `source.port`
+    SourcePort,
+    /// `destination.port`
+    DestinationPort,
+}
+
+/// How two numbers compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Relation {
+    /// `==`
+    Equal,
+    /// `!=`
+    NotEqual,
+    /// `<`
+    Less,
+    /// `<=`
+    AtMost,
+    /// `>`
+    Greater,
+    /// `>=`
+    AtLeast,
+}
+
+impl Relation {
+    /// Whether it holds.
+    pub fn holds(self, left: u64, right: u64) -> bool {
+        match self {
+            Relation::Equal => left == right,
+            Relation::NotEqual => left != right,
+            Relation::Less => left < right,
+            Relation::AtMost => left <= right,
+            Relation::Greater => left > right,
+            Relation::AtLeast => left >= right,
+        }
+    }
 }
 
 /// Envoy `ComparisonFilter`.
@@ -110,6 +243,11 @@ impl LogSink {
         if self.queue.try_send(line).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Whether any configuration still holds it besides its owner.
+    pub fn is_used(&self) -> bool {
+        Arc::strong_count(&self.dropped) > 1
     }
 
     /// Lines lost to a full queue so far.

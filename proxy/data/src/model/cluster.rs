@@ -13,9 +13,12 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 
 use super::{
     ClusterId,
+    hash::Hashing,
+    health::{CheckAt, Checked, HealthCheck},
     http::Http2Options,
     labels::Labels,
     outlier::{Monitor, Outlier},
@@ -23,6 +26,8 @@ use super::{
     tls::ClientTls,
 };
 use crate::stats::{ClusterStats, EndpointStats};
+
+mod membership;
 
 /// A cluster: everything about it is fixed but its endpoints, its secrets and its counters. A changed cluster is a new value, with new pools.
 #[derive(Debug)]
@@ -37,14 +42,20 @@ pub struct Cluster {
     pub endpoints: ArcSwap<EndpointSet>,
     /// How one is chosen.
     pub balancer: Balancer,
+    /// For [`Balancer::Hash`].
+    pub hashing: Option<Box<Hashing>>,
     /// Below this share of healthy hosts, in percent, health is ignored. Envoy's default 50; 0 turns it off.
     pub panic_threshold: u8,
     /// TCP connect and TLS handshake together. Envoy's default 5 s.
     pub connect_timeout: Duration,
     /// Which part of the endpoints is chosen from.
     pub selection: Selection,
+    /// Asks endpoints how they are.
+    pub health: Option<Box<HealthCheck>>,
     /// Leaves out endpoints that fail.
     pub outlier: Option<Box<Outlier>>,
+    /// `close_connections_on_host_health_failure`: told when an endpoint fails a check or is ejected, whose TCP connections then end.
+    pub close_on_failure: Option<Box<Notify>>,
     /// `None`: plain text.
     pub tls: Option<Arc<ClientTls>>,
     /// `transport_socket_matches`: the first whose labels the endpoint has counts, before `tls`; `None` is plain text.
@@ -92,37 +103,6 @@ impl Cluster {
     pub fn all_tls(&self) -> impl Iterator<Item = &Arc<ClientTls>> {
         self.tls.iter().chain(self.tls_matches.iter().filter_map(|(_, tls)| tls.as_ref()))
     }
-
-    /// Puts a set of endpoints in force and tells `membership_*`.
-    pub fn put_endpoints(&self, endpoints: EndpointSet) {
-        let before = self.endpoints.load();
-        let total = endpoints.all().count() as u64;
-        if self.stats.membership_total().value() != total
-            || before.all().zip(endpoints.all()).any(|(before, after)| !Arc::ptr_eq(before, after))
-        {
-            self.stats.membership_change().inc();
-        }
-        self.endpoints.store(Arc::new(endpoints));
-        self.count_membership();
-    }
-
-    /// Tells how many endpoints there are, by health.
-    pub fn count_membership(&self) {
-        let (mut total, mut healthy, mut degraded) = (0, 0, 0);
-        for endpoint in self.endpoints.load().all() {
-            total += 1;
-            match endpoint.health() {
-                Health::Healthy => healthy += 1,
-                Health::Degraded => degraded += 1,
-                Health::Unhealthy => {}
-            }
-        }
-        let stats = &self.stats;
-        stats.membership_total().set(total);
-        stats.membership_healthy().set(healthy);
-        stats.membership_degraded().set(degraded);
-        stats.membership_excluded().set(0);
-    }
 }
 
 /// Envoy `Cluster.DiscoveryType`.
@@ -154,6 +134,8 @@ pub enum Balancer {
     },
     /// `RANDOM`
     Random,
+    /// `RING_HASH` or `MAGLEV`, as [`Cluster::hashing`] says.
+    Hash,
     /// `CLUSTER_PROVIDED`: by original destination.
     Provided,
 }
@@ -323,8 +305,14 @@ pub struct Endpoint {
     pub labels: Option<Arc<Labels>>,
     /// Metadata `envoy.transport_socket_match`.
     pub tls_labels: Option<Arc<Labels>>,
-    /// What EDS and health checks say.
+    /// What EDS says.
     pub health: AtomicU8,
+    /// What health checks say.
+    pub checked: Checked,
+    /// How often health checks or outlier detection have taken it out.
+    pub failures: AtomicU32,
+    /// Where and how its health is asked for, if not at its address like that of the others.
+    pub check: Option<Box<CheckAt>>,
     /// What outlier detection remembers; made at the first request to an endpoint of a cluster that has it.
     pub monitor: OnceLock<Box<Monitor>>,
     /// Counters and gauges of this endpoint.
@@ -334,7 +322,13 @@ pub struct Endpoint {
 impl Endpoint {
     /// What EDS, health checks and outlier detection say.
     pub fn health(&self) -> Health {
-        if self.is_ejected() { Health::Unhealthy } else { self.reported_health() }
+        if self.is_ejected() || self.checked.has_failed() {
+            return Health::Unhealthy;
+        }
+        match self.reported_health() {
+            Health::Healthy if self.checked.is_degraded() => Health::Degraded,
+            reported => reported,
+        }
     }
 
     /// Whether outlier detection has ejected it.
@@ -347,7 +341,7 @@ impl Endpoint {
         self.monitor.get_or_init(Box::default)
     }
 
-    /// What EDS and health checks say.
+    /// What EDS says.
     pub fn reported_health(&self) -> Health {
         match self.health.load(Ordering::Relaxed) {
             0 => Health::Healthy,

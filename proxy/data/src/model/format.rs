@@ -44,6 +44,8 @@ pub enum JsonFormat {
     Array(Vec<JsonFormat>),
     /// A leaf with operators. With exactly one operator and nothing else its type is kept: numbers stay numbers, unset is `null`.
     Value(Format),
+    /// A leaf that is a text whatever is in it; without a value `-`.
+    Text(Format),
     /// A number, boolean or null, already as JSON text.
     Literal(Box<str>),
 }
@@ -59,6 +61,10 @@ pub enum Operator {
     ResponseHeader(HeaderRef, Option<HeaderRef>),
     /// `%TRAILER(X?Y)%`
     ResponseTrailer(HeaderRef, Option<HeaderRef>),
+    /// `%TRACE_ID%`
+    TraceId,
+    /// `%SPAN_ID%`
+    SpanId,
     /// `%PROTOCOL%`
     Protocol,
     /// `%UPSTREAM_PROTOCOL%`

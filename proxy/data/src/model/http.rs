@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::HeaderValue;
 use ipnet::IpNet;
 
-use super::{RouteTableId, access_log::AccessLog, http_filter::HttpFilter};
+use super::{RouteTableId, access_log::AccessLog, http_filter::HttpFilter, tracing::Tracing};
 use crate::stats::HttpStats;
 
 /// Envoy `HttpConnectionManager`. The router is always the last filter and is not listed.
@@ -25,6 +25,8 @@ pub struct HttpConnectionManager {
     pub suppress_envoy_headers: bool,
     /// Written when a request ends.
     pub access_log: Vec<AccessLog>,
+    /// Which requests are traced, and where that goes.
+    pub tracing: Option<Box<Tracing>>,
     /// `x-forwarded-for`, `-proto`, internal requests.
     pub trust: Trust,
     /// Value of the `server` header, Envoy's default `envoy`.

@@ -192,6 +192,8 @@ pub struct TcpProxy {
     pub clusters: ClusterChoice,
     /// What is asked of endpoints (`metadata_match`), unless the weighted cluster says it.
     pub labels: Option<Arc<Labels>>,
+    /// `hash_policy` with `source_ip`: clusters that hash choose an endpoint by the client's address.
+    pub hash_source_ip: bool,
     /// No bytes in either direction for this long closes the connection; Envoy's default 1 h.
     pub idle_timeout: Option<Duration>,
     /// Bound on the life of the connection. Envoy's default: none.

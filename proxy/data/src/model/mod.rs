@@ -6,8 +6,11 @@
 pub mod access_log;
 pub mod chain_match;
 pub mod cluster;
+pub mod ext_authz;
 pub mod format;
+pub mod hash;
 pub mod header;
+pub mod health;
 pub mod http;
 pub mod http_filter;
 pub mod labels;
@@ -15,10 +18,12 @@ pub mod listener;
 pub mod matcher;
 pub mod outlier;
 pub mod proxy_protocol;
+pub mod ratelimit;
 pub mod rbac;
 pub mod retry;
 pub mod route;
 pub mod tls;
+pub mod tracing;
 
 macro_rules! dense_id {
     ($(#[$doc:meta])* $name:ident) => {

@@ -39,6 +39,8 @@ pub struct OutlierConfig {
     pub most_ejected: u32,
     /// One may be ejected whatever the share.
     pub always_one: bool,
+    /// A health check that it passes ends an ejection; Envoy's default.
+    pub check_ends_ejection: bool,
     /// Failures to connect and timeouts are counted apart from responses.
     pub split: bool,
     /// Envoy's default 5.
@@ -98,6 +100,7 @@ impl Default for OutlierConfig {
             jitter: Duration::ZERO,
             most_ejected: 10,
             always_one: false,
+            check_ends_ejection: true,
             split: false,
             consecutive_5xx: 5,
             consecutive_gateway: 5,

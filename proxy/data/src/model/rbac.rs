@@ -149,7 +149,19 @@ pub struct RequestView<'a> {
     pub headers: &'a HeaderMap,
 }
 
-impl RequestView<'_> {
+impl<'a> RequestView<'a> {
+    /// The first value of a header.
+    pub fn first_value(&self, name: &HeaderRef) -> Option<&'a str> {
+        match name {
+            HeaderRef::Method => Some(self.method),
+            HeaderRef::Path => Some(self.path),
+            HeaderRef::Authority => Some(self.authority),
+            HeaderRef::Scheme => Some(self.scheme),
+            HeaderRef::Protocol | HeaderRef::Status => None,
+            HeaderRef::Name(name) => self.headers.get(name)?.to_str().ok(),
+        }
+    }
+
     /// Whether a header matcher holds for this request.
     pub fn header_matches(&self, matcher: &HeaderMatcher) -> bool {
         match &matcher.name {

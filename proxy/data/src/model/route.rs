@@ -12,11 +12,14 @@ use regex::Regex;
 use super::{
     ClusterId, RouteTableId,
     format::Format,
+    hash::HashPolicy,
     header::HeaderMutations,
     http_filter::FilterSettings,
     labels::Labels,
     matcher::{HeaderMatcher, QueryMatcher, StringMatcher},
+    ratelimit::{RateLimitRule, RouteRules},
     retry::RetryPolicy,
+    tracing::RouteTracing,
 };
 
 /// Envoy `RouteConfiguration`.
@@ -74,6 +77,8 @@ pub struct VirtualHost {
     pub response_headers: HeaderMutations,
     /// What is said about filters.
     pub filters: FilterSettings,
+    /// What rate limit services are told of its requests.
+    pub rate_limits: Option<Box<[RateLimitRule]>>,
 }
 
 /// Envoy `VirtualHost.TlsRequirementType`.
@@ -114,6 +119,8 @@ pub struct Route {
     pub filters: FilterSettings,
     /// `metadata.filter_metadata["envoy.filters.http.lua"].route_kri`: which Kuma resource the route stands for.
     pub kri: Option<Arc<str>>,
+    /// `tracing` and `decorator`.
+    pub tracing: Option<Arc<RouteTracing>>,
 }
 
 /// Envoy `type.matcher.v3.FilterStateMatcher` on what [`super::listener::SetFilterState`] keeps; a key that is not there matches nothing.
@@ -166,6 +173,7 @@ pub struct Fraction {
 
 /// What a route does.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all routes forward, and a request reads them without a detour")]
 pub enum RouteAction {
     /// `route`
     Forward(Forward),
@@ -206,8 +214,12 @@ pub struct Forward {
     pub buffer_limit: Option<u32>,
     /// What is asked of endpoints (`metadata_match`); heeded by clusters with subsets.
     pub labels: Option<Arc<Labels>>,
+    /// What is hashed for clusters that choose endpoints by a hash, in order.
+    pub hash: Vec<HashPolicy>,
     /// Who gets copies. Of the route, else of its virtual host, else of the table.
     pub mirrors: Vec<Mirror>,
+    /// What rate limit services are told of its requests; `None`: nothing of its own.
+    pub rate_limits: Option<Box<RouteRules>>,
 }
 
 /// Envoy `RouteAction.RequestMirrorPolicy`.

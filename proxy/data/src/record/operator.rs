@@ -75,12 +75,17 @@ pub(super) fn value<'a>(operator: &'a Operator, record: &'a Record<'a>) -> Optio
             };
             Some(Field::Text(header(name).or_else(|| header(alternative.as_ref()?))?))
         }
+        Operator::TraceId => {
+            let trace = record.trace?.0;
+            text(if trace >> 64 == 0 { format!("{trace:016x}") } else { format!("{trace:032x}") })
+        }
+        Operator::SpanId => text(format!("{:016x}", record.trace?.1)),
         Operator::Protocol => text(protocol(record.version?)),
         Operator::UpstreamProtocol => text(protocol(record.upstream_version?)),
         Operator::ResponseCode => number(u64::from(record.status)),
         Operator::ResponseCodeDetails => text(record.details?),
         Operator::ConnectionTerminationDetails => text(record.termination?),
-        Operator::ResponseFlags => text(flags(record.flags, |flag| flag.short())),
+        Operator::ResponseFlags => text(flags_text(record.flags)),
         Operator::ResponseFlagsLong => text(flags(record.flags, |flag| flag.long())),
         Operator::BytesReceived => number(record.bytes_received),
         Operator::BytesSent => number(record.bytes_sent),
@@ -149,7 +154,7 @@ pub(super) fn value<'a>(operator: &'a Operator, record: &'a Record<'a>) -> Optio
     }
 }
 
-fn request_header<'a>(request: &RequestView<'a>, name: &HeaderRef) -> Option<Cow<'a, str>> {
+pub(super) fn request_header<'a>(request: &RequestView<'a>, name: &HeaderRef) -> Option<Cow<'a, str>> {
     match name {
         HeaderRef::Method => Some(request.method.into()),
         HeaderRef::Path => Some(request.path.into()),
@@ -169,6 +174,11 @@ fn address<'a>(address: Option<SocketAddr>, part: AddressPart) -> Option<Field<'
     }
 }
 
+/// `%RESPONSE_FLAGS%`
+pub(crate) fn flags_text(of: ResponseFlags) -> String {
+    flags(of, |flag| flag.short())
+}
+
 fn flags(flags: ResponseFlags, name: impl Fn(crate::error::ResponseFlag) -> &'static str) -> String {
     let mut text = String::new();
     if flags.is_empty() {
@@ -185,7 +195,7 @@ fn flags(flags: ResponseFlags, name: impl Fn(crate::error::ResponseFlag) -> &'st
 }
 
 /// `%PROTOCOL%`'s spelling.
-fn protocol(version: Version) -> &'static str {
+pub fn protocol(version: Version) -> &'static str {
     match version {
         Version::HTTP_10 => "HTTP/1.0",
         Version::HTTP_2 => "HTTP/2",

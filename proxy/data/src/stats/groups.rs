@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{Counter, Def, Gauge, Group, Histogram, Kind, Level, Origin, Registry, Scope, offset};
+use super::{Counter, Def, Gauge, Group, Histogram, Kind, Level, Origin, Registry, Scope, placed};
 
 macro_rules! handle {
     (counter) => { Counter<'_> };
@@ -51,7 +51,7 @@ macro_rules! stat_group {
 
         impl $name {
             /// Names and kinds, in the order of the cells.
-            pub const DEFS: &'static [Def] = &[$(Def { name: $text, kind: kind!($kind) }),*];
+            pub const DEFS: &'static [Def] = &placed([$(($text, kind!($kind))),*]);
 
             /// The cells of this scope in `registry`.
             pub fn new(registry: &Registry, scope: Scope) -> Self {
@@ -69,13 +69,19 @@ macro_rules! stat_group {
     (@accessors ($defs:expr) $index:expr; $kind:ident $stat:ident = $text:literal, $($rest:tt)*) => {
         #[doc = concat!("`", $text, "`")]
         pub fn $stat(&self) -> handle!($kind) {
-            const AT: usize = offset($defs, $index);
+            const AT: usize = $defs[$index].at;
             make!($kind, &self.0, AT)
         }
         stat_group!(@accessors ($defs) $index + 1; $($rest)*);
     };
     (@accessors ($defs:expr) $index:expr;) => {};
 }
+
+mod filters;
+mod process;
+
+pub use filters::*;
+pub use process::*;
 
 stat_group!(
     /// `listener.<address or stat_prefix>.`
@@ -172,6 +178,11 @@ stat_group!(
         counter downstream_flow_control_resumed_reading_total = "downstream_flow_control_resumed_reading_total",
         counter no_route = "no_route",
         counter no_cluster = "no_cluster",
+        counter tracing_client_enabled = "tracing.client_enabled",
+        counter tracing_health_check = "tracing.health_check",
+        counter tracing_not_traceable = "tracing.not_traceable",
+        counter tracing_random_sampling = "tracing.random_sampling",
+        counter tracing_service_forced = "tracing.service_forced",
         counter rq_direct_response = "rq_direct_response",
         counter rq_redirect = "rq_redirect",
         counter rq_reset_after_downstream_response_started = "rq_reset_after_downstream_response_started",
@@ -196,36 +207,6 @@ stat_group!(
         counter max_downstream_connection_duration = "max_downstream_connection_duration",
         counter upstream_flush_total = "upstream_flush_total",
         gauge upstream_flush_active = "upstream_flush_active",
-    }
-);
-
-stat_group!(
-    /// `<stat_prefix>rbac.`
-    RbacStats {
-        counter allowed = "allowed",
-        counter denied = "denied",
-        counter shadow_allowed = "shadow_allowed",
-        counter shadow_denied = "shadow_denied",
-        counter logged = "logged",
-        counter not_logged = "not_logged",
-    }
-);
-
-stat_group!(
-    /// `<stat_prefix>.http_local_rate_limit.`
-    HttpLocalRateLimitStats {
-        counter enabled = "enabled",
-        counter enforced = "enforced",
-        counter rate_limited = "rate_limited",
-        counter ok = "ok",
-        counter shadow_mode = "shadow_mode",
-    }
-);
-
-stat_group!(
-    /// `local_rate_limit.<stat_prefix>.`
-    LocalRateLimitStats {
-        counter rate_limited = "rate_limited",
     }
 );
 
@@ -257,48 +238,6 @@ stat_group!(
     /// `cluster.<..>.upstream.proxyprotocol.`
     UpstreamProxyProtocolStats {
         counter v2_tlvs_exceed_max_length = "v2_tlvs_exceed_max_length",
-    }
-);
-
-stat_group!(
-    /// `http.<stat_prefix>.fault.`
-    FaultStats {
-        counter aborts_injected = "aborts_injected",
-        counter delays_injected = "delays_injected",
-        counter faults_overflow = "faults_overflow",
-        counter response_rl_injected = "response_rl_injected",
-        gauge active_faults = "active_faults",
-    }
-);
-
-stat_group!(
-    /// `http.<stat_prefix>.compressor.<library name>.gzip.`
-    CompressorStats {
-        counter compressed = "response.compressed",
-        counter not_compressed = "response.not_compressed",
-        counter total_uncompressed_bytes = "response.total_uncompressed_bytes",
-        counter total_compressed_bytes = "response.total_compressed_bytes",
-        counter content_length_too_small = "response.content_length_too_small",
-        counter request_compressed = "request.compressed",
-        counter request_not_compressed = "request.not_compressed",
-        counter request_total_uncompressed_bytes = "request.total_uncompressed_bytes",
-        counter request_total_compressed_bytes = "request.total_compressed_bytes",
-        counter request_content_length_too_small = "request.content_length_too_small",
-        counter no_accept_header = "no_accept_header",
-        counter header_identity = "header_identity",
-        counter header_compressor_used = "header_compressor_used",
-        counter header_compressor_overshadowed = "header_compressor_overshadowed",
-        counter header_wildcard = "header_wildcard",
-        counter header_not_valid = "header_not_valid",
-        counter not_compressed_etag = "not_compressed_etag",
-    }
-);
-
-stat_group!(
-    /// `http.<stat_prefix>.lua.<stat_prefix of the filter>`
-    LuaStats {
-        counter errors = "errors",
-        counter executions = "executions",
     }
 );
 
@@ -419,105 +358,40 @@ stat_group!(
     }
 );
 
+stat_group!(
+    /// `cluster.<name or alt_stat_name>.health_check.`
+    HealthCheckStats {
+        counter attempt = "attempt",
+        counter failure = "failure",
+        counter network_failure = "network_failure",
+        counter passive_failure = "passive_failure",
+        counter success = "success",
+        counter verify_cluster = "verify_cluster",
+        level healthy = "healthy",
+        level degraded = "degraded",
+    }
+);
+
+stat_group!(
+    /// `cluster.<name or alt_stat_name>.ring_hash_lb.`
+    RingHashStats {
+        level size = "size",
+        level min_hashes_per_host = "min_hashes_per_host",
+        level max_hashes_per_host = "max_hashes_per_host",
+    }
+);
+
+stat_group!(
+    /// `cluster.<name or alt_stat_name>.maglev_lb.`
+    MaglevStats {
+        level min_entries_per_host = "min_entries_per_host",
+        level max_entries_per_host = "max_entries_per_host",
+    }
+);
+
 impl ClusterStats {
     /// Counts a response: `upstream_rq_<code>`, its class, `upstream_rq_completed`, and the `internal.`/`external.` copies, all derived on read.
     pub fn count_code(&self, origin: Origin, code: u16) {
         self.0.count_code(origin, code);
     }
 }
-
-stat_group!(
-    /// `listener_manager.`
-    ListenerManagerStats {
-        counter listener_added = "listener_added",
-        counter listener_modified = "listener_modified",
-        counter listener_removed = "listener_removed",
-        counter listener_stopped = "listener_stopped",
-        counter listener_create_success = "listener_create_success",
-        counter listener_create_failure = "listener_create_failure",
-        counter listener_in_place_updated = "listener_in_place_updated",
-        level total_listeners_warming = "total_listeners_warming",
-        level total_listeners_active = "total_listeners_active",
-        level total_listeners_draining = "total_listeners_draining",
-        level total_filter_chains_draining = "total_filter_chains_draining",
-        level workers_started = "workers_started",
-    }
-);
-
-stat_group!(
-    /// `cluster_manager.`
-    ClusterManagerStats {
-        counter cluster_added = "cluster_added",
-        counter cluster_modified = "cluster_modified",
-        counter cluster_removed = "cluster_removed",
-        counter cluster_updated = "cluster_updated",
-        counter cluster_updated_via_merge = "cluster_updated_via_merge",
-        counter update_merge_cancelled = "update_merge_cancelled",
-        counter update_out_of_merge_window = "update_out_of_merge_window",
-        level active_clusters = "active_clusters",
-        level warming_clusters = "warming_clusters",
-    }
-);
-
-stat_group!(
-    /// `listener_manager.lds.`, `cluster_manager.cds.`, `http.<prefix>.rds.<name>.`, `sds.<name>.`: one subscription.
-    SubscriptionStats {
-        counter update_attempt = "update_attempt",
-        counter update_success = "update_success",
-        counter update_failure = "update_failure",
-        counter update_rejected = "update_rejected",
-        counter init_fetch_timeout = "init_fetch_timeout",
-        level update_time = "update_time",
-        level version = "version",
-        histogram update_duration = "update_duration",
-    }
-);
-
-stat_group!(
-    /// `control_plane.`
-    ControlPlaneStats {
-        level connected_state = "connected_state",
-        level pending_requests = "pending_requests",
-        counter rate_limit_enforced = "rate_limit_enforced",
-    }
-);
-
-stat_group!(
-    /// `server.`
-    ServerStats {
-        level live = "live",
-        level state = "state",
-        level uptime = "uptime",
-        level concurrency = "concurrency",
-        level memory_allocated = "memory_allocated",
-        level memory_heap_size = "memory_heap_size",
-        level memory_physical_size = "memory_physical_size",
-        level parent_connections = "parent_connections",
-        level total_connections = "total_connections",
-        level version = "version",
-        level days_until_first_cert_expiring = "days_until_first_cert_expiring",
-        level seconds_until_first_ocsp_response_expiring = "seconds_until_first_ocsp_response_expiring",
-        level hot_restart_epoch = "hot_restart_epoch",
-        level hot_restart_generation = "hot_restart_generation",
-        counter static_unknown_fields = "static_unknown_fields",
-        counter dynamic_unknown_fields = "dynamic_unknown_fields",
-        counter wip_protos = "wip_protos",
-        counter envoy_bug_failures = "envoy_bug_failures",
-        counter debug_assertion_failures = "debug_assertion_failures",
-        counter worker_panic = "worker_panic",
-        counter log_lines_dropped = "log_lines_dropped",
-        histogram initialization_time_ms = "initialization_time_ms",
-    }
-);
-
-stat_group!(
-    /// `filesystem.`
-    FilesystemStats {
-        counter write_buffered = "write_buffered",
-        counter write_completed = "write_completed",
-        counter write_failed = "write_failed",
-        counter flushed_by_timer = "flushed_by_timer",
-        counter reopen_failed = "reopen_failed",
-        gauge write_total_buffered = "write_total_buffered",
-    }
-);

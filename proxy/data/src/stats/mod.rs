@@ -1,8 +1,9 @@
 //! Statistics under Envoy's names, counted in per-worker cells and summed on read.
 //!
 //! A [`Group`] holds all cells of one scope (`cluster.<name>.`, `http.<prefix>.` …): one run of cells per worker, so that counting is a plain load and
-//! store on memory no other worker writes. Slot 0 is shared by all other threads and uses atomic additions. Handles are fetched at compile time, and
-//! asking [`Registry`] for a scope that is alive returns the same cells: counters survive configuration changes.
+//! store on memory no other worker writes. Slot 0 is shared by all other threads and uses atomic additions. A run is made when its thread counts
+//! there for the first time: most of ten thousand clusters see no traffic. Handles are fetched at compile time, and asking [`Registry`] for a scope
+//! that is alive returns the same cells: counters survive configuration changes.
 
 mod groups;
 
@@ -15,6 +16,7 @@ use std::{
     },
 };
 
+use arc_swap::ArcSwap;
 use foldhash::{HashMap, HashMapExt};
 use parking_lot::Mutex;
 
@@ -71,16 +73,30 @@ pub struct Def {
     pub name: &'static str,
     /// What it is.
     pub kind: Kind,
+    /// Its first cell.
+    at: usize,
 }
 
-const fn offset(defs: &[Def], index: usize) -> usize {
+/// Definitions with their cells one after the other.
+const fn placed<const N: usize>(stats: [(&'static str, Kind); N]) -> [Def; N] {
+    let mut defs = [Def { name: "", kind: Kind::Counter, at: 0 }; N];
     let mut at = 0;
     let mut i = 0;
-    while i < index {
-        at += defs[i].kind.cells();
+    while i < N {
+        let (name, kind) = stats[i];
+        defs[i] = Def { name, kind, at };
+        at += kind.cells();
         i += 1;
     }
-    at
+    defs
+}
+
+/// Cells of all definitions.
+const fn width(defs: &[Def]) -> usize {
+    match defs.last() {
+        Some(last) => last.at + last.kind.cells(),
+        None => 0,
+    }
 }
 
 /// A scope's place in the tree of names.
@@ -101,18 +117,66 @@ pub struct Group {
     pub scope: Scope,
     /// What it holds.
     pub defs: &'static [Def],
-    width: usize,
-    slots: usize,
-    cells: Box<[AtomicU64]>,
+    cells: Cells,
     /// Zero points after `/reset_counters`, by cell.
     zero: Mutex<Option<Box<[u64]>>>,
     codes: [OnceLock<Codes>; 2],
+    /// Statistics exist from their first use on, instead of from the start.
+    pub sparse: bool,
+    /// Groups that were made while requests were served and live as long as this one, by what follows this one's prefix.
+    below: ArcSwap<HashMap<Box<str>, Arc<Group>>>,
+    /// Who lists them.
+    registry: Weak<Registry>,
+}
+
+/// The cells of all threads: a run for each slot that was ever written.
+#[derive(Debug)]
+struct Cells {
+    width: usize,
+    runs: Box<[OnceLock<Box<[AtomicU64]>>]>,
+}
+
+impl Cells {
+    fn new(width: usize, slots: usize) -> Self {
+        Cells { width, runs: (0..slots).map(|_| OnceLock::new()).collect() }
+    }
+
+    fn run(&self, slot: usize) -> Option<&[AtomicU64]> {
+        let run = self.runs.get(slot)?;
+        Some(run.get_or_init(|| (0..self.width).map(|_| AtomicU64::new(0)).collect()))
+    }
+
+    fn written(&self) -> impl Iterator<Item = &[AtomicU64]> {
+        self.runs.iter().filter_map(|run| run.get().map(Box::as_ref))
+    }
+
+    /// Adds to this thread's cell.
+    fn add(&self, at: usize, n: u64) {
+        let slot = SLOT.get();
+        if slot == 0 || slot >= self.runs.len() {
+            if let Some(cell) = self.shared(at) {
+                cell.fetch_add(n, Relaxed);
+            }
+        } else if let Some(cell) = self.run(slot).and_then(|run| run.get(at)) {
+            // Only this thread writes here, so no atomic addition is needed.
+            cell.store(cell.load(Relaxed).wrapping_add(n), Relaxed);
+        }
+    }
+
+    /// The cell that all threads but the workers share.
+    fn shared(&self, at: usize) -> Option<&AtomicU64> {
+        self.run(0)?.get(at)
+    }
+
+    fn sum(&self, at: usize) -> u64 {
+        self.written().filter_map(|run| run.get(at)).map(|cell| cell.load(Relaxed)).fold(0, u64::wrapping_add)
+    }
 }
 
 /// Responses by code: `upstream_rq_200`, their classes and their total.
 #[derive(Debug)]
 struct Codes {
-    cells: Box<[AtomicU64]>,
+    cells: Cells,
     /// Codes that are not in [`COMMON_CODES`].
     rare: Mutex<BTreeMap<u16, u64>>,
 }
@@ -125,30 +189,66 @@ const COMMON_CODES: [u16; 34] = [
 
 impl Group {
     fn new(scope: Scope, defs: &'static [Def], slots: usize) -> Self {
-        let width = offset(defs, defs.len());
         Group {
             scope,
             defs,
-            width,
-            slots,
-            cells: (0..width * slots).map(|_| AtomicU64::new(0)).collect(),
+            cells: Cells::new(width(defs), slots),
             zero: Mutex::new(None),
             codes: [OnceLock::new(), OnceLock::new()],
+            sparse: false,
+            below: ArcSwap::default(),
+            registry: Weak::new(),
         }
     }
 
+    /// Most groups below one: who makes requests has a say in their names.
+    pub const MOST_BELOW: usize = 1_000;
+
+    /// The group that is called `<this one's prefix><rest>`. `None` if there are too many already.
+    fn below(&self, rest: &str, defs: &'static [Def]) -> Option<Arc<Group>> {
+        let known = self.below.load();
+        if let Some(group) = known.get(rest) {
+            return Some(group.clone());
+        }
+        (known.len() < Self::MOST_BELOW).then(|| self.below_always(rest, defs))
+    }
+
+    fn below_always(&self, rest: &str, defs: &'static [Def]) -> Arc<Group> {
+        if let Some(group) = self.below.load().get(rest) {
+            return group.clone();
+        }
+        let Scope { prefix, stem, tags } = &self.scope;
+        let scope = Scope { prefix: format!("{prefix}{rest}"), stem: format!("{stem}{rest}"), tags: tags.clone() };
+        let group = match self.registry.upgrade() {
+            Some(registry) => registry.find_or_make(scope, defs, true),
+            None => Arc::new(Group::new(scope, defs, self.cells.runs.len())),
+        };
+        self.below.rcu(|known| {
+            let mut known = HashMap::clone(known);
+            known.insert(rest.into(), group.clone());
+            known
+        });
+        group
+    }
+
     fn add(&self, at: usize, n: u64) {
-        add(&self.cells, self.width, self.slots, at, n);
+        self.cells.add(at, n);
     }
 
     fn sum(&self, at: usize) -> u64 {
-        (0..self.slots).map(|slot| self.cells[slot * self.width + at].load(Relaxed)).fold(0, u64::wrapping_add)
+        self.cells.sum(at)
+    }
+
+    /// The cell at `at` of what is set as a whole.
+    fn level(&self, at: usize) -> u64 {
+        let shared = self.cells.runs.first().and_then(OnceLock::get);
+        shared.and_then(|run| run.get(at)).map_or(0, |cell| cell.load(Relaxed))
     }
 
     /// Reads the statistic at position `index` of `defs`.
     pub fn read(&self, index: usize) -> Reading {
         let Some(def) = self.defs.get(index) else { return Reading::default() };
-        let at = offset(self.defs, index);
+        let at = def.at;
         let zero = self.zero.lock();
         let base = |cell: usize| zero.as_ref().and_then(|zero| zero.get(cell)).copied().unwrap_or(0);
         match def.kind {
@@ -160,10 +260,7 @@ impl Group {
                 let (up, down) = (self.sum(at), self.sum(at + 1));
                 Reading { value: Value::Number(up.saturating_sub(down)), used: up > 0 }
             }
-            Kind::Level => Reading {
-                value: Value::Number(self.cells[at].load(Relaxed)),
-                used: self.cells[at + 1].load(Relaxed) > 0,
-            },
+            Kind::Level => Reading { value: Value::Number(self.level(at)), used: self.level(at + 1) > 0 },
             Kind::Histogram => {
                 let mut buckets = [0; BUCKETS.len() + 1];
                 for (i, bucket) in buckets.iter_mut().enumerate() {
@@ -177,16 +274,15 @@ impl Group {
 
     /// Sets all counters back to zero, as `/reset_counters` does. Gauges and histograms stay.
     pub fn reset_counters(&self) {
-        let mut zero = vec![0; self.width].into_boxed_slice();
-        for (index, def) in self.defs.iter().enumerate() {
-            if def.kind == Kind::Counter {
-                let at = offset(self.defs, index);
-                zero[at] = self.sum(at);
+        let mut zero = vec![0; self.cells.width].into_boxed_slice();
+        for def in self.defs.iter().filter(|def| def.kind == Kind::Counter) {
+            if let Some(zero) = zero.get_mut(def.at) {
+                *zero = self.sum(def.at);
             }
         }
         *self.zero.lock() = Some(zero);
         for codes in self.codes.iter().filter_map(OnceLock::get) {
-            for cell in &codes.cells {
+            for cell in codes.cells.written().flatten() {
                 cell.store(0, Relaxed);
             }
             codes.rare.lock().clear();
@@ -195,11 +291,11 @@ impl Group {
 
     fn count_code(&self, origin: Origin, code: u16) {
         let codes = self.codes[origin as usize].get_or_init(|| Codes {
-            cells: (0..COMMON_CODES.len() * self.slots).map(|_| AtomicU64::new(0)).collect(),
+            cells: Cells::new(COMMON_CODES.len(), self.cells.runs.len()),
             rare: Mutex::default(),
         });
         match COMMON_CODES.binary_search(&code) {
-            Ok(at) => add(&codes.cells, COMMON_CODES.len(), self.slots, at, 1),
+            Ok(at) => codes.cells.add(at, 1),
             Err(_) => *codes.rare.lock().entry(code).or_default() += 1,
         }
     }
@@ -209,25 +305,12 @@ impl Group {
         let Some(codes) = self.codes[origin as usize].get() else { return Vec::new() };
         let mut counts: BTreeMap<u16, u64> = codes.rare.lock().clone();
         for (at, code) in COMMON_CODES.iter().enumerate() {
-            let count =
-                (0..self.slots).map(|slot| codes.cells[slot * COMMON_CODES.len() + at].load(Relaxed)).sum::<u64>();
+            let count = codes.cells.sum(at);
             if count > 0 {
                 counts.insert(*code, count);
             }
         }
         counts.into_iter().collect()
-    }
-}
-
-fn add(cells: &[AtomicU64], width: usize, slots: usize, at: usize, n: u64) {
-    let slot = SLOT.get();
-    if slot == 0 || slot >= slots {
-        if let Some(cell) = cells.get(at) {
-            cell.fetch_add(n, Relaxed);
-        }
-    } else if let Some(cell) = cells.get(slot * width + at) {
-        // Only this thread writes here, so no atomic addition is needed.
-        cell.store(cell.load(Relaxed).wrapping_add(n), Relaxed);
     }
 }
 
@@ -328,13 +411,16 @@ pub struct Level<'a>(&'a Group, usize);
 impl Level<'_> {
     /// Sets it.
     pub fn set(self, value: u64) {
-        self.0.cells[self.1].store(value, Relaxed);
-        self.0.cells[self.1 + 1].store(1, Relaxed);
+        for (at, value) in [(self.1, value), (self.1 + 1, 1)] {
+            if let Some(cell) = self.0.cells.shared(at) {
+                cell.store(value, Relaxed);
+            }
+        }
     }
 
     /// Its value now.
     pub fn value(self) -> u64 {
-        self.0.cells[self.1].load(Relaxed)
+        self.0.level(self.1)
     }
 }
 
@@ -380,6 +466,7 @@ pub struct EndpointStats {
 /// All groups that are alive.
 #[derive(Debug)]
 pub struct Registry {
+    me: Weak<Registry>,
     slots: usize,
     groups: Mutex<HashMap<String, Weak<Group>>>,
 }
@@ -387,11 +474,15 @@ pub struct Registry {
 impl Registry {
     /// For `workers` worker threads; any other thread counts in a shared slot.
     pub fn new(workers: usize) -> Arc<Self> {
-        Arc::new(Registry { slots: workers + 1, groups: Mutex::new(HashMap::new()) })
+        Arc::new_cyclic(|me| Registry { me: me.clone(), slots: workers + 1, groups: Mutex::new(HashMap::new()) })
     }
 
     /// The group of this scope and kind; made if it is not alive.
     fn group(&self, scope: Scope, defs: &'static [Def]) -> Arc<Group> {
+        self.find_or_make(scope, defs, false)
+    }
+
+    fn find_or_make(&self, scope: Scope, defs: &'static [Def], sparse: bool) -> Arc<Group> {
         // One prefix may carry groups of several kinds (a listener's own and its TLS): the first name tells them apart.
         let key = format!("{}\0{}", scope.prefix, defs.first().map_or("", |def| def.name));
         let mut groups = self.groups.lock();
@@ -401,7 +492,8 @@ impl Registry {
         if groups.len() > 64 && groups.len() == groups.capacity() {
             groups.retain(|_, group| group.strong_count() > 0);
         }
-        let group = Arc::new(Group::new(scope, defs, self.slots));
+        let registry = self.me.clone();
+        let group = Arc::new(Group { sparse, registry, ..Group::new(scope, defs, self.slots) });
         groups.insert(key, Arc::downgrade(&group));
         group
     }

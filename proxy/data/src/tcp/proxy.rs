@@ -21,6 +21,7 @@ use crate::{
     model::{
         ClusterId,
         cluster::{Cluster, Endpoint},
+        hash,
         labels::Labels,
         listener::TcpProxy,
         route::ClusterChoice,
@@ -51,7 +52,9 @@ pub async fn serve(
     };
     if let Some(upstream) = upstream {
         if proxy.log_on_connected {
+            outcome.only_connected = true;
             outcome.write(&proxy.access_log, connection);
+            outcome.only_connected = false;
         }
         splice(&mut io, upstream, greeting, connection, proxy, &mut outcome).await;
     }
@@ -111,11 +114,14 @@ async fn establish(connection: &Connection, proxy: &TcpProxy, outcome: &mut Outc
         outcome.flags.set(ResponseFlag::UpstreamOverflow);
         return None;
     }
+    let source = connection.remote.filter(|_| proxy.hash_source_ip && cluster.hashing.is_some());
+    let hash = source.map(|source| hash::hash(source.ip().to_string().as_bytes()));
     let mut tried: Vec<Arc<Endpoint>> = Vec::new();
     while outcome.attempts < proxy.max_connect_attempts.max(1) {
         let context = PickContext {
             original_destination: connection.local.filter(|_| connection.restored),
             labels,
+            hash,
             avoid: Avoid { hosts: &tried, reselections: RESELECTIONS, ..Avoid::default() },
         };
         let Ok(endpoint) = pick::choose(&cluster, &context) else {
@@ -164,7 +170,8 @@ async fn splice(
     // Envoy never sees a TCP connection to an endpoint without its one request.
     guard.request_active = true;
     let _active = ActiveStream::new(guard.cluster().clone(), guard.endpoint().clone());
-    let cluster = guard.cluster().clone();
+    let (cluster, endpoint) = (guard.cluster().clone(), guard.endpoint().clone());
+    let failures = endpoint.failures.load(Relaxed);
     let mut meter = Counters { tcp: &proxy.stats, cluster: &cluster.stats, connection };
     let limits = Limits {
         idle: proxy.idle_timeout,
@@ -175,8 +182,15 @@ async fn splice(
     }
     // Told apart here, once, so that the loop that runs for every byte is compiled for plain sockets without asking.
     let end = match (&mut *io, &mut upstream) {
-        (DownstreamIo::Plain(down), UpstreamIo::Plain(up)) => {
+        (DownstreamIo::Plain(down), UpstreamIo::Plain(up)) if cluster.close_on_failure.is_none() => {
             copy::copy(down, up, limits, Some(&connection.drain), &mut meter).await
+        }
+        (down, up) if cluster.close_on_failure.is_some() => {
+            let copying = Box::pin(copy::copy(down, up, limits, Some(&connection.drain), &mut meter));
+            tokio::select! {
+                end = copying => end,
+                () = cluster.closes(&endpoint, failures) => End::Closing,
+            }
         }
         (down, up) => Box::pin(copy::copy(down, up, limits, Some(&connection.drain), &mut meter)).await,
     };

@@ -57,7 +57,7 @@ pub async fn connect(
 ) -> Result<UpstreamConnection, ConnectError> {
     let mut guard = ConnectionGuard::new(cluster.clone(), endpoint.clone());
     let attempt = async {
-        let (mut socket, passed_on) = open(cluster, endpoint).await?;
+        let (mut socket, passed_on) = open(cluster, &endpoint.address).await?;
         if let Some(proxy_protocol) = &cluster.proxy_protocol {
             introduce(proxy_protocol, downstream, &mut socket).await?;
         }
@@ -112,8 +112,25 @@ pub fn may_connect(cluster: &Cluster) -> bool {
     allowed
 }
 
-async fn open(cluster: &Cluster, endpoint: &Endpoint) -> Result<(Socket, Option<PassedOn>), ConnectError> {
-    match &endpoint.address {
+/// Connects for a check of the endpoint's health, at `address`: outside of pools, counters and circuit breakers. The caller bounds the time.
+pub(crate) async fn probe(
+    cluster: &Cluster,
+    endpoint: &Endpoint,
+    address: &EndpointAddress,
+    alpn: AlpnChoice,
+) -> Result<UpstreamIo, ConnectError> {
+    let (mut socket, _) = open(cluster, address).await?;
+    if let Some(proxy_protocol) = &cluster.proxy_protocol {
+        introduce(proxy_protocol, None, &mut socket).await?;
+    }
+    match cluster.tls_for(endpoint) {
+        None => Ok(UpstreamIo::Plain(socket)),
+        Some(tls) => Box::pin(tls::connect::connect(tls, socket, endpoint, alpn)).await,
+    }
+}
+
+async fn open(cluster: &Cluster, address: &EndpointAddress) -> Result<(Socket, Option<PassedOn>), ConnectError> {
+    match address {
         EndpointAddress::Unix(path) => {
             #[cfg(feature = "fuzzing")]
             if let Some(stream) = crate::fuzzing::connect(path) {

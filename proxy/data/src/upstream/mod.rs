@@ -1,6 +1,7 @@
 //! Endpoints: which one, and a connection to it.
 
 pub mod connect;
+pub mod health;
 pub mod lb;
 mod metered;
 pub(crate) mod outlier;

@@ -164,6 +164,7 @@ fn detected(cluster: &Cluster, outlier: &Outlier, endpoint: &Endpoint, offence: 
         ejection.multiplier += 1;
     }
     monitor.ejected.store(true, Relaxed);
+    cluster.endpoint_failed(endpoint);
     outlier.epoch.fetch_add(1, Relaxed);
     cluster.count_membership();
     tracing::info!(cluster = %cluster.name, endpoint = %endpoint.address, ?offence, "endpoint ejected: it fails where others do not");
@@ -220,6 +221,26 @@ pub(crate) fn tick(cluster: &Arc<Cluster>, now: Instant) {
         outlier.epoch.fetch_add(1, Relaxed);
         cluster.count_membership();
     }
+}
+
+/// An endpoint has passed a health check: that ends an ejection, unless the configuration says otherwise.
+///
+/// Source: Envoy `successful_active_health_check_uneject_host`.
+pub(crate) fn passed_check(cluster: &Cluster, endpoint: &Endpoint) {
+    let Some(outlier) = cluster.outlier.as_ref().filter(|outlier| outlier.config.check_ends_ejection) else { return };
+    if !endpoint.is_ejected() {
+        return;
+    }
+    let monitor = endpoint.monitor();
+    monitor.ejection.lock().since = None;
+    monitor.consecutive_5xx.store(0, Relaxed);
+    monitor.consecutive_gateway.store(0, Relaxed);
+    monitor.consecutive_local.store(0, Relaxed);
+    monitor.ejected.store(false, Relaxed);
+    outlier.stats.ejections_active().set(census(cluster).1);
+    outlier.epoch.fetch_add(1, Relaxed);
+    cluster.count_membership();
+    tracing::info!(cluster = %cluster.name, endpoint = %endpoint.address, "endpoint takes traffic again: it passed a health check");
 }
 
 fn is_over(ejection: &Ejection, config: &OutlierConfig, now: Instant) -> bool {

@@ -19,6 +19,8 @@ pub struct PickContext<'a> {
     pub original_destination: Option<SocketAddr>,
     /// What the route asks of endpoints (`metadata_match`); heeded by clusters with subsets.
     pub labels: Option<&'a Arc<Labels>>,
+    /// For clusters that hash; `None` is a random one.
+    pub hash: Option<u64>,
     /// For tries after the first.
     pub avoid: Avoid<'a>,
 }
@@ -53,13 +55,23 @@ pub fn choose(cluster: &Cluster, context: &PickContext<'_>) -> Result<Arc<Endpoi
     if cluster.discovery == Discovery::OriginalDst {
         return original_destination(cluster, context);
     }
-    let wanted = Wanted { labels: context.labels, other_priorities_than: context.avoid.priorities_of };
+    let mut wanted = Wanted {
+        labels: context.labels,
+        hash: context.hash,
+        attempt: 0,
+        other_priorities_than: context.avoid.priorities_of,
+    };
+    if wanted.hash.is_none() && cluster.hashing.is_some() {
+        // Reselection goes on from one place.
+        wanted.hash = Some(worker::random());
+    }
     let endpoint = worker::with_balances(|balances| {
         let balance = balances.of(cluster);
         let mut choice = balance.choose(cluster, &wanted, &mut worker::random);
         for _ in 0..context.avoid.reselections {
             match &choice {
                 Some(endpoint) if context.avoid.avoids(endpoint) => {
+                    wanted.attempt += 1;
                     choice = balance.choose(cluster, &wanted, &mut worker::random);
                 }
                 _ => break,
@@ -86,6 +98,9 @@ fn original_destination(cluster: &Cluster, context: &PickContext<'_>) -> Result<
                 labels: None,
                 tls_labels: None,
                 health: lb::HEALTHY.into(),
+                checked: Default::default(),
+                failures: Default::default(),
+                check: None,
                 monitor: Default::default(),
                 stats: EndpointStats::default(),
             })

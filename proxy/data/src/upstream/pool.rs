@@ -117,6 +117,8 @@ struct HostPool {
     connecting: Option<Vec<oneshot::Sender<Result<(), ConnectError>>>>,
     /// Connections that are open, idle or not.
     live: u32,
+    /// How often the endpoint had failed when these connections were made.
+    failures: u32,
     /// Replaced by configuration: connections are closed instead of kept.
     retired: bool,
 }
@@ -150,11 +152,11 @@ const MAX_STREAMS: u32 = 1024;
 /// connection is closed by a request that gives up anyway. (Envoy goes on with such a connection unless `connection_keepalive` is set.)
 const SILENCE: Duration = Duration::from_millis(750);
 
-/// A connection to `endpoint` for a request of `client`: an idle one, a shared one, or a new one.
+/// A connection to `endpoint` for a request of `client`, or of the proxy itself: an idle one, a shared one, or a new one.
 pub async fn acquire(
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
-    client: &Connection,
+    client: Option<&Connection>,
     downstream: Protocol,
 ) -> Result<Lease, AcquireError> {
     let protocol = match cluster.protocol {
@@ -169,7 +171,7 @@ pub async fn acquire(
         cluster: Arc::as_ptr(cluster) as usize,
         endpoint: Arc::as_ptr(endpoint) as usize,
         protocol,
-        client: if cluster.proxy_protocol.is_some() { client.id } else { ANYBODY },
+        client: client.filter(|_| cluster.proxy_protocol.is_some()).map_or(ANYBODY, |client| client.id),
     };
     loop {
         let found = with_pools(|pools| {
@@ -261,6 +263,7 @@ impl Pools {
                 shared: Vec::new(),
                 connecting: None,
                 live: 0,
+                failures: endpoint.failures.load(Relaxed),
                 retired: false,
             }
         })
@@ -444,11 +447,18 @@ impl HostPool {
 }
 
 impl Pools {
-    /// Closes what configuration replaced. Called by the worker after each publication, and now and then for endpoints, which change without one.
+    /// Closes what configuration replaced, and what an endpoint had that has failed since. Called by the worker after each publication, and now and then
+    /// for endpoints, which change without one.
     pub fn retain(&mut self, snapshot: &Snapshot) {
         self.hosts.retain(|_, host| {
             if !host.is_listed(snapshot) {
                 host.retire();
+            }
+            let failures = host.endpoint.failures.load(Relaxed);
+            if std::mem::replace(&mut host.failures, failures) != failures {
+                // What is under way on a shared connection holds it until it is over.
+                host.idle.clear();
+                host.shared.clear();
             }
             !host.retired || host.live > 0
         });

@@ -1,23 +1,33 @@
-//! `config.accesslog.v3.AccessLog`: file, standard output, standard error.
+//! `config.accesslog.v3.AccessLog`: file, standard output, standard error, OpenTelemetry.
 
 use shika_data::model::{
     access_log::{AccessLog, Comparison, ComparisonOp, LogFilter, LogFormat},
     format::Format,
+    matcher::StringMatcher,
+    route::Fraction,
 };
 use shika_proto::{
     any,
     envoy::{
         config::accesslog::v3::{
-            self as proto, ComparisonFilter, access_log, access_log_filter::FilterSpecifier, comparison_filter::Op,
+            self as proto, ComparisonFilter, MetadataFilter, access_log, access_log_filter::FilterSpecifier,
+            comparison_filter::Op, extension_filter,
         },
+        data::accesslog::v3::AccessLogType,
         extensions::access_loggers::{
             file::v3::{FileAccessLog, file_access_log},
+            filters::cel::v3::ExpressionFilter,
+            open_telemetry::v3::OpenTelemetryAccessLogConfig,
             stream::v3::{StderrAccessLog, StdoutAccessLog, stderr_access_log, stdout_access_log},
         },
+        r#type::matcher::v3::{metadata_matcher, value_matcher::MatchPattern},
     },
 };
 
-use super::{Compiled, Context, Fault, Within, enumeration, format, matcher, non_empty, required, unpack};
+use super::{Compiled, Context, Fault, Within, enumeration, flag, format, matcher, non_empty, required, route, unpack};
+
+mod cel;
+mod open_telemetry;
 
 /// Envoy's default line.
 const DEFAULT_FORMAT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% %RESPONSE_FLAGS% \
@@ -42,6 +52,11 @@ fn access_log(context: &mut Context<'_>, from: &proto::AccessLog) -> Compiled<Ac
         Some(access_log::ConfigType::TypedConfig(content)) => content,
         None => return Err(Fault::new("typed_config", "value is required")),
     };
+    if any::is::<OpenTelemetryAccessLogConfig>(content) {
+        let config: OpenTelemetryAccessLogConfig = unpack(content)?;
+        let (format, collector) = open_telemetry::open_telemetry(context, &config).within("typed_config")?;
+        return Ok(AccessLog { filter, format, sink: (context.log_collector)(&collector) });
+    }
     let (path, format) = (|| {
         if any::is::<FileAccessLog>(content) {
             let file: FileAccessLog = unpack(content)?;
@@ -60,7 +75,10 @@ fn access_log(context: &mut Context<'_>, from: &proto::AccessLog) -> Compiled<Ac
         } else {
             Err(Fault::new(
                 "",
-                format!("access logger {} is not supported; file, stdout and stderr are", content.type_url),
+                format!(
+                    "access logger {} is not supported; file, stdout, stderr and OpenTelemetry are",
+                    content.type_url
+                ),
             ))
         }
     })()
@@ -108,7 +126,6 @@ fn log_filter(from: &proto::AccessLogFilter, depth: usize) -> Compiled<LogFilter
         }
         filters.iter().enumerate().map(|(index, filter)| log_filter(filter, depth + 1).at("filters", index)).collect()
     };
-    let unsupported = |field: &str| Err(Fault::new(field, "this access log filter is not supported"));
     match &from.filter_specifier {
         Some(FilterSpecifier::StatusCodeFilter(filter)) => {
             Ok(LogFilter::StatusCode(comparison(&filter.comparison).within("status_code_filter")?))
@@ -133,13 +150,100 @@ fn log_filter(from: &proto::AccessLogFilter, depth: usize) -> Compiled<LogFilter
             }
             Ok(LogFilter::ResponseFlags(filter.flags.iter().map(|flag| flag.as_str().into()).collect()))
         }
-        Some(FilterSpecifier::RuntimeFilter(_)) => unsupported("runtime_filter"),
-        Some(FilterSpecifier::GrpcStatusFilter(_)) => unsupported("grpc_status_filter"),
-        Some(FilterSpecifier::ExtensionFilter(_)) => unsupported("extension_filter"),
-        Some(FilterSpecifier::MetadataFilter(_)) => unsupported("metadata_filter"),
-        Some(FilterSpecifier::LogTypeFilter(_)) => unsupported("log_type_filter"),
+        Some(FilterSpecifier::RuntimeFilter(filter)) => {
+            let share = match &filter.percent_sampled {
+                // Envoy's default, for a key that nothing overrides.
+                None => Fraction { numerator: 0, denominator: 100 },
+                Some(share) => route::fraction(share).within("percent_sampled").within("runtime_filter")?,
+            };
+            Ok(LogFilter::Share { share, independent: filter.use_independent_randomness })
+        }
+        Some(FilterSpecifier::GrpcStatusFilter(filter)) => {
+            let mut codes = Vec::with_capacity(filter.statuses.len());
+            for (index, code) in filter.statuses.iter().enumerate() {
+                codes.push(u64::try_from(*code).ok().filter(|code| *code <= 16).ok_or_else(|| {
+                    Fault::new(
+                        format!("grpc_status_filter.statuses[{index}]"),
+                        format!("value must be one of the defined enum values, not {code}"),
+                    )
+                })?);
+            }
+            Ok(LogFilter::GrpcStatus { codes, exclude: filter.exclude })
+        }
+        Some(FilterSpecifier::LogTypeFilter(filter)) => {
+            for (index, kind) in filter.types.iter().enumerate() {
+                enumeration::<AccessLogType>(*kind, "").at("types", index).within("log_type_filter")?;
+            }
+            let passes = |kind: AccessLogType| filter.types.contains(&(kind as i32)) != filter.exclude;
+            Ok(LogFilter::LogType {
+                request_end: passes(AccessLogType::DownstreamEnd),
+                connection_end: passes(AccessLogType::TcpConnectionEnd),
+                connected: passes(AccessLogType::TcpUpstreamConnected),
+            })
+        }
+        Some(FilterSpecifier::MetadataFilter(filter)) => metadata(filter).within("metadata_filter"),
+        Some(FilterSpecifier::ExtensionFilter(filter)) => {
+            let content = match &filter.config_type {
+                Some(extension_filter::ConfigType::TypedConfig(content)) => content,
+                None => return Err(Fault::new("extension_filter.typed_config", "value is required")),
+            };
+            (|| {
+                if !any::is::<ExpressionFilter>(content) {
+                    return Err(Fault::new(
+                        "",
+                        format!("access log filter {} is not supported; CEL is", content.type_url),
+                    ));
+                }
+                let filter: ExpressionFilter = unpack(content)?;
+                cel::expression(&filter.expression)
+                    .map(LogFilter::Expression)
+                    .map_err(|reason| Fault::new("expression", reason))
+            })()
+            .within("typed_config")
+            .within("extension_filter")
+        }
         None => Err(Fault::new("filter_specifier", "value is required")),
     }
+}
+
+/// The one value of dynamic metadata that anything sets: Kuma's name of the route.
+const ROUTE_KRI: (&str, &str) = ("kuma.routes", "route_kri");
+
+fn metadata(from: &MetadataFilter) -> Compiled<LogFilter> {
+    let if_missing = flag(&from.match_if_key_not_found, true);
+    let Some(wanted) = &from.matcher else { return Ok(LogFilter::Always(if_missing)) };
+    let inner = || -> Compiled<_> {
+        non_empty(&wanted.filter, "filter")?;
+        let mut path = Vec::with_capacity(wanted.path.len());
+        for (index, segment) in wanted.path.iter().enumerate() {
+            match &segment.segment {
+                Some(metadata_matcher::path_segment::Segment::Key(key)) => path.push(key.as_str()),
+                None => return Err(Fault::new(format!("path[{index}].key"), "value is required")),
+            }
+        }
+        let value = required(&wanted.value, "value")?;
+        let text = match &value.match_pattern {
+            Some(MatchPattern::StringMatch(text)) => {
+                Some(matcher::string(text).within("string_match").within("value")?)
+            }
+            // A text that is there is neither of these.
+            Some(MatchPattern::NullMatch(_) | MatchPattern::DoubleMatch(_) | MatchPattern::BoolMatch(_)) => None,
+            Some(MatchPattern::PresentMatch(true)) => {
+                Some(StringMatcher::Prefix { value: "".into(), ignore_case: false })
+            }
+            Some(MatchPattern::PresentMatch(false)) => None,
+            Some(MatchPattern::ListMatch(_)) => {
+                return Err(Fault::new("value.list_match", "is not supported; no metadata is a list"));
+            }
+            Some(MatchPattern::OrMatch(_)) => return Err(Fault::new("value.or_match", "is not supported")),
+            None => return Err(Fault::new("value", "value is required")),
+        };
+        Ok(match (wanted.filter.as_str(), path.as_slice()) {
+            (namespace, [key]) if (namespace, *key) == ROUTE_KRI => LogFilter::RouteKri { value: text, if_missing },
+            _ => LogFilter::Always(if_missing),
+        })
+    };
+    inner().within("matcher")
 }
 
 /// Envoy's short flags; those that never occur here simply never match.

@@ -40,7 +40,10 @@ fn port(socket: &SocketAddress) -> Compiled<u16> {
 fn check_tcp(socket: &SocketAddress) -> Compiled<()> {
     match enumeration::<socket_address::Protocol>(socket.protocol, "protocol")? {
         socket_address::Protocol::Tcp => Ok(()),
-        socket_address::Protocol::Udp => Err(Fault::new("protocol", "UDP is not supported")),
+        socket_address::Protocol::Udp => Err(Fault::new(
+            "protocol",
+            "UDP is not supported; names of the mesh are answered by the sidecar's own DNS server, for which it announces feature-embedded-dns",
+        )),
     }
 }
 

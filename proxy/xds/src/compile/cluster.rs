@@ -4,8 +4,14 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use shika_data::{
-    model::cluster::{Balancer, Cluster, Discovery, EndpointSet, Fallback, Limits, RetryBudget, Selection, Subsets},
-    stats::{ClusterStats, Scope},
+    model::{
+        cluster::{
+            Balancer, Cluster, Discovery, EndpointSet, Fallback, Limits, RetryBudget, Selection, Subsets,
+            UpstreamProtocol,
+        },
+        hash::Hashing,
+    },
+    stats::{ClusterStats, Registry, Scope},
 };
 use shika_proto::envoy::{
     config::{
@@ -29,7 +35,7 @@ use shika_proto::envoy::{
 use super::{
     Compiled, Context, Fault, Within, address,
     endpoints::{self, Assignment, Names},
-    enumeration, labels, non_empty, outlier, positive, proxy_protocol, required, source,
+    enumeration, hash, health, labels, non_empty, outlier, positive, proxy_protocol, required, source,
     tls::{self, ClientBinding, Transport},
     unpack, upstream_http, wrapped,
 };
@@ -154,6 +160,9 @@ pub(crate) fn cluster(context: &mut Context<'_>, from: &proto::Cluster) -> Compi
             Some(Box::new(outlier::outlier(context.registry, outlier, &scope).within("outlier_detection")?))
         }
     };
+    let http2 = http.protocol == UpstreamProtocol::Http2;
+    let health = health::health(context, from, &scope, http2)?;
+    let hashing = hashing(context.registry, from, &scope)?;
     let selection = selection(from)?;
     let (id, name) = context.clusters.intern(&from.name);
     let endpoints = match kind {
@@ -168,10 +177,13 @@ pub(crate) fn cluster(context: &mut Context<'_>, from: &proto::Cluster) -> Compi
         discovery,
         endpoints: ArcSwap::from_pointee(endpoints),
         balancer,
+        hashing,
         panic_threshold,
         connect_timeout: positive(&from.connect_timeout, "connect_timeout")?.unwrap_or(Duration::from_secs(5)),
         selection,
+        health,
         outlier,
+        close_on_failure: from.close_connections_on_host_health_failure.then(Box::default),
         tls,
         tls_matches,
         proxy_protocol,
@@ -332,14 +344,25 @@ fn balancer(from: &proto::Cluster, kind: DiscoveryType) -> Compiled<Balancer> {
         LbPolicy::ClusterProvided => {
             Err(Fault::new("lb_policy", "CLUSTER_PROVIDED is for clusters of type ORIGINAL_DST"))
         }
-        LbPolicy::RingHash | LbPolicy::Maglev | LbPolicy::LoadBalancingPolicyConfig => Err(Fault::new(
+        LbPolicy::RingHash | LbPolicy::Maglev => Ok(Balancer::Hash),
+        LbPolicy::LoadBalancingPolicyConfig => Err(Fault::new(
             "lb_policy",
-            format!(
-                "{} is not supported; ROUND_ROBIN, LEAST_REQUEST, RANDOM and CLUSTER_PROVIDED are",
-                policy.as_str_name()
-            ),
+            "LOAD_BALANCING_POLICY_CONFIG is not supported; ROUND_ROBIN, LEAST_REQUEST, RANDOM, RING_HASH, MAGLEV and CLUSTER_PROVIDED are",
         )),
     }
+}
+
+/// How hosts are spread, for clusters that choose by a hash.
+fn hashing(registry: &Registry, from: &proto::Cluster, scope: &Scope) -> Compiled<Option<Box<Hashing>>> {
+    let config = from.lb_config.as_ref();
+    let spread = match enumeration::<LbPolicy>(from.lb_policy, "lb_policy")? {
+        LbPolicy::RingHash => hash::ring(config)?,
+        LbPolicy::Maglev => hash::maglev(config)?,
+        _ => return Ok(None),
+    };
+    let consistent = from.common_lb_config.as_ref().and_then(|common| common.consistent_hashing_lb_config.as_ref());
+    let by_hostname = consistent.is_some_and(|config| config.use_hostname_for_hashing);
+    Ok(Some(Box::new(Hashing::new(registry, scope, spread, by_hostname))))
 }
 
 fn dns(from: &proto::Cluster) -> Compiled<Dns> {
@@ -377,11 +400,11 @@ fn http(from: &proto::Cluster) -> Compiled<upstream_http::Options> {
             upstream_http::upstream_http1(http1).within("http_protocol_options")?;
         }
         if let Some(http2) = &from.http2_protocol_options {
-            options.protocol = shika_data::model::cluster::UpstreamProtocol::Http2;
+            options.protocol = UpstreamProtocol::Http2;
             options.http2 = upstream_http::http2(http2).within("http2_protocol_options")?;
         }
         if from.protocol_selection == proto::cluster::ClusterProtocolSelection::UseDownstreamProtocol as i32 {
-            options.protocol = shika_data::model::cluster::UpstreamProtocol::Downstream;
+            options.protocol = UpstreamProtocol::Downstream;
         }
     }
     if let Some(most) = wrapped(&from.max_requests_per_connection).filter(|most| *most > 0) {

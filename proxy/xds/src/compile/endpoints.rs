@@ -9,6 +9,7 @@ use std::{
 use shika_data::{
     model::{
         cluster::{Endpoint, EndpointAddress, EndpointSet, Health, Locality, Priority},
+        health::CheckAt,
         labels::Labels,
     },
     stats::EndpointStats,
@@ -24,7 +25,7 @@ use shika_proto::envoy::{
 use super::{
     Compiled, Fault, Within,
     address::{self, Target},
-    enumeration, labels, required, wrapped,
+    enumeration, health, labels, required, wrapped,
 };
 
 /// Namespace of metadata that adds TLVs to the PROXY protocol.
@@ -55,6 +56,7 @@ pub(crate) struct Host {
     health: Health,
     labels: Option<Arc<Labels>>,
     tls_labels: Option<Arc<Labels>>,
+    check: Option<Box<CheckAt>>,
 }
 
 /// Addresses of names, as the resolver found them.
@@ -159,6 +161,8 @@ fn host(from: &LbEndpoint, names: Names, locality: &Arc<Locality>, priority: u32
         (_, name) => Some(name.into()),
     };
     let metadata = from.metadata.as_ref();
+    let check = endpoint.health_check_config.as_ref().map(health::check_at).transpose();
+    let check = check.within("health_check_config").within("endpoint")?;
     if metadata.is_some_and(|metadata| metadata.typed_filter_metadata.contains_key(PROXY_PROTOCOL)) {
         return Err(Fault::new(
             format!("metadata.typed_filter_metadata[{PROXY_PROTOCOL:?}]"),
@@ -174,6 +178,7 @@ fn host(from: &LbEndpoint, names: Names, locality: &Arc<Locality>, priority: u32
         health,
         labels: labels::namespace(metadata, labels::LB),
         tls_labels: labels::namespace(metadata, labels::TRANSPORT_SOCKET_MATCH),
+        check: check.flatten().map(Box::new),
     })
 }
 
@@ -214,7 +219,8 @@ impl Assignment {
                 let same = known
                     .remove(&(address.clone(), host.hostname.clone()))
                     .filter(|old| old.weight == host.weight && old.locality == host.locality)
-                    .filter(|old| old.labels == host.labels && old.tls_labels == host.tls_labels);
+                    .filter(|old| old.labels == host.labels && old.tls_labels == host.tls_labels)
+                    .filter(|old| old.check == host.check);
                 let endpoint = match same {
                     Some(endpoint) => {
                         endpoint.health.store(host.health as u8, std::sync::atomic::Ordering::Relaxed);
@@ -229,6 +235,9 @@ impl Assignment {
                         tls_labels: host.tls_labels.clone(),
                         monitor: Default::default(),
                         health: AtomicU8::new(host.health as u8),
+                        checked: Default::default(),
+                        failures: Default::default(),
+                        check: host.check.clone(),
                         stats: EndpointStats::default(),
                     }),
                 };

@@ -228,6 +228,8 @@ impl<'a> Command<'a> {
                     return Err(Fault::new("", format!("Not supported field in StreamInfo: {name}({argument})")));
                 }
                 match name {
+                    "TRACE_ID" => Operator::TraceId,
+                    "SPAN_ID" => Operator::SpanId,
                     "PROTOCOL" => Operator::Protocol,
                     "UPSTREAM_PROTOCOL" => Operator::UpstreamProtocol,
                     "RESPONSE_CODE" => Operator::ResponseCode,

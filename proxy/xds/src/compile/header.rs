@@ -51,7 +51,8 @@ pub(crate) fn additions(context: &Context<'_>, from: &[HeaderValueOption], field
     Ok(HeaderMutations { add, remove: Vec::new() })
 }
 
-fn one(context: &Context<'_>, option: &HeaderValueOption) -> Compiled<HeaderAdd> {
+/// One addition.
+pub(super) fn one(context: &Context<'_>, option: &HeaderValueOption) -> Compiled<HeaderAdd> {
     let header = required(&option.header, "header")?;
     let action = enumeration::<HeaderAppendAction>(option.append_action, "append_action")?;
     let append = match (&option.append, action) {
@@ -82,7 +83,7 @@ fn one(context: &Context<'_>, option: &HeaderValueOption) -> Compiled<HeaderAdd>
 }
 
 /// A header that routes may change: neither a pseudo-header nor `host`.
-fn modifiable(name: &str, field: &str) -> Compiled<HeaderName> {
+pub(super) fn modifiable(name: &str, field: &str) -> Compiled<HeaderName> {
     if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
         return Err(Fault::new(
             field,

@@ -23,7 +23,7 @@ use shika_proto::envoy::{
 
 use super::{
     Compiled, Context, Fault, Within, access_log, address, bound, duration, enumeration, filter, flag, non_empty,
-    required, route, source, upstream_http, wrapped,
+    required, route, source, tracing, upstream_http, wrapped,
 };
 use crate::bootstrap::Source;
 
@@ -119,6 +119,10 @@ pub(crate) fn manager(
         filters,
         suppress_envoy_headers: router.suppress_envoy_headers,
         access_log: access_log::access_logs(context, &from.access_log, "access_log")?,
+        tracing: match &from.tracing {
+            None => None,
+            Some(tracing) => tracing::tracing(context, tracing, router.start_child_span).within("tracing")?,
+        },
         trust: trust(from)?,
         server_name: text(&from.server_name, "server_name")?.unwrap_or(HeaderValue::from_static("envoy")),
         server_header: match enumeration(from.server_header_transformation, "server_header_transformation")? {

@@ -45,7 +45,7 @@ use shika_proto::{
 use super::{
     Compiled, Context, Fault, Within, access_log, address, bound, denials, enumeration,
     filter::{network, rbac},
-    flag,
+    flag, hash,
     http::{self, Routes},
     kafka, labels, non_empty, positive, proxy_protocol, required, source,
     tls::{self, ServerBinding, Transport},
@@ -128,6 +128,11 @@ pub(crate) fn listener(
             format!("error adding listener '{}': no filter chains specified", from.name),
         ));
     }
+    context.direction = match enumeration(from.traffic_direction, "traffic_direction")? {
+        ProtoDirection::Unspecified => TrafficDirection::Unspecified,
+        ProtoDirection::Inbound => TrafficDirection::Inbound,
+        ProtoDirection::Outbound => TrafficDirection::Outbound,
+    };
     let scope = scope(from, addresses.first());
     let old: HashMap<ChainId, &Arc<CompiledChain>> = old.iter().map(|chain| (chain.chain.id, chain)).collect();
     let mut one = |context: &mut Context<'_>, from: &proto::FilterChain, id: ChainId| -> Compiled<Arc<CompiledChain>> {
@@ -180,11 +185,7 @@ pub(crate) fn listener(
         backlog: wrapped(&from.tcp_backlog_size),
         freebind: flag(&from.freebind, false),
         transparent: flag(&from.transparent, false),
-        direction: match enumeration(from.traffic_direction, "traffic_direction")? {
-            ProtoDirection::Unspecified => TrafficDirection::Unspecified,
-            ProtoDirection::Inbound => TrafficDirection::Inbound,
-            ProtoDirection::Outbound => TrafficDirection::Outbound,
-        },
+        direction: context.direction,
         use_original_dst: flag(&from.use_original_dst, false),
         inspect: inspect(context, from)?,
         inspect_timeout: bound(
@@ -473,6 +474,7 @@ fn tcp(context: &mut Context<'_>, from: &ProtoTcpProxy) -> Compiled<TcpProxy> {
         stats: TcpStats::new(context.registry, scope),
         clusters,
         labels: asked,
+        hash_source_ip: hash::source_ip(&from.hash_policy)?,
         idle_timeout: bound(&from.idle_timeout, "idle_timeout", Some(Duration::from_secs(3_600)))?,
         max_duration: positive(&from.max_downstream_connection_duration, "max_downstream_connection_duration")?,
         max_connect_attempts,

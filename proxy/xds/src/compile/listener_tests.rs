@@ -34,8 +34,8 @@ fn what_is_wrong_is_refused_with_its_path() {
             format!("{config}.tunneling_config: tunnelling over HTTP is not supported"),
         ),
         (
-            filter(&format!("{{ {hcm}, stat_prefix: s, route_config: {{}}, tracing: {{}} }}")),
-            format!("{config}.tracing: tracing is not supported"),
+            filter(&format!("{{ {hcm}, stat_prefix: s, route_config: {{}}, tracing: {{ verbose: true }} }}")),
+            format!("{config}.tracing.verbose: events within spans are not supported"),
         ),
         (
             filter(&format!("{{ {hcm}, stat_prefix: s, route_config: {{}} }}")),

@@ -10,7 +10,9 @@ pub(crate) mod denials;
 pub(crate) mod endpoints;
 pub(crate) mod filter;
 pub(crate) mod format;
+pub(crate) mod hash;
 pub(crate) mod header;
+pub(crate) mod health;
 pub(crate) mod http;
 pub(crate) mod kafka;
 pub(crate) mod labels;
@@ -23,6 +25,7 @@ pub(crate) mod route;
 pub(crate) mod secret;
 pub(crate) mod source;
 pub(crate) mod tls;
+pub(crate) mod tracing;
 pub(crate) mod upstream_http;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -30,7 +33,12 @@ use std::{fmt, sync::Arc, time::Duration};
 use foldhash::{HashMap, HashMapExt};
 use prost::{Message, Name};
 use shika_data::{
-    model::{ClusterId, access_log::LogSink},
+    model::{
+        ClusterId,
+        access_log::{LogCollector, LogSink},
+        listener::TrafficDirection,
+        tracing::{Collector, SpanSink},
+    },
     stats::Registry,
 };
 use shika_proto::{any, google::protobuf::Any};
@@ -90,8 +98,16 @@ pub(crate) struct Context<'a> {
     pub registry: &'a Registry,
     /// Gives the sinks of access logs.
     pub log_sink: &'a mut (dyn FnMut(&str) -> LogSink + Send),
+    /// Gives the sinks of spans.
+    pub span_sink: &'a mut (dyn FnMut(&Collector) -> SpanSink + Send),
+    /// Gives the sinks of access logs that are sent to collectors.
+    pub log_collector: &'a mut (dyn FnMut(&LogCollector) -> LogSink + Send),
+    /// The listener at hand is one for traffic that leaves the workload.
+    pub direction: TrafficDirection,
     /// `%HOSTNAME%`
     pub hostname: &'a str,
+    /// `node.cluster`
+    pub local_cluster: &'a str,
     /// Source address of upstream connections of clusters that name none.
     pub bind_source: Option<std::net::IpAddr>,
     /// Ids of clusters by name; a new name gets one.

@@ -35,6 +35,7 @@ pub(crate) fn outlier(registry: &Registry, from: &OutlierDetection, scope: &Scop
         longest_ejection,
         jitter: duration(&from.max_ejection_time_jitter, "max_ejection_time_jitter")?.unwrap_or(Duration::ZERO),
         most_ejected: percent(&from.max_ejection_percent, "max_ejection_percent", default.most_ejected)?,
+        check_ends_ejection: flag(&from.successful_active_health_check_uneject_host, true),
         always_one: flag(&from.always_eject_one_host, false),
         split: from.split_external_local_origin_errors,
         consecutive_5xx: wrapped(&from.consecutive_5xx).unwrap_or(default.consecutive_5xx),

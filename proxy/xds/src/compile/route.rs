@@ -31,7 +31,7 @@ use shika_proto::envoy::{
 use super::{
     Compiled, Context, Fault, Within, enumeration, filter, flag, format,
     header::{self, Mutations},
-    matcher, non_empty, required, retry, source, wrapped,
+    matcher, non_empty, required, retry, source, tracing, wrapped,
 };
 
 mod forward;
@@ -148,6 +148,7 @@ fn virtual_host(
             },
         )?,
         filters: filter::settings(context, &from.typed_per_filter_config)?,
+        rate_limits: filter::ratelimit::of_host(context, &from.rate_limits)?,
     })
 }
 
@@ -263,6 +264,7 @@ fn route(context: &mut Context<'_>, table: &Table<'_>, host: &Host<'_>, from: &p
         )?,
         filters: filter::settings(context, &from.typed_per_filter_config)?,
         kri: from.metadata.as_ref().and_then(filter::lua::route_kri),
+        tracing: tracing::of_route(context, from)?,
     })
 }
 

@@ -19,6 +19,8 @@ pub(crate) fn compiler() -> Compiler {
             concurrency: 1,
             reject_unknown_dynamic_fields: false,
             log_sink: Box::new(|path| LogSink::new(path, 16).0),
+            span_sink: Box::new(|_| shika_data::model::tracing::SpanSink::new(1).0),
+            log_collector: Box::new(|_| LogSink::new("", 1).0),
         },
     )
 }
@@ -55,7 +57,7 @@ pub(crate) fn apply<M: Message + Name + Default>(compiler: &mut Compiler, now: I
 pub(crate) fn load(compiler: &mut Compiler, text: &str) -> Result<crate::bootstrap::BootstrapPlan, Vec<String>> {
     let bootstrap: Bootstrap = yaml(text);
     compiler
-        .load_static(&bootstrap, Instant::now())
+        .load_static(bootstrap, Instant::now())
         .map_err(|rejects| rejects.iter().map(|reject| format!("{}: {}", reject.field_path, reject.reason)).collect())
 }
 

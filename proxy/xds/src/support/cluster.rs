@@ -1,6 +1,6 @@
 //! Clusters, endpoints and TLS contexts.
 
-use super::{INFO, Message, NO_HEALTH, STATS};
+use super::{INFO, Message, STATS};
 
 /// Their part of the table.
 pub(super) const TABLE: &[Message] = &[
@@ -10,6 +10,7 @@ pub(super) const TABLE: &[Message] = &[
                    max_requests_per_connection circuit_breakers common_http_protocol_options http_protocol_options http2_protocol_options \
                    typed_extension_protocol_options dns_refresh_rate respect_dns_ttl dns_lookup_family upstream_bind_config common_lb_config \
                    transport_socket protocol_selection upstream_connection_options least_request_lb_config round_robin_lb_config \
+                   ring_hash_lb_config maglev_lb_config health_checks ignore_health_on_host_removal close_connections_on_host_health_failure \
                    outlier_detection lb_subset_config transport_socket_matches",
         harmless: &[
             ("metadata", INFO),
@@ -25,14 +26,9 @@ pub(super) const TABLE: &[Message] = &[
             ("dns_failure_refresh_rate", "a failed lookup is repeated at dns_refresh_rate"),
             ("wait_for_warm_on_init", "the start always waits for clusters to be warm"),
             ("cleanup_interval", "original destinations are not remembered as hosts"),
-            ("close_connections_on_host_health_failure", NO_HEALTH),
-            ("ignore_health_on_host_removal", NO_HEALTH),
             ("preconnect_policy", "connections made ahead of need save time only"),
         ],
         refused: &[
-            ("health_checks", "active health checks are not supported"),
-            ("ring_hash_lb_config", "ring hash is not supported"),
-            ("maglev_lb_config", "Maglev is not supported"),
             ("original_dst_lb_config", "the connection's own destination is the only one supported"),
             ("load_balancing_policy", "is not supported; use lb_policy"),
             ("cluster_type", "custom cluster types are not supported"),
@@ -47,11 +43,9 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.config.cluster.v3.Cluster.CommonLbConfig",
-        honoured: "healthy_panic_threshold locality_weighted_lb_config zone_aware_lb_config",
-        harmless: &[
-            ("update_merge_window", "updates are put in force at once"),
-            ("ignore_new_hosts_until_first_hc", NO_HEALTH),
-        ],
+        honoured: "healthy_panic_threshold locality_weighted_lb_config zone_aware_lb_config consistent_hashing_lb_config \
+                   ignore_new_hosts_until_first_hc",
+        harmless: &[("update_merge_window", "updates are put in force at once")],
         refused: &[],
     },
     Message {
@@ -70,6 +64,24 @@ pub(super) const TABLE: &[Message] = &[
             ),
             ("min_cluster_size", "no zone is preferred"),
         ],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.cluster.v3.Cluster.CommonLbConfig.ConsistentHashingLbConfig",
+        honoured: "use_hostname_for_hashing",
+        harmless: &[],
+        refused: &[("hash_balance_factor", "bounded loads are not supported")],
+    },
+    Message {
+        name: "envoy.config.cluster.v3.Cluster.RingHashLbConfig",
+        honoured: "minimum_ring_size hash_function maximum_ring_size",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.cluster.v3.Cluster.MaglevLbConfig",
+        honoured: "table_size",
+        harmless: &[],
         refused: &[],
     },
     Message {
@@ -112,12 +124,56 @@ pub(super) const TABLE: &[Message] = &[
                    enforcing_consecutive_gateway_failure split_external_local_origin_errors consecutive_local_origin_failure \
                    enforcing_consecutive_local_origin_failure enforcing_local_origin_success_rate failure_percentage_threshold \
                    enforcing_failure_percentage enforcing_failure_percentage_local_origin failure_percentage_minimum_hosts \
-                   failure_percentage_request_volume max_ejection_time max_ejection_time_jitter always_eject_one_host",
-        harmless: &[("successful_active_health_check_uneject_host", NO_HEALTH)],
+                   failure_percentage_request_volume max_ejection_time max_ejection_time_jitter always_eject_one_host \
+                   successful_active_health_check_uneject_host",
+        harmless: &[],
         refused: &[
             ("monitors", "detector extensions are not supported"),
             ("detect_degraded_hosts", "endpoints are ejected or not"),
         ],
+    },
+    Message {
+        name: "envoy.config.core.v3.HealthCheck",
+        honoured: "timeout interval initial_jitter interval_jitter interval_jitter_percent unhealthy_threshold healthy_threshold reuse_connection \
+                   http_health_check tcp_health_check grpc_health_check no_traffic_interval no_traffic_healthy_interval unhealthy_interval \
+                   unhealthy_edge_interval healthy_edge_interval event_log_path event_logger always_log_health_check_failures \
+                   always_log_health_check_success",
+        harmless: &[("alt_port", "deprecated; Envoy reads health_check_config.port_value of endpoints instead")],
+        refused: &[
+            ("custom_health_check", "checks by extensions are not supported"),
+            ("event_service", "events are written to a file, not sent"),
+            ("tls_options", "checks offer what the cluster's TLS context offers"),
+            ("transport_socket_match_criteria", "checks use the transport socket of requests"),
+        ],
+    },
+    Message {
+        name: "envoy.config.core.v3.HealthCheck.HttpHealthCheck",
+        honoured: "host path request_headers_to_add request_headers_to_remove expected_statuses retriable_statuses codec_client_type method",
+        harmless: &[("response_buffer_size", "bodies are bounded by 64 KiB and not looked at")],
+        refused: &[
+            ("send", "checks have no body"),
+            ("receive", "bodies are not looked at; use expected_statuses"),
+            ("service_name_matcher", "is not supported"),
+        ],
+    },
+    Message {
+        name: "envoy.config.core.v3.HealthCheck.TcpHealthCheck",
+        honoured: "send receive",
+        harmless: &[],
+        refused: &[("proxy_protocol_config", "checks do not begin with the PROXY protocol")],
+    },
+    Message {
+        name: "envoy.config.core.v3.HealthCheck.GrpcHealthCheck",
+        honoured: "service_name authority initial_metadata",
+        harmless: &[],
+        refused: &[],
+    },
+    Message { name: "envoy.config.core.v3.HealthCheck.Payload", honoured: "text binary", harmless: &[], refused: &[] },
+    Message {
+        name: "envoy.extensions.health_check.event_sinks.file.v3.HealthCheckEventFileSink",
+        honoured: "event_log_path",
+        harmless: &[],
+        refused: &[],
     },
     Message {
         name: "envoy.config.cluster.v3.Cluster.LbSubsetConfig",
@@ -187,19 +243,14 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.config.endpoint.v3.Endpoint",
-        honoured: "address hostname",
-        harmless: &[("health_check_config", NO_HEALTH), ("observability_name", STATS)],
+        honoured: "address hostname health_check_config",
+        harmless: &[("observability_name", STATS)],
         refused: &[("additional_addresses", "one address per endpoint is supported")],
     },
     Message {
         name: "envoy.config.endpoint.v3.Endpoint.HealthCheckConfig",
-        honoured: "",
-        harmless: &[
-            ("port_value", NO_HEALTH),
-            ("hostname", NO_HEALTH),
-            ("disable_active_health_check", NO_HEALTH),
-            ("address", NO_HEALTH),
-        ],
+        honoured: "port_value hostname disable_active_health_check address",
+        harmless: &[],
         refused: &[],
     },
     Message {

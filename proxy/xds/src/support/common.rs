@@ -138,20 +138,16 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.config.core.v3.GrpcService",
-        honoured: "envoy_grpc initial_metadata",
-        harmless: &[
-            ("timeout", "a stream has no deadline"),
-            ("retry_policy", "a lost stream is always opened again, with growing pauses"),
-        ],
+        honoured: "envoy_grpc initial_metadata timeout",
+        harmless: &[("retry_policy", "a lost stream is always opened again, with growing pauses; filters refuse it")],
         refused: &[("google_grpc", "is not supported; use envoy_grpc with a static cluster")],
     },
     Message {
         name: "envoy.config.core.v3.GrpcService.EnvoyGrpc",
-        honoured: "cluster_name authority",
+        honoured: "cluster_name authority skip_envoy_headers",
         harmless: &[
-            ("retry_policy", "a lost stream is always opened again, with growing pauses"),
-            ("max_receive_message_length", "messages have a bound of their own"),
-            ("skip_envoy_headers", "no x-envoy-* headers are sent to control planes"),
+            ("retry_policy", "a lost stream is always opened again, with growing pauses; filters refuse it"),
+            ("max_receive_message_length", "messages have a bound of their own; filters refuse it"),
         ],
         refused: &[],
     },

@@ -2,6 +2,9 @@
 
 use super::{DESCRIPTORS, INFO, Message, NO_RUNTIME};
 
+const LITERAL: &str = "descriptor_value is never empty: it is not a format unless a runtime feature says so";
+const NO_READER: &str = "dynamic metadata, which nothing that is supported reads";
+const NO_SPAN: &str = "a request has one span; what filters ask has none of its own";
 const INSIDE_GZIP: &str = "how gzip works inside: the output stays gzip";
 
 /// Their part of the table.
@@ -169,6 +172,228 @@ pub(super) const TABLE: &[Message] = &[
             ("source_codes", "Lua is not run; see default_source_code"),
             ("filter_context", "Lua is not run; see default_source_code"),
         ],
+    },
+    Message { name: "envoy.extensions.filters.http.cors.v3.Cors", honoured: "", harmless: &[], refused: &[] },
+    Message {
+        name: "envoy.extensions.filters.http.cors.v3.CorsPolicy",
+        honoured: "allow_origin_string_match allow_methods allow_headers expose_headers max_age allow_credentials filter_enabled \
+                   shadow_enabled allow_private_network_access forward_not_matching_preflights",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
+        honoured: "mutations most_specific_header_mutations_wins",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
+        honoured: "mutations",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.http.header_mutation.v3.Mutations",
+        honoured: "request_mutations query_parameter_mutations response_mutations",
+        harmless: &[],
+        refused: &[
+            ("request_trailers_mutations", "trailers cannot be changed"),
+            ("response_trailers_mutations", "trailers cannot be changed"),
+        ],
+    },
+    Message { name: "envoy.config.core.v3.KeyValueMutation", honoured: "append remove", harmless: &[], refused: &[] },
+    Message {
+        name: "envoy.config.core.v3.KeyValueAppend",
+        honoured: "record action",
+        harmless: &[],
+        refused: &[("entry", "use record")],
+    },
+    Message { name: "envoy.config.core.v3.KeyValuePair", honoured: "key value", harmless: &[], refused: &[] },
+    Message {
+        name: "envoy.extensions.filters.http.buffer.v3.Buffer",
+        honoured: "max_request_bytes",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
+        honoured: "disabled buffer",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.http.ratelimit.v3.RateLimit",
+        honoured: "domain stage request_type timeout failure_mode_deny rate_limited_as_resource_exhausted rate_limit_service enable_x_ratelimit_headers disable_x_envoy_ratelimited_header rate_limited_status response_headers_to_add status_on_error stat_prefix filter_enabled filter_enforced rate_limits",
+        harmless: &[],
+        refused: &[
+            ("failure_mode_deny_percent", "is not supported; use failure_mode_deny"),
+            ("metadata_namespace", "is not supported"),
+            ("enable_retry_after_header", "is not supported; use enable_x_ratelimit_headers"),
+        ],
+    },
+    Message {
+        name: "envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute",
+        honoured: "vh_rate_limits override_option rate_limits domain",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.ratelimit.v3.RateLimitServiceConfig",
+        honoured: "grpc_service transport_api_version",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RateLimit",
+        honoured: "stage actions limit hits_addend apply_on_stream_done x_ratelimit_option",
+        harmless: &[("disable_key", NO_RUNTIME)],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RateLimit.Action",
+        honoured: "source_cluster destination_cluster request_headers query_parameters remote_address masked_remote_address generic_key header_value_match query_parameter_value_match",
+        harmless: &[],
+        refused: &[
+            ("dynamic_metadata", "is not supported"),
+            ("metadata", "is not supported"),
+            ("extension", "is not supported"),
+            ("remote_address_match", "is not supported"),
+        ],
+    },
+    Message { name: "envoy.config.route.v3.RateLimit.Action.SourceCluster", honoured: "", harmless: &[], refused: &[] },
+    Message {
+        name: "envoy.config.route.v3.RateLimit.Action.DestinationCluster",
+        honoured: "",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RateLimit.Action.RequestHeaders",
+        honoured: "header_name descriptor_key skip_if_absent",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RateLimit.Action.QueryParameters",
+        honoured: "query_parameter_name descriptor_key skip_if_absent",
+        harmless: &[],
+        refused: &[],
+    },
+    Message { name: "envoy.config.route.v3.RateLimit.Action.RemoteAddress", honoured: "", harmless: &[], refused: &[] },
+    Message {
+        name: "envoy.config.route.v3.RateLimit.Action.MaskedRemoteAddress",
+        honoured: "v4_prefix_mask_len v6_prefix_mask_len",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RateLimit.Action.GenericKey",
+        honoured: "descriptor_value descriptor_key",
+        harmless: &[("default_value", LITERAL)],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RateLimit.Action.HeaderValueMatch",
+        honoured: "descriptor_value descriptor_key expect_match headers",
+        harmless: &[("default_value", LITERAL)],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RateLimit.Action.QueryParameterValueMatch",
+        honoured: "descriptor_value descriptor_key expect_match query_parameters",
+        harmless: &[("default_value", LITERAL)],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RateLimit.Override",
+        honoured: "rate_limit",
+        harmless: &[],
+        refused: &[("dynamic_metadata", "is not supported; use rate_limit")],
+    },
+    Message {
+        name: "envoy.config.route.v3.RateLimit.Override.RateLimitOverride",
+        honoured: "requests_per_unit unit",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RateLimit.HitsAddend",
+        honoured: "number is_negative_hits",
+        harmless: &[],
+        refused: &[("format", "is not supported; use number")],
+    },
+    Message {
+        name: "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
+        honoured: "grpc_service http_service transport_api_version failure_mode_allow failure_mode_allow_header_add with_request_body status_on_error filter_enabled deny_at_disable include_peer_certificate include_tls_session stat_prefix allowed_headers disallowed_headers charge_cluster_response_stats encode_raw_headers max_denied_response_body_bytes",
+        harmless: &[("enable_dynamic_metadata_ingestion", NO_READER), ("emit_client_span", NO_SPAN)],
+        refused: &[
+            ("clear_route_cache", "a route is chosen once, before filters"),
+            ("validate_mutations", "an invalid header is left out"),
+            ("metadata_context_namespaces", "is not supported: no dynamic metadata is kept"),
+            ("typed_metadata_context_namespaces", "is not supported: no dynamic metadata is kept"),
+            ("route_metadata_context_namespaces", "is not supported"),
+            ("route_typed_metadata_context_namespaces", "is not supported"),
+            ("filter_enabled_metadata", "is not supported: no dynamic metadata is kept"),
+            ("bootstrap_metadata_labels_key", "is not supported"),
+            ("decoder_header_mutation_rules", "is not supported"),
+            ("filter_metadata", "is not supported"),
+            ("emit_filter_state_stats", "is not supported"),
+            ("enforce_response_header_limits", "is not supported"),
+            ("shadow_mode", "is not supported"),
+        ],
+    },
+    Message {
+        name: "envoy.extensions.filters.http.ext_authz.v3.BufferSettings",
+        honoured: "max_request_bytes allow_partial_message pack_as_bytes",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.http.ext_authz.v3.HttpService",
+        honoured: "server_uri path_prefix path_override authorization_request authorization_response",
+        harmless: &[],
+        refused: &[("retry_policy", "calls of filters are not tried again")],
+    },
+    Message {
+        name: "envoy.extensions.filters.http.ext_authz.v3.AuthorizationRequest",
+        honoured: "allowed_headers headers_to_add",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.http.ext_authz.v3.AuthorizationResponse",
+        honoured: "allowed_upstream_headers allowed_upstream_headers_to_append allowed_client_headers allowed_client_headers_on_success",
+        harmless: &[("dynamic_metadata_from_headers", NO_READER)],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
+        honoured: "disabled check_settings",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.filters.http.ext_authz.v3.CheckSettings",
+        honoured: "context_extensions disable_request_body_buffering with_request_body",
+        harmless: &[("emit_client_span", NO_SPAN)],
+        refused: &[
+            ("grpc_service", "a route cannot ask another service"),
+            ("http_service", "a route cannot ask another service"),
+        ],
+    },
+    Message { name: "envoy.type.matcher.v3.ListStringMatcher", honoured: "patterns", harmless: &[], refused: &[] },
+    Message {
+        name: "envoy.extensions.filters.http.health_check.v3.HealthCheck",
+        honoured: "pass_through_mode cache_time cluster_min_healthy_percentages headers",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.common.mutation_rules.v3.HeaderMutation",
+        honoured: "remove append",
+        harmless: &[],
+        refused: &[("remove_on_match", "is not supported; use remove")],
     },
     Message {
         name: "envoy.extensions.common.matching.v3.ExtensionWithMatcher",

@@ -1,12 +1,12 @@
 //! The HTTP connection manager, routes and access logs.
 
-use super::{DESCRIPTORS, INFO, Message, NAME, NO_RUNTIME, STATS, TRACING};
+use super::{INFO, Message, NAME, NO_RUNTIME, STATS};
 
 /// Their part of the table.
 pub(super) const TABLE: &[Message] = &[
     Message {
         name: "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        honoured: "codec_type stat_prefix rds route_config http_filters common_http_protocol_options http_protocol_options http2_protocol_options \
+        honoured: "tracing codec_type stat_prefix rds route_config http_filters common_http_protocol_options http_protocol_options http2_protocol_options \
                    server_name server_header_transformation max_request_headers_kb stream_idle_timeout request_timeout request_headers_timeout \
                    drain_timeout access_log use_remote_address xff_num_trusted_hops internal_address_config skip_xff_append via \
                    generate_request_id preserve_external_request_id always_set_request_id_in_response forward_client_cert_details \
@@ -18,7 +18,6 @@ pub(super) const TABLE: &[Message] = &[
             ("append_local_overload", "there is no overload manager"),
         ],
         refused: &[
-            ("tracing", "tracing is not supported"),
             ("local_reply_config", "rewriting of local replies is not supported"),
             ("scoped_routes", "is not supported; use rds or route_config"),
             ("http3_protocol_options", "HTTP/3 is not supported"),
@@ -56,24 +55,21 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.extensions.filters.http.router.v3.Router",
-        honoured: "suppress_envoy_headers",
-        harmless: &[
-            ("dynamic_stats", STATS),
-            ("start_child_span", TRACING),
-            ("suppress_grpc_request_failure_code_stats", STATS),
-        ],
+        honoured: "suppress_envoy_headers start_child_span",
+        harmless: &[("dynamic_stats", STATS), ("suppress_grpc_request_failure_code_stats", STATS)],
         refused: &[("upstream_log", "logs of tries are not supported; use access_log")],
     },
     Message {
         name: "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig",
-        honoured: "",
-        harmless: &[
-            ("emit_filter_state", INFO),
-            ("individual_method_stats_allowlist", STATS),
-            ("stats_for_all_methods", STATS),
-            ("enable_upstream_stats", STATS),
-            ("replace_dots_in_grpc_service_name", STATS),
-        ],
+        honoured: "individual_method_stats_allowlist stats_for_all_methods enable_upstream_stats replace_dots_in_grpc_service_name",
+        harmless: &[("emit_filter_state", "access logs that ask for this filter state are refused")],
+        refused: &[],
+    },
+    Message { name: "envoy.config.core.v3.GrpcMethodList", honoured: "services", harmless: &[], refused: &[] },
+    Message {
+        name: "envoy.config.core.v3.GrpcMethodList.Service",
+        honoured: "name method_names",
+        harmless: &[],
         refused: &[],
     },
     Message {
@@ -86,9 +82,12 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.config.route.v3.VirtualHost",
-        honoured: "name domains routes require_tls retry_policy request_mirror_policies per_request_buffer_limit_bytes request_body_buffer_limit request_headers_to_add request_headers_to_remove response_headers_to_add response_headers_to_remove typed_per_filter_config",
-        harmless: &[("virtual_clusters", STATS), ("rate_limits", DESCRIPTORS), ("metadata", INFO)],
-        refused: &[("matcher", "is not supported; use routes"), ("cors", "CORS is not supported")],
+        honoured: "name domains routes require_tls retry_policy request_mirror_policies per_request_buffer_limit_bytes request_body_buffer_limit request_headers_to_add request_headers_to_remove response_headers_to_add response_headers_to_remove typed_per_filter_config rate_limits",
+        harmless: &[("virtual_clusters", STATS), ("metadata", INFO)],
+        refused: &[
+            ("matcher", "is not supported; use routes"),
+            ("cors", "use the CORS filter and typed_per_filter_config"),
+        ],
     },
     Message {
         name: "envoy.config.route.v3.VirtualCluster",
@@ -100,36 +99,17 @@ pub(super) const TABLE: &[Message] = &[
         name: "envoy.config.route.v3.Route",
         honoured: "name match route redirect direct_response non_forwarding_action request_headers_to_add request_headers_to_remove \
                    response_headers_to_add response_headers_to_remove per_request_buffer_limit_bytes request_body_buffer_limit \
-                   typed_per_filter_config",
+                   typed_per_filter_config decorator tracing",
         harmless: &[
             (
                 "metadata",
                 "only route_kri of the namespace envoy.filters.http.lua is read: nothing else that is supported looks at it",
             ),
-            ("decorator", TRACING),
-            ("tracing", TRACING),
             ("stat_prefix", STATS),
         ],
         refused: &[("filter_action", "is not supported")],
     },
     Message { name: "envoy.config.route.v3.NonForwardingAction", honoured: "", harmless: &[], refused: &[] },
-    Message {
-        name: "envoy.config.route.v3.Decorator",
-        honoured: "",
-        harmless: &[("operation", TRACING), ("propagate", TRACING)],
-        refused: &[],
-    },
-    Message {
-        name: "envoy.config.route.v3.Tracing",
-        honoured: "",
-        harmless: &[
-            ("client_sampling", TRACING),
-            ("random_sampling", TRACING),
-            ("overall_sampling", TRACING),
-            ("custom_tags", TRACING),
-        ],
-        refused: &[],
-    },
     Message {
         name: "envoy.config.route.v3.RouteMatch",
         honoured: "prefix path safe_regex connect_matcher path_separated_prefix case_sensitive runtime_fraction headers query_parameters grpc filter_state",
@@ -163,23 +143,54 @@ pub(super) const TABLE: &[Message] = &[
         name: "envoy.config.route.v3.RouteAction",
         honoured: "cluster cluster_header weighted_clusters cluster_not_found_response_code prefix_rewrite regex_rewrite host_rewrite_literal \
                    auto_host_rewrite host_rewrite_header host_rewrite_path_regex append_x_forwarded_host timeout idle_timeout priority \
-                   upgrade_configs max_stream_duration retry_policy metadata_match request_mirror_policies",
-        harmless: &[
-            ("rate_limits", DESCRIPTORS),
-            ("include_vh_rate_limits", DESCRIPTORS),
-            ("early_data_policy", "early data is not accepted"),
-        ],
+                   upgrade_configs max_stream_duration retry_policy metadata_match request_mirror_policies hash_policy rate_limits include_vh_rate_limits",
+        harmless: &[("early_data_policy", "early data is not accepted")],
         refused: &[
-            ("hash_policy", "hash load balancing is not supported"),
             ("hedge_policy", "hedging is not supported"),
             ("internal_redirect_policy", "internal redirects are not supported"),
-            ("cors", "CORS is not supported"),
+            ("cors", "use the CORS filter and typed_per_filter_config"),
         ],
+    },
+    Message {
+        name: "envoy.config.route.v3.RouteAction.HashPolicy",
+        honoured: "header cookie connection_properties query_parameter terminal",
+        harmless: &[],
+        refused: &[("filter_state", "no filter state is made that could be hashed")],
+    },
+    Message {
+        name: "envoy.config.route.v3.RouteAction.HashPolicy.Header",
+        honoured: "header_name regex_rewrite",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RouteAction.HashPolicy.Cookie",
+        honoured: "name ttl path attributes",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RouteAction.HashPolicy.CookieAttribute",
+        honoured: "name value",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RouteAction.HashPolicy.ConnectionProperties",
+        honoured: "source_ip",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.route.v3.RouteAction.HashPolicy.QueryParameter",
+        honoured: "name",
+        harmless: &[],
+        refused: &[],
     },
     Message {
         name: "envoy.config.route.v3.RouteAction.RequestMirrorPolicy",
         honoured: "cluster runtime_fraction disable_shadow_host_suffix_append",
-        harmless: &[("trace_sampled", TRACING)],
+        harmless: &[("trace_sampled", "copies carry the trace of their request, and have no span of their own")],
         refused: &[
             ("cluster_header", "is not supported; name the cluster"),
             ("request_headers_mutations", "copies have the headers of the request"),
@@ -296,7 +307,8 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.config.accesslog.v3.AccessLogFilter",
-        honoured: "status_code_filter duration_filter not_health_check_filter traceable_filter and_filter or_filter header_filter response_flag_filter",
+        honoured: "status_code_filter duration_filter not_health_check_filter traceable_filter and_filter or_filter header_filter response_flag_filter \
+                   runtime_filter grpc_status_filter log_type_filter metadata_filter extension_filter",
         harmless: &[],
         refused: &[],
     },

@@ -2,6 +2,10 @@
 
 use super::{ENGINE, INFO, Message, NAME, STATS};
 
+/// What Kuma uses the DNS filter for.
+const DNS: &str = "names of the mesh are answered by the sidecar's own DNS server, which takes them from the document /dns; a control plane sends the \
+                   filter only to a proxy that does not announce feature-embedded-dns";
+
 /// Their part of the table.
 pub(super) const TABLE: &[Message] = &[
     Message {
@@ -116,13 +120,23 @@ pub(super) const TABLE: &[Message] = &[
     Message {
         name: "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
         honoured: "stat_prefix cluster weighted_clusters idle_timeout access_log max_connect_attempts max_downstream_connection_duration \
-                   access_log_flush_interval flush_access_log_on_connected access_log_options metadata_match",
+                   access_log_flush_interval flush_access_log_on_connected access_log_options metadata_match hash_policy",
         harmless: &[("backoff_options", "a further try to connect follows at once")],
-        refused: &[
-            ("hash_policy", "hash load balancing is not supported"),
-            ("tunneling_config", "tunnelling over HTTP is not supported"),
-        ],
+        refused: &[("tunneling_config", "tunnelling over HTTP is not supported")],
     },
+    Message {
+        name: "envoy.extensions.filters.udp.dns_filter.v3.DnsFilterConfig",
+        honoured: "",
+        harmless: &[],
+        refused: &[("stat_prefix", DNS), ("server_config", DNS), ("client_config", DNS)],
+    },
+    Message {
+        name: "envoy.type.v3.HashPolicy",
+        honoured: "source_ip",
+        harmless: &[],
+        refused: &[("filter_state", "no filter state is made that could be hashed")],
+    },
+    Message { name: "envoy.type.v3.HashPolicy.SourceIp", honoured: "", harmless: &[], refused: &[] },
     Message {
         name: "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster",
         honoured: "clusters",

@@ -9,6 +9,7 @@ mod common;
 mod filter;
 mod http;
 mod listener;
+mod telemetry;
 
 /// One message.
 #[derive(Debug)]
@@ -25,9 +26,7 @@ pub struct Message {
 
 const INFO: &str = "informative only: nothing that is supported reads it";
 const STATS: &str = "changes which statistics are kept, not what is done with traffic";
-const TRACING: &str = "read by tracing only, and nothing is traced";
 const CODEC: &str = "a bound inside the codec, which has bounds of its own";
-const NO_HEALTH: &str = "concerns active health checks, which are refused";
 const DESCRIPTORS: &str = "read by limits with descriptors only, which are refused";
 const NO_RUNTIME: &str = "the key of a runtime value that nothing overrides: the default value counts";
 const ENGINE: &str = "the only engine";
@@ -35,7 +34,7 @@ const NAME: &str = "extensions are known by their type";
 
 /// The table.
 pub fn table() -> impl Iterator<Item = &'static Message> {
-    [common::TABLE, cluster::TABLE, listener::TABLE, http::TABLE, filter::TABLE].into_iter().flatten()
+    [common::TABLE, cluster::TABLE, listener::TABLE, http::TABLE, filter::TABLE, telemetry::TABLE].into_iter().flatten()
 }
 
 #[cfg(test)]

@@ -29,16 +29,56 @@ pub struct Sending {
 
 /// What has come of a body so far, and where the rest comes from.
 #[derive(Debug)]
-struct Kept {
+pub(super) struct Kept {
     inner: Incoming,
     frames: Vec<KeptFrame>,
     bytes: usize,
     limit: usize,
     /// It got too long to be kept.
     abandoned: bool,
+    /// All of it has come before any of it was sent.
+    whole: bool,
+    /// And its length is told.
+    sized: bool,
     turn: u32,
     /// Who gets a copy of it once it is complete.
     copies: Vec<oneshot::Sender<Vec<KeptFrame>>>,
+}
+
+impl Kept {
+    /// A body of which nothing has come.
+    fn new(inner: Incoming, limit: usize) -> Self {
+        let frames = Vec::new();
+        Kept {
+            inner,
+            frames,
+            bytes: 0,
+            limit,
+            abandoned: false,
+            whole: false,
+            sized: false,
+            turn: 0,
+            copies: Vec::new(),
+        }
+    }
+
+    /// With what has come of it already; `whole`: all of it.
+    pub(super) fn begun(inner: Incoming, limit: usize, frames: Vec<KeptFrame>, whole: bool, sized: bool) -> Self {
+        let bytes = frames.iter().map(KeptFrame::len).sum();
+        Kept { frames, bytes, whole, sized, ..Kept::new(inner, limit.max(bytes)) }
+    }
+
+    /// Gives copies to those who wait for them: the body is complete.
+    fn hand_out(&mut self) {
+        if self.copies.is_empty() {
+            return;
+        }
+        let frames = self.frames.clone();
+        for copy in self.copies.drain(..) {
+            // A copy that is no longer wanted is nobody's loss.
+            let _ = copy.send(frames.clone());
+        }
+    }
 }
 
 /// A frame of a body that is kept.
@@ -66,24 +106,35 @@ impl KeptFrame {
 
 /// A body that is all there.
 #[derive(Debug)]
-pub struct Replay(VecDeque<KeptFrame>);
+pub struct Replay {
+    frames: VecDeque<KeptFrame>,
+    sized: bool,
+}
 
 impl Replay {
     /// Of these frames.
     pub(in crate::http) fn new(frames: Vec<KeptFrame>) -> Self {
-        Replay(frames.into())
+        Replay { frames: frames.into(), sized: true }
+    }
+
+    /// The same without telling its length, as gRPC has it.
+    pub(in crate::http) fn unsized_message(bytes: Bytes) -> Self {
+        Replay { frames: VecDeque::from([KeptFrame::Data(bytes)]), sized: false }
     }
 
     pub(super) fn next(&mut self) -> Option<Frame<Bytes>> {
-        self.0.pop_front().map(KeptFrame::frame)
+        self.frames.pop_front().map(KeptFrame::frame)
     }
 
     pub(super) fn is_at_end(&self) -> bool {
-        self.0.is_empty()
+        self.frames.is_empty()
     }
 
     pub(super) fn left(&self) -> SizeHint {
-        SizeHint::with_exact(self.0.iter().map(|frame| frame.len() as u64).sum())
+        match self.sized {
+            true => SizeHint::with_exact(self.frames.iter().map(|frame| frame.len() as u64).sum()),
+            false => SizeHint::new(),
+        }
     }
 }
 
@@ -119,8 +170,7 @@ impl Repeatable {
             RequestBody::Empty | RequestBody::Replay(_) => None,
             RequestBody::Repeatable(sending) => Some(sending),
             RequestBody::Streaming { inner, progress, trailers } => {
-                let (frames, limit) = (Vec::new(), limit as usize);
-                let kept = Kept { inner, frames, bytes: 0, limit, abandoned: false, turn: 0, copies: Vec::new() };
+                let kept = Kept::new(inner, limit as usize);
                 Some(Sending { kept: Arc::new(Mutex::new(kept)), progress, trailers, turn: 0, at: 0 })
             }
         };
@@ -160,14 +210,25 @@ impl Repeatable {
 }
 
 impl Sending {
+    /// Of a body that has come in part.
+    pub(super) fn resume(kept: Kept, progress: Arc<Progress>, trailers: bool) -> Self {
+        Sending { kept: Arc::new(Mutex::new(kept)), progress, trailers, turn: 0, at: 0 }
+    }
+
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         let mut kept = self.kept.lock();
         if kept.turn != self.turn {
             return Poll::Ready(Some(Err(RequestBodyError::Abandoned)));
         }
-        if let Some(frame) = kept.frames.get(self.at) {
+        if let Some(frame) = kept.frames.get(self.at).cloned() {
             self.at += 1;
-            return Poll::Ready(Some(Ok(frame.clone().frame())));
+            if kept.whole && self.at == kept.frames.len() {
+                kept.hand_out();
+            }
+            return Poll::Ready(Some(Ok(frame.frame())));
+        }
+        if kept.whole {
+            return Poll::Ready(None);
         }
         let frame = ready!(poll_incoming(&mut kept.inner, &self.progress, self.trailers, cx));
         if let Some(Ok(frame)) = &frame
@@ -188,24 +249,23 @@ impl Sending {
                 self.at += 1;
             }
         }
-        if self.progress.done().is_some() && !kept.copies.is_empty() {
-            let frames = kept.frames.clone();
-            for copy in kept.copies.drain(..) {
-                // A copy that is no longer wanted is nobody's loss.
-                let _ = copy.send(frames.clone());
-            }
+        if self.progress.done().is_some() {
+            kept.hand_out();
         }
         Poll::Ready(frame)
     }
 
     pub(super) fn is_at_end(&self) -> bool {
         let kept = self.kept.lock();
-        self.at >= kept.frames.len() && kept.inner.is_end_stream()
+        self.at >= kept.frames.len() && (kept.whole || kept.inner.is_end_stream())
     }
 
     pub(super) fn left(&self) -> SizeHint {
         let kept = self.kept.lock();
         let sent_before: usize = kept.frames.iter().skip(self.at).map(KeptFrame::len).sum();
+        if kept.sized {
+            return SizeHint::with_exact(sent_before as u64);
+        }
         let rest = kept.inner.size_hint();
         let mut hint = SizeHint::new();
         hint.set_lower(rest.lower() + sent_before as u64);

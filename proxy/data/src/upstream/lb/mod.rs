@@ -3,6 +3,7 @@
 //!
 //! Source: Envoy "Load balancing: supported load balancers, priority levels, panic threshold".
 
+pub(crate) mod hashing;
 mod priority;
 mod schedule;
 
@@ -14,12 +15,14 @@ use std::{
 use foldhash::{HashMap, HashMapExt};
 
 use self::{
+    hashing::Table,
     priority::{Availability, Census, Loads},
     schedule::Schedule,
 };
 use crate::{
     model::{
         cluster::{Balancer, Cluster, Endpoint, EndpointSet, Fallback, Health, Locality, Priority, Subsets},
+        hash::Hashing,
         labels::Labels,
     },
     snapshot::Snapshot,
@@ -69,7 +72,7 @@ impl Balances {
 pub struct Balance {
     /// What the rest is derived from.
     set: Arc<EndpointSet>,
-    /// Of the cluster's outlier detection at that time.
+    /// Of the cluster's outlier detection and health checks at that time.
     epoch: u64,
     levels: Vec<Level>,
     census: Vec<Census>,
@@ -86,6 +89,8 @@ struct Level {
     all: Hosts,
     healthy: Group,
     degraded: Group,
+    /// Of clusters that hash, made at the first choice.
+    table: Option<Arc<Table>>,
 }
 
 /// Hosts of like health.
@@ -121,6 +126,10 @@ struct Hosts {
 pub struct Wanted<'a> {
     /// Labels that the route asks for; heeded by clusters with subsets.
     pub labels: Option<&'a Arc<Labels>>,
+    /// For clusters that hash; `None` is a random one.
+    pub hash: Option<u64>,
+    /// Choices before this one that somebody did not like.
+    pub attempt: u32,
     /// Priorities of these endpoints are left out, as long as another has a healthy one.
     pub other_priorities_than: &'a [Arc<Endpoint>],
 }
@@ -129,7 +138,8 @@ impl Balance {
     /// Of those endpoints that have all labels of `only`.
     fn new(cluster: &Cluster, set: Arc<EndpointSet>, only: Option<&Labels>) -> Self {
         let is_in = |endpoint: &Endpoint| {
-            only.is_none_or(|only| endpoint.labels.as_ref().map_or(only.is_empty(), |labels| labels.holds(only)))
+            !cluster.excludes(endpoint)
+                && only.is_none_or(|only| endpoint.labels.as_ref().map_or(only.is_empty(), |labels| labels.holds(only)))
         };
         let mut levels = Vec::with_capacity(set.priorities.len());
         for priority in &set.priorities {
@@ -152,6 +162,7 @@ impl Balance {
                 all: hosts(&|_| true),
                 healthy: group(Health::Healthy),
                 degraded: group(Health::Degraded),
+                table: None,
             });
         }
         let census: Vec<_> = levels
@@ -219,6 +230,9 @@ impl Balance {
         wanted: &Wanted<'_>,
         random: &mut dyn FnMut() -> u64,
     ) -> Option<Arc<Endpoint>> {
+        if let Some(hashing) = &cluster.hashing {
+            return self.choose_by_hash(cluster, hashing, wanted, random);
+        }
         let drawn = random();
         let elsewhere = self.loads_without(cluster, wanted.other_priorities_than).and_then(|loads| loads.choose(drawn));
         let (index, availability) = elsewhere.or_else(|| self.loads.choose(drawn))?;
@@ -234,6 +248,31 @@ impl Balance {
             Availability::Healthy => level.healthy.choose(cluster.balancer, random),
             Availability::Degraded => level.degraded.choose(cluster.balancer, random),
         }
+    }
+
+    /// The hash chooses the priority too. Degraded hosts are in no table, and priorities that were tried are not left out: as in Envoy.
+    ///
+    /// Source: Envoy `ThreadAwareLoadBalancerBase::LoadBalancerImpl::chooseHost`.
+    fn choose_by_hash(
+        &mut self,
+        cluster: &Cluster,
+        hashing: &Hashing,
+        wanted: &Wanted<'_>,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Option<Arc<Endpoint>> {
+        let hash = wanted.hash.unwrap_or_else(random);
+        let (index, _) = self.loads.choose(hash)?;
+        let panic = self.loads.is_in_panic(index);
+        if panic {
+            cluster.stats.lb_healthy_panic().inc();
+        }
+        let priority = self.set.priorities.get(index)?;
+        let level = self.levels.get_mut(index)?;
+        let hosts = if panic { &level.all } else { &level.healthy.hosts };
+        let table = level.table.get_or_insert_with(|| {
+            hashing.table(Table::of(priority, hosts.list.clone(), cluster.selection.by_locality))
+        });
+        table.choose(hash, wanted.attempt, hashing.spread).cloned()
     }
 
     /// Loads as if the priorities of these endpoints had none. `None` when nothing is to be left out, or nothing would be left.
@@ -265,9 +304,10 @@ impl Balance {
     }
 }
 
-/// Changes with every ejection and every end of one.
+/// Changes with every ejection and every end of one, and with what health checks find.
 fn epoch(cluster: &Cluster) -> u64 {
-    cluster.outlier.as_ref().map_or(0, |outlier| outlier.epoch.load(Relaxed))
+    let ejections = cluster.outlier.as_ref().map_or(0, |outlier| outlier.epoch.load(Relaxed));
+    ejections + cluster.health.as_ref().map_or(0, |health| health.epoch.load(Relaxed))
 }
 
 impl Group {
@@ -341,8 +381,8 @@ impl Hosts {
                 f64::from(host.weight) / if bias == 1.0 { active } else { active.powf(bias) }
             }),
             Balancer::LeastRequest { choices, .. } => self.least_of(choices, random),
-            // An original-destination cluster never comes here; any other with `CLUSTER_PROVIDED` is refused by the compiler.
-            Balancer::Random | Balancer::Provided => self.at_random(random).cloned(),
+            // An original-destination cluster never comes here, nor does one that hashes; any other with `CLUSTER_PROVIDED` is refused by the compiler.
+            Balancer::Random | Balancer::Hash | Balancer::Provided => self.at_random(random).cloned(),
         }
     }
 

@@ -87,6 +87,11 @@ impl Loads {
         Loads { degraded: vec![0; healthy.len()], panic: vec![true; healthy.len()], healthy }
     }
 
+    /// Whether too few hosts of a priority are healthy for health to mean anything.
+    pub fn is_in_panic(&self, priority: usize) -> bool {
+        self.panic.get(priority).copied().unwrap_or(false)
+    }
+
     /// The priority for a random number, and which of its hosts.
     pub fn choose(&self, random: u64) -> Option<(usize, Availability)> {
         let drawn = (random % 100) as u32 + 1;
@@ -96,8 +101,7 @@ impl Loads {
         for (index, (load, availability)) in shares {
             sum += load;
             if drawn <= sum {
-                let panic = self.panic.get(index).copied().unwrap_or(false);
-                return Some((index, if panic { Availability::Panic } else { availability }));
+                return Some((index, if self.is_in_panic(index) { Availability::Panic } else { availability }));
             }
         }
         None

@@ -6,7 +6,7 @@ use super::*;
 pub(super) async fn open(
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
-    client: &Connection,
+    client: Option<&Connection>,
     key: Key,
     auto: bool,
 ) -> Result<Lease, AcquireError> {
@@ -17,7 +17,7 @@ pub(super) async fn open(
         (false, Protocol::Http2) => AlpnChoice::Fallback(&[b"h2"]),
         (false, Protocol::Http1) => AlpnChoice::Configured,
     };
-    let connected = match connect::connect(cluster, endpoint, alpn, Some(client)).await {
+    let connected = match connect::connect(cluster, endpoint, alpn, client).await {
         Ok(connected) => connected,
         Err(error) => {
             opening.failed(&error);

@@ -162,6 +162,189 @@ fn one_script_is_known() {
     assert!(other.reason.starts_with("Lua is not run"));
 }
 
+const GRPC: &str = "grpc_service: { envoy_grpc: { cluster_name: service } }, transport_api_version: V3";
+
+#[test]
+fn statistics_of_grpc_methods() {
+    use shika_data::model::http_filter::GrpcMethods;
+    let methods = |rest: &str| {
+        named("g", &typed("grpc_stats.v3.FilterConfig", rest)).map(|filter| match filter.kind {
+            HttpFilterKind::GrpcStats(stats) => stats.methods,
+            other => panic!("{other:?}"),
+        })
+    };
+    assert!(matches!(methods("emit_filter_state: true").unwrap(), GrpcMethods::Listed(list) if list.is_empty()));
+    assert!(matches!(methods("stats_for_all_methods: false").unwrap(), GrpcMethods::Listed(list) if list.is_empty()));
+    let all = methods("stats_for_all_methods: true, replace_dots_in_grpc_service_name: true").unwrap();
+    assert!(matches!(all, GrpcMethods::All { replace_dots: true }));
+    let list =
+        methods("individual_method_stats_allowlist: { services: [{ name: a.B, method_names: [C, D] }] }").unwrap();
+    assert!(
+        matches!(list, GrpcMethods::Listed(list) if list == [("a.B".into(), "C".into()), ("a.B".into(), "D".into())])
+    );
+    for (rest, path) in [
+        ("replace_dots_in_grpc_service_name: true", "typed_config.replace_dots_in_grpc_service_name"),
+        (
+            "individual_method_stats_allowlist: { services: [{ name: a }] }",
+            "typed_config.individual_method_stats_allowlist.services[0].method_names",
+        ),
+    ] {
+        assert_eq!(methods(rest).unwrap_err().path, path);
+    }
+}
+
+#[test]
+fn filters_that_hold_or_answer_requests() {
+    let kind = |kind: &str, rest: &str| named("f", &typed(kind, rest)).map(|filter| filter.kind);
+    assert!(matches!(kind("buffer.v3.Buffer", "max_request_bytes: 7").unwrap(), HttpFilterKind::Buffer { limit: 7 }));
+    let check = match kind("health_check.v3.HealthCheck", "pass_through_mode: true, cache_time: 1s").unwrap() {
+        HttpFilterKind::HealthCheck(check) => check,
+        other => panic!("{other:?}"),
+    };
+    assert!(check.pass_through && check.cache.is_some() && check.headers.is_empty());
+    for (message, rest, path) in [
+        ("buffer.v3.Buffer", "", "typed_config.max_request_bytes"),
+        ("buffer.v3.Buffer", "max_request_bytes: 0", "typed_config.max_request_bytes"),
+        ("health_check.v3.HealthCheck", "", "typed_config.pass_through_mode"),
+        ("health_check.v3.HealthCheck", "pass_through_mode: false, cache_time: 1s", "typed_config.cache_time"),
+        (
+            "health_check.v3.HealthCheck",
+            "pass_through_mode: true, cluster_min_healthy_percentages: { c: { value: 1 } }",
+            "typed_config.cluster_min_healthy_percentages",
+        ),
+        (
+            "health_check.v3.HealthCheck",
+            "pass_through_mode: false, cluster_min_healthy_percentages: { c: { value: 101 } }",
+            "typed_config.cluster_min_healthy_percentages[\"c\"].value",
+        ),
+    ] {
+        assert_eq!(kind(message, rest).unwrap_err().path, path);
+    }
+}
+
+#[test]
+fn a_rate_limit_with_its_defaults() {
+    use shika_data::model::ratelimit::AsksFor;
+    let limit = |rest: &str| {
+        let config = typed("ratelimit.v3.RateLimit", &format!("domain: d, rate_limit_service: {{ {GRPC} }}{rest}"));
+        named("limit", &config).map(|filter| match filter.kind {
+            HttpFilterKind::RateLimit(limit) => limit,
+            other => panic!("{other:?}"),
+        })
+    };
+    let plain = limit("").unwrap();
+    assert_eq!((&*plain.domain, &*plain.stat_prefix, plain.stage, plain.asks_for), ("d", "", 0, AsksFor::Both));
+    assert_eq!(
+        (plain.status, plain.status_on_error),
+        (StatusCode::TOO_MANY_REQUESTS, StatusCode::INTERNAL_SERVER_ERROR)
+    );
+    assert_eq!((plain.enabled.numerator, plain.enforced.numerator, plain.failure_mode_deny), (100, 100, false));
+    assert_eq!(plain.service.timeout.unwrap().as_millis(), 20);
+    assert_eq!((&*plain.service.name, plain.service.authority.to_str().unwrap()), ("service", "service"));
+    assert!(limit(", timeout: 0s").unwrap().service.timeout.is_none());
+    let set = limit(", timeout: 1s, stat_prefix: p, request_type: internal, rate_limited_status: { code: NotFound }")
+        .unwrap();
+    assert_eq!((&*set.stat_prefix, set.asks_for, set.status.as_u16()), ("p.", AsksFor::Internal, 404));
+    for (rest, path) in [
+        (", request_type: some", "typed_config.request_type"),
+        (", stage: 11", "typed_config.stage"),
+        (", rate_limits: [{ actions: [{ remote_address: {} }], stage: 1 }]", "typed_config.rate_limits[0].stage"),
+        (
+            ", rate_limits: [{ actions: [{ remote_address: {} }], hits_addend: { format: '%BYTES_RECEIVED%' } }]",
+            "typed_config.rate_limits[0].hits_addend.format",
+        ),
+    ] {
+        assert_eq!(limit(rest).unwrap_err().path, path);
+    }
+    let unknown = compiler().with_context(&|_| false, |context, _| {
+        let from = yaml(&format!(
+            "{{ name: l, typed_config: {} }}",
+            typed("ratelimit.v3.RateLimit", &format!("domain: d, rate_limit_service: {{ {GRPC} }}"))
+        ));
+        filter(context, &from, "ingress")
+    });
+    let unknown = unknown.unwrap_err();
+    assert_eq!(unknown.path, "typed_config.rate_limit_service.grpc_service.envoy_grpc.cluster_name");
+    assert_eq!(unknown.reason, "Unknown gRPC client cluster 'service'");
+}
+
+#[test]
+fn the_rules_of_routes() {
+    let rules = |text: &str| {
+        let from: shika_proto::envoy::config::route::v3::RouteAction = yaml(text);
+        compiler().with_context(&|_| true, |context, _| ratelimit::of_route(context, &from))
+    };
+    assert!(rules("{ cluster: c }").unwrap().is_none());
+    let route = rules("{ cluster: c, include_vh_rate_limits: true, rate_limits: [{ stage: 3, actions: [{ generic_key: { descriptor_value: v } }, { masked_remote_address: { v4_prefix_mask_len: 8 } }], limit: { rate_limit: { requests_per_unit: 5, unit: HOUR } } }] }").unwrap().unwrap();
+    assert!(route.include_host);
+    let rule = route.rules.first().unwrap();
+    assert_eq!((rule.stage, rule.actions.len(), rule.limit, rule.hits), (3, 2, Some((5, 3)), None));
+    for (rule, path) in [
+        ("{ actions: [] }", "rate_limits[0].actions"),
+        ("{ actions: [{}] }", "rate_limits[0].actions[0].action_specifier"),
+        ("{ actions: [{ generic_key: {} }] }", "rate_limits[0].actions[0].generic_key.descriptor_value"),
+        (
+            "{ actions: [{ request_headers: { header_name: x } }] }",
+            "rate_limits[0].actions[0].request_headers.descriptor_key",
+        ),
+        (
+            "{ actions: [{ header_value_match: { descriptor_value: v } }] }",
+            "rate_limits[0].actions[0].header_value_match.headers",
+        ),
+        (
+            "{ actions: [{ masked_remote_address: { v4_prefix_mask_len: 33 } }] }",
+            "rate_limits[0].actions[0].masked_remote_address.v4_prefix_mask_len",
+        ),
+        ("{ actions: [{ remote_address: {} }], apply_on_stream_done: true }", "rate_limits[0].apply_on_stream_done"),
+        ("{ actions: [{ remote_address: {} }], hits_addend: { number: 2 } }", "rate_limits[0].hits_addend"),
+        ("{ actions: [{ remote_address: {} }], limit: {} }", "rate_limits[0].limit.override_specifier"),
+    ] {
+        assert_eq!(rules(&format!("{{ cluster: c, rate_limits: [{rule}] }}")).unwrap_err().path, path, "{rule}");
+    }
+}
+
+#[test]
+fn an_authorization_with_its_defaults() {
+    use shika_data::model::ext_authz::AuthzService;
+    let authz = |rest: &str| {
+        named("authz", &typed("ext_authz.v3.ExtAuthz", rest)).map(|filter| match filter.kind {
+            HttpFilterKind::ExtAuthz(authz) => authz,
+            other => panic!("{other:?}"),
+        })
+    };
+    let plain = authz(GRPC).unwrap();
+    let AuthzService::Grpc(service) = &plain.service else { panic!("{plain:?}") };
+    assert_eq!(service.timeout.unwrap().as_millis(), 200);
+    assert_eq!(
+        (plain.status_on_error, plain.failure_mode_allow, plain.charge_cluster),
+        (StatusCode::FORBIDDEN, false, true)
+    );
+    assert!(plain.allowed_headers.is_none() && plain.body.is_none());
+    let http =
+        "transport_api_version: V3, http_service: { server_uri: { uri: x, cluster: c, timeout: 1s }, path_prefix: /p }";
+    assert!(matches!(&authz(http).unwrap().service, AuthzService::Http(http) if &*http.path_prefix == "/p"));
+    for (rest, path) in [
+        ("transport_api_version: V3".to_owned(), "typed_config.services"),
+        ("grpc_service: { envoy_grpc: { cluster_name: c } }".to_owned(), "typed_config.transport_api_version"),
+        (format!("{GRPC}, with_request_body: {{}}"), "typed_config.with_request_body.max_request_bytes"),
+        (format!("{GRPC}, status_on_error: {{ code: 999 }}"), "typed_config.status_on_error.code"),
+        (
+            "http_service: { server_uri: { uri: x, cluster: c } }".to_owned(),
+            "typed_config.http_service.server_uri.timeout",
+        ),
+        (
+            "http_service: { server_uri: { uri: x, cluster: c, timeout: 1s }, path_prefix: p }".to_owned(),
+            "typed_config.http_service.path_prefix",
+        ),
+        (
+            "transport_api_version: V3, grpc_service: { google_grpc: { target_uri: x, stat_prefix: s } }".to_owned(),
+            "typed_config.grpc_service.google_grpc",
+        ),
+    ] {
+        assert_eq!(authz(&rest).unwrap_err().path, path);
+    }
+}
+
 const MATCHED: &str = "extension_config: { name: fault, typed_config: { '@type': type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault } }";
 
 fn matching(matcher: &str) -> Compiled<HttpFilter> {
@@ -220,6 +403,13 @@ fn what_a_route_says_about_filters() {
         (typed("fault.v3.HTTPFault", ""), "Fault"),
         (typed("rbac.v3.RBACPerRoute", ""), "Rbac"),
         (typed("compressor.v3.CompressorPerRoute", "disabled: true"), "Compressor"),
+        (typed("cors.v3.CorsPolicy", "allow_origin_string_match: [{ exact: a }]"), "Cors"),
+        (typed("header_mutation.v3.HeaderMutationPerRoute", ""), "HeaderMutation"),
+        (typed("buffer.v3.BufferPerRoute", "disabled: true"), "Disabled"),
+        (typed("buffer.v3.BufferPerRoute", "buffer: { max_request_bytes: 1 }"), "Buffer"),
+        (typed("ratelimit.v3.RateLimitPerRoute", "vh_rate_limits: INCLUDE"), "RateLimit"),
+        (typed("ext_authz.v3.ExtAuthzPerRoute", "disabled: true"), "Disabled"),
+        (typed("ext_authz.v3.ExtAuthzPerRoute", "check_settings: { context_extensions: { a: b } }"), "ExtAuthz"),
     ] {
         let settings = on_route(&text).unwrap();
         assert!(settings.of("another").is_none());
@@ -245,6 +435,41 @@ fn what_a_route_says_about_filters() {
             "value must be inside range [200, 600), not 1",
         ),
         (typed("compressor.v3.CompressorPerRoute", ""), at(".override"), "value is required"),
+        (
+            typed("cors.v3.CorsPolicy", "allow_origin_string_match: [{ safe_regex: { regex: 'a(' } }]"),
+            at(".allow_origin_string_match[0].safe_regex.regex"),
+            "invalid regex 'a(': unclosed group",
+        ),
+        (
+            typed(
+                "header_mutation.v3.HeaderMutationPerRoute",
+                "mutations: { request_mutations: [{ remove: ':path' }] }",
+            ),
+            at(".mutations.request_mutations[0].remove"),
+            ":-prefixed or host headers may not be modified, but \":path\" is named",
+        ),
+        (
+            typed(
+                "header_mutation.v3.HeaderMutationPerRoute",
+                "mutations: { query_parameter_mutations: [{ append: { record: { key: a, value: 1 } } }] }",
+            ),
+            at(".mutations.query_parameter_mutations[0].append.record.value"),
+            "only a string is allowed",
+        ),
+        (typed("buffer.v3.BufferPerRoute", ""), at(".override"), "value is required"),
+        (
+            typed("ratelimit.v3.RateLimitPerRoute", "override_option: IGNORE_POLICY"),
+            at(".override_option"),
+            "is not supported; use vh_rate_limits",
+        ),
+        (
+            typed(
+                "ext_authz.v3.ExtAuthzPerRoute",
+                "check_settings: { grpc_service: { envoy_grpc: { cluster_name: c } } }",
+            ),
+            at(".check_settings.grpc_service"),
+            "a route cannot ask another service",
+        ),
     ] {
         let fault = on_route(&text).unwrap_err();
         assert_eq!((fault.path, fault.reason.as_str()), (path, reason));

@@ -1,10 +1,17 @@
 //! HTTP filters, what routes say about them, and the network filters that need a file of their own.
 
+pub(crate) mod call;
 pub(crate) mod compressor;
+pub(crate) mod cors;
+pub(crate) mod ext_authz;
 pub(crate) mod fault;
+pub(crate) mod grpc_stats;
+pub(crate) mod header_mutation;
+pub(crate) mod health_check;
 pub(crate) mod local_ratelimit;
 pub(crate) mod lua;
 pub(crate) mod network;
+pub(crate) mod ratelimit;
 pub(crate) mod rbac;
 
 use std::{collections::HashMap, sync::Arc};
@@ -14,7 +21,7 @@ use shika_data::{
         http_filter::{FilterSetting, FilterSettings, HttpFilter, HttpFilterKind},
         rbac::Principal,
     },
-    stats::Scope,
+    stats::{CorsStats, Scope},
 };
 use shika_proto::{
     any,
@@ -25,11 +32,17 @@ use shika_proto::{
             filters::{
                 common::matcher::action::v3::SkipFilter,
                 http::{
+                    buffer::v3::{Buffer, BufferPerRoute, buffer_per_route},
                     compressor::v3::{Compressor, CompressorPerRoute},
+                    cors::v3::{Cors, CorsPolicy},
+                    ext_authz::v3::{ExtAuthz, ExtAuthzPerRoute},
                     fault::v3::HttpFault,
                     grpc_stats::v3::FilterConfig as GrpcStats,
+                    header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
+                    health_check::v3::HealthCheck,
                     local_ratelimit::v3::LocalRateLimit,
                     lua::v3::Lua,
+                    ratelimit::v3::{RateLimit, RateLimitPerRoute},
                     rbac::v3::{Rbac as HttpRbac, RbacPerRoute},
                     router::v3::Router,
                 },
@@ -48,7 +61,7 @@ use super::{Compiled, Context, Fault, Within, required, unpack};
 
 /// All filters but the router, and the router.
 pub(crate) fn filters(
-    context: &Context<'_>,
+    context: &mut Context<'_>,
     from: &[proto::HttpFilter],
     stat_prefix: &str,
 ) -> Compiled<(Vec<HttpFilter>, Router)> {
@@ -57,10 +70,6 @@ pub(crate) fn filters(
     };
     let mut filters = Vec::with_capacity(others.len());
     for (index, one) in others.iter().enumerate() {
-        // Keeps statistics by gRPC method and nothing else, as the table of harmless fields says.
-        if content(one).is_ok_and(any::is::<GrpcStats>) {
-            continue;
-        }
         filters.push(filter(context, one, stat_prefix).at("http_filters", index)?);
     }
     let router = (|| {
@@ -90,7 +99,7 @@ fn content(from: &proto::HttpFilter) -> Compiled<&Any> {
     }
 }
 
-fn filter(context: &Context<'_>, from: &proto::HttpFilter, stat_prefix: &str) -> Compiled<HttpFilter> {
+fn filter(context: &mut Context<'_>, from: &proto::HttpFilter, stat_prefix: &str) -> Compiled<HttpFilter> {
     let content = content(from)?;
     let (kind, skip) = if any::is::<ExtensionWithMatcher>(content) {
         with_matcher(context, &unpack(content).within("typed_config")?, stat_prefix)
@@ -105,7 +114,7 @@ fn filter(context: &Context<'_>, from: &proto::HttpFilter, stat_prefix: &str) ->
     Ok(HttpFilter { name: from.name.as_str().into(), disabled: from.disabled, skip, kind })
 }
 
-fn kind(context: &Context<'_>, content: &Any, stat_prefix: &str) -> Compiled<HttpFilterKind> {
+fn kind(context: &mut Context<'_>, content: &Any, stat_prefix: &str) -> Compiled<HttpFilterKind> {
     if any::is::<HttpRbac>(content) {
         Ok(HttpFilterKind::Rbac(Arc::new(rbac::http(context, &unpack(content)?, stat_prefix)?)))
     } else if any::is::<LocalRateLimit>(content) {
@@ -117,6 +126,24 @@ fn kind(context: &Context<'_>, content: &Any, stat_prefix: &str) -> Compiled<Htt
         Ok(HttpFilterKind::Compressor(Arc::new(compressor::http(context, &unpack(content)?, stat_prefix)?)))
     } else if any::is::<Lua>(content) {
         lua::http(context, &unpack(content)?, stat_prefix).map(HttpFilterKind::RouteKri)
+    } else if any::is::<Cors>(content) {
+        Ok(HttpFilterKind::Cors(CorsStats::new(context.registry, scope(stat_prefix, "cors."))))
+    } else if any::is::<HeaderMutation>(content) {
+        let from: HeaderMutation = unpack(content)?;
+        Ok(HttpFilterKind::HeaderMutation {
+            all: Arc::new(header_mutation::mutations(context, &from.mutations)?),
+            most_specific_wins: from.most_specific_header_mutations_wins,
+        })
+    } else if any::is::<GrpcStats>(content) {
+        grpc_stats::filter(&unpack(content)?).map(HttpFilterKind::GrpcStats)
+    } else if any::is::<Buffer>(content) {
+        buffer_limit(&unpack(content)?).map(|limit| HttpFilterKind::Buffer { limit })
+    } else if any::is::<RateLimit>(content) {
+        Ok(HttpFilterKind::RateLimit(Arc::new(ratelimit::filter(context, &unpack(content)?)?)))
+    } else if any::is::<ExtAuthz>(content) {
+        Ok(HttpFilterKind::ExtAuthz(Arc::new(ext_authz::filter(context, &unpack(content)?, stat_prefix)?)))
+    } else if any::is::<HealthCheck>(content) {
+        health_check::filter(context, &unpack(content)?)
     } else if any::is::<Router>(content) {
         Err(Fault::new("", "the router must be the last HTTP filter"))
     } else {
@@ -126,7 +153,7 @@ fn kind(context: &Context<'_>, content: &Any, stat_prefix: &str) -> Compiled<Htt
 
 /// A filter with a matcher in front, and what it is passed by for.
 fn with_matcher(
-    context: &Context<'_>,
+    context: &mut Context<'_>,
     from: &ExtensionWithMatcher,
     stat_prefix: &str,
 ) -> Compiled<(HttpFilterKind, Box<[Principal]>)> {
@@ -212,8 +239,35 @@ fn setting(context: &Context<'_>, content: &Any) -> Compiled<FilterSetting> {
         rbac::per_route(&unpack(content)?).map(|rules| FilterSetting::Rbac(Arc::new(rules)))
     } else if any::is::<CompressorPerRoute>(content) {
         compressor::per_route(&unpack(content)?).map(FilterSetting::Compressor)
+    } else if any::is::<CorsPolicy>(content) {
+        cors::policy(&unpack(content)?).map(|policy| FilterSetting::Cors(Arc::new(policy)))
+    } else if any::is::<HeaderMutationPerRoute>(content) {
+        let from: HeaderMutationPerRoute = unpack(content)?;
+        let mutations = header_mutation::mutations(context, &from.mutations)?;
+        Ok(FilterSetting::HeaderMutation(Arc::new(mutations)))
+    } else if any::is::<RateLimitPerRoute>(content) {
+        ratelimit::per_route(context, &unpack(content)?).map(|own| FilterSetting::RateLimit(Arc::new(own)))
+    } else if any::is::<ExtAuthzPerRoute>(content) {
+        ext_authz::per_route(&unpack(content)?)
+    } else if any::is::<BufferPerRoute>(content) {
+        match unpack::<BufferPerRoute>(content)?.r#override {
+            Some(buffer_per_route::Override::Disabled(true)) => Ok(FilterSetting::Disabled),
+            Some(buffer_per_route::Override::Disabled(false)) => Err(Fault::new("disabled", "value must equal true")),
+            Some(buffer_per_route::Override::Buffer(buffer)) => {
+                buffer_limit(&buffer).within("buffer").map(|limit| FilterSetting::Buffer { limit })
+            }
+            None => Err(Fault::new("override", "value is required")),
+        }
     } else {
         Err(Fault::new("", format!("settings of type {} are not supported for a route", content.type_url)))
+    }
+}
+
+/// `Buffer.max_request_bytes`
+fn buffer_limit(from: &Buffer) -> Compiled<u32> {
+    match required(&from.max_request_bytes, "max_request_bytes")?.value {
+        0 => Err(Fault::new("max_request_bytes", "value must be greater than 0")),
+        limit => Ok(limit),
     }
 }
 

@@ -18,7 +18,7 @@ use shika_proto::envoy::config::{
 
 use super::{
     super::{
-        Compiled, Context, Fault, Within, bound, duration, enumeration, filter, flag,
+        Compiled, Context, Fault, Within, bound, duration, enumeration, filter, flag, hash,
         header::{self, Mutations},
         labels, matcher, non_empty, required, retry, wrapped,
     },
@@ -126,7 +126,9 @@ pub(super) fn forward(
         .map(Box::new),
         buffer_limit: None,
         labels: asked,
+        hash: hash::policies(&from.hash_policy)?,
         mirrors: mirrors(context, table, host, &from.request_mirror_policies)?,
+        rate_limits: filter::ratelimit::of_route(context, from)?,
     })
 }
 
