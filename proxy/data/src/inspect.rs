@@ -124,9 +124,13 @@ enum Hello {
 
 /// Reads a ClientHello out of TLS records, however it is cut into them; `gathering` is what the calls before have read of them.
 fn client_hello(bytes: &[u8], gathering: &mut Gathering) -> Hello {
-    match gathering.take(bytes) {
+    // No more is looked at than is waited for, and what has said to be too large is so whatever follows: the verdict is the same in whatever pieces it comes.
+    let gathered = gathering.take(bytes.get(..MAX_CLIENT_HELLO).unwrap_or(bytes));
+    if gathering.length().is_some_and(|length| length > MAX_CLIENT_HELLO) {
+        return Hello::TooLarge;
+    }
+    match gathered {
         Gathered::Other => Hello::NotTls,
-        _ if gathering.length().is_some_and(|length| length > MAX_CLIENT_HELLO) => Hello::TooLarge,
         Gathered::More if bytes.len() < MAX_CLIENT_HELLO => Hello::More,
         Gathered::More => Hello::TooLarge,
         Gathered::Whole => {

@@ -191,3 +191,18 @@ async fn closing_without_a_byte_is_an_end_and_closing_after_some_is_plain_text()
         assert_eq!(result.is_err(), ended, "{said:?}");
     }
 }
+
+/// Found by fuzzing: what came after the length decided when it came together with it.
+#[test]
+fn a_hello_that_is_too_long_is_so_whatever_follows() {
+    let large = [&[22, 3, 1, 0, 6, 1, 0xbb, 0xbb, 0xbb, 3, 3][..], b"no record"].concat();
+    // No ClientHello, so its length counts for nothing.
+    let other = [22, 3, 1, 0, 6, 2, 0xbb, 0xbb, 0xbb, 3, 3];
+    for (bytes, expected) in [(&large[..], Hello::TooLarge), (&large[..9], Hello::TooLarge), (&other, Hello::NotTls)] {
+        assert_eq!(super::client_hello(bytes, &mut Gathering::default()), expected);
+    }
+    let mut pieces = Gathering::default();
+    let verdict =
+        (1..=large.len()).map(|end| super::client_hello(&large[..end], &mut pieces)).find(|one| *one != Hello::More);
+    assert_eq!(verdict, Some(Hello::TooLarge));
+}

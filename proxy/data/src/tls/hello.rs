@@ -67,9 +67,9 @@ impl Gathering {
         }
     }
 
-    /// Bytes of the whole message, with its header, once it has said so.
+    /// Bytes of the whole message, with its header, once it has said so; of a ClientHello alone.
     pub fn length(&self) -> Option<usize> {
-        let &[_, a, b, c] = self.content.get(..HEADER)? else { return None };
+        let &[CLIENT_HELLO, a, b, c] = self.content.get(..HEADER)? else { return None };
         Some(HEADER + (usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c)))
     }
 
