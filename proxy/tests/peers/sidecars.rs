@@ -177,7 +177,7 @@ pub fn client(certificates: &Certificates, ports: &dyn Fn(&str) -> u16) -> Value
         asks("short", json!({"cluster": "grpc", "timeout": "0.5s"})),
         asks(
             "deadline",
-            json!({"cluster": "grpc", "timeout": "0s", "max_stream_duration": {"grpc_timeout_header_max": "0s"}}),
+            json!({"cluster": "grpc", "timeout": "0s", "max_stream_duration": {"grpc_timeout_header_max": "30s"}}),
         ),
     ];
     to_grpc.extend(to_all("grpc").as_array().into_iter().flatten().cloned());
