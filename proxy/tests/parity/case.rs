@@ -339,6 +339,20 @@ pub enum Step {
     UntilUpstreamSaw(String),
     /// Call the admin server.
     Admin(Admin),
+    /// Send datagrams to the listener's port, and compare what comes back first.
+    Datagram(Datagram),
+    /// Play another connection to its end while this one stays open.
+    Beside(Connection),
+}
+
+/// Datagrams and the first answer, in hexadecimal digits.
+#[derive(Debug, Deserialize, Clone)]
+#[serde(deny_unknown_fields)]
+pub struct Datagram {
+    /// What is sent. A second one behind one that may be left unanswered says by its answer that it was.
+    pub send: Vec<String>,
+    /// What must come back first.
+    pub recv: Option<Pattern>,
 }
 
 /// A request.

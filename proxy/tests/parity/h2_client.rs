@@ -56,7 +56,9 @@ pub async fn run(run: &Arc<Run>, io: Box<dyn Io>, connection: &Connection, path:
             | Step::Eof
             | Step::Echo
             | Step::Shutdown
-            | Step::Reset => Err(anyhow::anyhow!("not a step of an HTTP/2 connection")),
+            | Step::Reset
+            | Step::Beside(_)
+            | Step::Datagram(_) => Err(anyhow::anyhow!("not a step of an HTTP/2 connection")),
         };
         if let Err(error) = result {
             run.recorder.note(&format!("{path}.failed"), &format!("{error:#}"));
