@@ -391,7 +391,7 @@ impl Compiler {
                     Some(old) => self.secrets.dynamic.insert(name.into(), old),
                     None => self.secrets.dynamic.remove(name),
                 };
-                Err(Fault::new("", reason))
+                Err(Fault::new(secret::content_field(from), reason))
             }
         }
     }

@@ -147,7 +147,7 @@ impl Compiler {
     /// # Errors
     /// The secret is none of the bootstrap's, or cannot be used; the old value stays.
     pub fn replace_static_secret(&mut self, from: &Secret) -> Result<(), Reject> {
-        let refuse = |reason: String| Reject::new(type_url::SECRET, &from.name, "", reason);
+        let refuse = |reason: String| Reject::new(type_url::SECRET, &from.name, secret::content_field(from), reason);
         if !self.secrets.fixed.contains_key(from.name.as_str()) {
             return Err(refuse("is no static secret".into()));
         }
