@@ -103,6 +103,9 @@ pub struct Upstream {
     /// What it speaks.
     #[serde(default)]
     pub protocol: Protocol,
+    /// It listens on a Unix socket, `${<NAME>}` is its path.
+    #[serde(default)]
+    pub pipe: bool,
     /// TLS in front of the protocol.
     pub tls: Option<ServerTls>,
     /// The n-th request that this upstream sees gets the n-th reply, the last one repeats.
@@ -115,6 +118,9 @@ pub struct Upstream {
     pub expect: Option<Vec<ExpectedRequest>>,
     /// It is a unary gRPC service (`h2` only): requests are compared field by field, replies are given as messages.
     pub grpc: Option<Messages>,
+    /// It is a control plane (`h2` only) that hands these resources out over ADS, each with its `@type`.
+    #[serde(default)]
+    pub xds: Vec<Value>,
     /// What it sees is neither compared nor checked; the case says why.
     #[serde(default)]
     pub unobserved: bool,
@@ -145,6 +151,8 @@ pub struct ServerTls {
     pub alpn: Vec<String>,
     /// Ask for a client certificate signed by this CA.
     pub client_ca: Option<String>,
+    /// The only version that it speaks, `1.2` or `1.3`; absent: both.
+    pub version: Option<String>,
 }
 
 /// A body: literal, or generated so that five megabytes need not be spelt.
@@ -280,6 +288,8 @@ pub struct Connection {
     pub destination: Option<String>,
     /// Port; default `${LISTENER}`.
     pub port: Option<String>,
+    /// Path of a Unix socket, instead of the addresses above.
+    pub pipe: Option<String>,
     /// What it does, in order.
     #[serde(default)]
     pub steps: Vec<Step>,
@@ -311,6 +321,8 @@ pub struct ClientTls {
     pub alpn: Vec<String>,
     /// Name of the client certificate.
     pub cert: Option<String>,
+    /// The only version that it speaks, `1.2` or `1.3`; absent: both.
+    pub version: Option<String>,
 }
 
 /// One step of a connection.
@@ -339,6 +351,39 @@ pub enum Step {
     UntilUpstreamSaw(String),
     /// Call the admin server.
     Admin(Admin),
+    /// Wait until stats have these values.
+    UntilStats(BTreeMap<String, StatValue>),
+    /// Send one request many times (HTTP/1) and take whatever comes; nothing of it is compared.
+    Repeat(Repeat),
+    /// Change what a control plane serves, and wait until the subject has taken or refused it.
+    Xds(Update),
+}
+
+/// One request, many times.
+#[derive(Debug, Deserialize, Clone)]
+#[serde(deny_unknown_fields)]
+pub struct Repeat {
+    /// `GET /path`.
+    pub line: String,
+    /// How often.
+    pub times: usize,
+}
+
+/// A change of what a control plane serves.
+#[derive(Debug, Deserialize, Clone)]
+#[serde(deny_unknown_fields)]
+pub struct Update {
+    /// Name of the upstream that is the control plane.
+    pub upstream: String,
+    /// Resources to add, or to put in place of those of the same type and name.
+    #[serde(default)]
+    pub set: Vec<Value>,
+    /// Names of resources to remove, of whatever type.
+    #[serde(default)]
+    pub remove: Vec<String>,
+    /// The subject must refuse the update.
+    #[serde(default)]
+    pub refused: bool,
 }
 
 /// A request.

@@ -12,6 +12,7 @@ use tokio::time::{Duration, timeout};
 
 use crate::bootstrap::fill_text;
 use crate::case::{Connection, ExpectedResponse, Fate, Request, Step};
+use crate::control;
 use crate::frames::{Frames, Watched, setting_name};
 use crate::run::Run;
 use crate::steps::{self, check_response, header_lines};
@@ -46,6 +47,14 @@ pub async fn run(run: &Arc<Run>, io: Box<dyn Io>, connection: &Connection, path:
                 steps::call_admin(run, admin, &path).await;
                 Ok(())
             }
+            Step::UntilStats(stats) => {
+                steps::until_stats(run, stats, &path).await;
+                Ok(())
+            }
+            Step::Xds(update) => {
+                control::update(run, update, &path).await;
+                Ok(())
+            }
             Step::Close => {
                 driver.abort();
                 break;
@@ -56,6 +65,7 @@ pub async fn run(run: &Arc<Run>, io: Box<dyn Io>, connection: &Connection, path:
             | Step::Eof
             | Step::Echo
             | Step::Shutdown
+            | Step::Repeat(_)
             | Step::Reset => Err(anyhow::anyhow!("not a step of an HTTP/2 connection")),
         };
         if let Err(error) = result {
@@ -117,10 +127,15 @@ async fn send_request(
     let (method, target) = line.split_once(' ').context("a request line is `METHOD target`")?;
     let host = fill_text(request.host.as_deref().unwrap_or("parity.example"), &run.placeholders)?;
     let scheme = if tls { "https" } else { "http" };
-    let uri = if method == "CONNECT" { target.to_owned() } else { format!("{scheme}://{host}{target}") };
+    let extended = request.headers.iter().map(|line| header_line(line)).find(|(name, _)| name == ":protocol");
+    // A plain CONNECT has only an authority (RFC 9113 section 8.5), an extended one all that other requests have (RFC 8441 section 4).
+    let tunnel = method == "CONNECT" && extended.is_none();
+    let uri = if tunnel { target.to_owned() } else { format!("{scheme}://{host}{target}") };
     let mut builder = http::Request::builder().method(method).uri(uri).version(http::Version::HTTP_2);
-    for line in &request.headers {
-        let (name, value) = header_line(line);
+    if let Some((_, protocol)) = &extended {
+        builder = builder.extension(h2::ext::Protocol::from(protocol.as_str()));
+    }
+    for (name, value) in header_lines(&request.headers).into_iter().filter(|(name, _)| name != ":protocol") {
         builder = builder.header(name, fill_text(&value, &run.placeholders)?);
     }
     let body = request.body.as_ref().map(|body| body.bytes());
@@ -135,7 +150,7 @@ async fn send_request(
         return Ok(());
     }
     let sending = async {
-        if !bodiless && method != "CONNECT" {
+        if !bodiless && !tunnel {
             let trailers = (!request.trailers.is_empty()).then(|| header_map(&request.trailers)).transpose()?;
             // A peer that answers early and resets makes this fail; what it did shows on the read side.
             let _ = send_body(&mut stream, body.unwrap_or_default(), trailers, true).await;

@@ -13,6 +13,7 @@ mod bootstrap;
 mod case;
 mod certs;
 mod client;
+mod control;
 mod differences;
 mod frames;
 mod grpc;
@@ -23,6 +24,7 @@ mod report;
 mod run;
 mod steps;
 mod subject;
+mod surface;
 mod text;
 mod upstream;
 mod wire;
@@ -200,4 +202,35 @@ fn the_page_of_differences_says_what_the_cases_say() {
         std::fs::read_to_string(&path).unwrap_or_default() == page,
         "docs/differences.md is not what the cases say: run this test with SHIKA_WRITE_DOCS=1"
     );
+}
+
+#[test]
+fn the_cases_show_all_that_kuma_emits() {
+    let surface = surface::read(&std::fs::read_to_string(home().join("surface.txt")).unwrap()).unwrap();
+    let mut configured = Vec::new();
+    for path in case_paths(None).unwrap() {
+        let case = case::read(&path).unwrap();
+        // What shika-proxy refuses is not shown.
+        if case.refused.is_none() {
+            let text = bootstrap::build(&case, &run::standing_placeholders(&case)).unwrap();
+            configured.push(surface::Configured::new(&case, &serde_yaml_ng::from_str(&text).unwrap()).unwrap());
+        }
+    }
+    let coverage = surface::Coverage::new(&surface, &configured);
+    if std::env::var_os("SHIKA_PARITY_SHOW").is_some() {
+        report::print(&coverage.detail());
+    }
+    report::print(&coverage.table());
+    let mut faults = coverage.faults();
+    for table in ["kuma-xds-fields.tsv", "kuma-2.14-surface.tsv"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/reference").join(table);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => {
+                let unnamed = surface::unnamed(&surface, &text).unwrap();
+                faults.extend(unnamed.into_iter().map(|name| format!("surface.txt lacks {name} of {table}")));
+            }
+            Err(error) => report::print(&format!("{}: {error}: surface.txt is not compared with it\n", path.display())),
+        }
+    }
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }
