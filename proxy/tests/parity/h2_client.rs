@@ -65,8 +65,9 @@ pub async fn run(run: &Arc<Run>, io: Box<dyn Io>, connection: &Connection, path:
             | Step::Eof
             | Step::Echo
             | Step::Shutdown
-            | Step::Repeat(_)
-            | Step::Reset => Err(anyhow::anyhow!("not a step of an HTTP/2 connection")),
+            | Step::Reset
+            | Step::Beside(_)
+            | Step::Datagram(_) => Err(anyhow::anyhow!("not a step of an HTTP/2 connection")),
         };
         if let Err(error) = result {
             run.recorder.note(&format!("{path}.failed"), &format!("{error:#}"));
@@ -127,15 +128,10 @@ async fn send_request(
     let (method, target) = line.split_once(' ').context("a request line is `METHOD target`")?;
     let host = fill_text(request.host.as_deref().unwrap_or("parity.example"), &run.placeholders)?;
     let scheme = if tls { "https" } else { "http" };
-    let extended = request.headers.iter().map(|line| header_line(line)).find(|(name, _)| name == ":protocol");
-    // A plain CONNECT has only an authority (RFC 9113 section 8.5), an extended one all that other requests have (RFC 8441 section 4).
-    let tunnel = method == "CONNECT" && extended.is_none();
-    let uri = if tunnel { target.to_owned() } else { format!("{scheme}://{host}{target}") };
+    let uri = if method == "CONNECT" { target.to_owned() } else { format!("{scheme}://{host}{target}") };
     let mut builder = http::Request::builder().method(method).uri(uri).version(http::Version::HTTP_2);
-    if let Some((_, protocol)) = &extended {
-        builder = builder.extension(h2::ext::Protocol::from(protocol.as_str()));
-    }
-    for (name, value) in header_lines(&request.headers).into_iter().filter(|(name, _)| name != ":protocol") {
+    for line in &request.headers {
+        let (name, value) = header_line(line);
         builder = builder.header(name, fill_text(&value, &run.placeholders)?);
     }
     let body = request.body.as_ref().map(|body| body.bytes());
@@ -150,7 +146,7 @@ async fn send_request(
         return Ok(());
     }
     let sending = async {
-        if !bodiless && !tunnel {
+        if !bodiless && method != "CONNECT" {
             let trailers = (!request.trailers.is_empty()).then(|| header_map(&request.trailers)).transpose()?;
             // A peer that answers early and resets makes this fail; what it did shows on the read side.
             let _ = send_body(&mut stream, body.unwrap_or_default(), trailers, true).await;

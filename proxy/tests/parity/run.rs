@@ -125,7 +125,10 @@ pub async fn run(subject: Subject, case: Case, certs: Arc<Certs>, certs_dir: &Pa
     let mut running = Running::start(subject, dir, certs_dir).await?;
     placeholders.insert("ADMIN".into(), running.admin.rsplit(':').next().unwrap_or_default().to_owned());
 
-    let normalizer = Normalizer::new(placeholders.iter().map(|(k, v)| (k.as_str(), v.as_str())), &case.source);
+    let normalizer = Normalizer::new(
+        placeholders.iter().filter(|(name, _)| !name.contains(':')).map(|(k, v)| (k.as_str(), v.as_str())),
+        &case.source,
+    );
     let seen = case.upstreams.keys().map(|name| (name.clone(), watch::Sender::new(Seen::default()))).collect();
     let admin = running.admin.clone();
     let mut serving = BTreeMap::new();
