@@ -262,7 +262,7 @@ pub(crate) async fn serve(mut socket: Socket, accepted_by: ListenerId, panics: P
                 return finish(&connection, &outcome, &snapshot);
             }
             Ok(accepted) => {
-                if !listener.inspect.tls {
+                if !listener.inspect.at(connection.local).tls {
                     connection.sni = accepted.sni;
                 }
                 connection.alpn = accepted.alpn;

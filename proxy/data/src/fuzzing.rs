@@ -21,7 +21,7 @@ use crate::{
     connection, inspect,
     io::{Inspected, Socket},
     listen::PanicCount,
-    model::{ListenerId, listener::Inspect},
+    model::{ListenerId, listener::Look},
     snapshot::Snapshot,
     stats::ServerStats,
     tls, worker,
@@ -106,8 +106,8 @@ pub async fn serve(stream: Memory, listener: ListenerId, server: ServerStats) {
 
 /// What the inspectors find in the bytes of a connection.
 pub async fn inspect(stream: Memory, tls: bool, http: bool) -> Result<Findings, InspectError> {
-    let wanted = Inspect { tls, http, ..Inspect::default() };
-    inspect::inspect(&mut Socket::Memory(stream), &mut BytesMut::new(), &wanted).await
+    let wanted = Look { tls, http };
+    inspect::inspect(&mut Socket::Memory(stream), &mut BytesMut::new(), wanted).await
 }
 
 /// The server name that the handshake reads out of a ClientHello, in lower case; `None` if there is none that can be read.

@@ -262,6 +262,7 @@ pub fn allow_only(registry: &Registry, principal: &str) -> NetworkFilter {
                 name: "callers".into(),
                 permissions: vec![Permission::Any],
                 principals: vec![Principal::Authenticated(Some(exactly(principal)))],
+                allows: true,
             }],
         }),
         shadow: None,

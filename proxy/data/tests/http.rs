@@ -213,6 +213,7 @@ fn snapshot(setup: &Setup, registry: &Registry, cluster: &Arc<Cluster>) -> Arc<S
         routes: RouteTableId(0),
         filters: Vec::new(),
         suppress_envoy_headers: false,
+        strict_headers: Vec::new(),
         tracing: None,
         access_log: Vec::new(),
         trust: Trust::default(),

@@ -1,15 +1,16 @@
 //! Steps of a scripted connection over HTTP/1 or raw bytes, for clients and for TCP upstreams.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::net::UdpSocket;
 use tokio::time::{Duration, Instant, sleep, timeout};
 
 use crate::bootstrap::fill_text;
-use crate::case::{Admin, AdminCompare, Datagram, ExpectedResponse, Fate, Request, Step};
+use crate::case::{Admin, AdminCompare, Datagram, ExpectedResponse, Fate, Repeat, Request, StatValue, Step};
 use crate::client;
-use crate::run::Run;
+use crate::control;
+use crate::run::{self, Run};
 use crate::subject;
 use crate::wire::{End, Message, PATIENCE, Wire, header_line};
 
@@ -67,6 +68,15 @@ pub async fn run(run: &Arc<Run>, mut wire: Wire, steps: &[Step], path: &str) -> 
                 }
                 Ok(())
             }
+            Step::UntilStats(stats) => {
+                until_stats(run, stats, &path).await;
+                Ok(())
+            }
+            Step::Repeat(repeat) => self::repeat(run, &mut wire, repeat).await,
+            Step::Xds(update) => {
+                control::update(run, update, &path).await;
+                Ok(())
+            }
         };
         if let Err(end) = result {
             run.recorder.note(&format!("{path}.failed"), &format!("{end:?}"));
@@ -75,6 +85,22 @@ pub async fn run(run: &Arc<Run>, mut wire: Wire, steps: &[Step], path: &str) -> 
         }
     }
     Some(wire)
+}
+
+/// Waits for stats in the middle of a connection.
+pub async fn until_stats(run: &Run, stats: &BTreeMap<String, StatValue>, path: &str) {
+    if let Err(error) = run::check_stats(run, stats, path).await {
+        run.recorder.miss(format!("{path}: {error:#}"));
+    }
+}
+
+async fn repeat(run: &Run, wire: &mut Wire, repeat: &Repeat) -> Result<(), End> {
+    let bytes = format!("{} HTTP/1.1\r\nhost: parity.example\r\n\r\n", repeat.line);
+    let bytes = fill_text(&bytes, &run.placeholders).unwrap_or_default();
+    for _ in 0..repeat.times {
+        wire.exchange(bytes.as_bytes(), false).await?;
+    }
+    Ok(())
 }
 
 /// How a connection stands after its steps.
@@ -95,6 +121,9 @@ pub async fn fate(run: &Run, wire: Option<Wire>, expected: Fate, path: &str) -> 
 
 /// Notes and checks a fate.
 pub fn note_fate(run: &Run, path: &str, seen: Fate, expected: Fate) {
+    if expected == Fate::Any {
+        return;
+    }
     run.recorder.note(&format!("{path}.fate"), &format!("{seen:?}"));
     run.recorder.expect_text(&format!("{path}.fate"), &format!("{expected:?}"));
 }

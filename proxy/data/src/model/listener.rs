@@ -152,6 +152,57 @@ pub struct Inspect {
     pub tls: bool,
     /// `http_inspector`: application protocol from the first bytes of plain text.
     pub http: bool,
+    /// Connections whose ClientHello is not looked at: `filter_disabled` of `tls_inspector`.
+    pub tls_disabled: Option<Destinations>,
+    /// Connections whose first line is not looked at: `filter_disabled` of `http_inspector`.
+    pub http_disabled: Option<Destinations>,
+}
+
+impl Inspect {
+    /// What is looked at in a connection with this (restored) destination.
+    pub fn at(&self, destination: Option<SocketAddr>) -> Look {
+        let on = |on: bool, disabled: &Option<Destinations>| {
+            on && !disabled.as_ref().is_some_and(|disabled| disabled.hold(destination))
+        };
+        Look { tls: on(self.tls, &self.tls_disabled), http: on(self.http, &self.http_disabled) }
+    }
+}
+
+/// What of a connection's first bytes is looked at.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Look {
+    /// Transport protocol, SNI, ALPN from a ClientHello.
+    pub tls: bool,
+    /// Application protocol from plain text.
+    pub http: bool,
+}
+
+/// Envoy `ListenerFilterChainMatchPredicate`: which connections are meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destinations {
+    /// `any_match`
+    Any,
+    /// `not_match`
+    Not(Box<Destinations>),
+    /// `and_match`
+    All(Vec<Destinations>),
+    /// `or_match`
+    Either(Vec<Destinations>),
+    /// `destination_port_range`: start inclusive, end exclusive.
+    Ports(std::ops::Range<u32>),
+}
+
+impl Destinations {
+    /// Whether a connection with this destination is meant. One without an IP address has no port.
+    pub fn hold(&self, destination: Option<SocketAddr>) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Not(not) => !not.hold(destination),
+            Self::All(all) => all.iter().all(|one| one.hold(destination)),
+            Self::Either(any) => any.iter().any(|one| one.hold(destination)),
+            Self::Ports(ports) => destination.is_some_and(|address| ports.contains(&u32::from(address.port()))),
+        }
+    }
 }
 
 /// What happens to a connection once its chain is chosen.

@@ -18,6 +18,7 @@ pub(crate) mod http;
 pub(crate) mod kafka;
 pub(crate) mod labels;
 pub(crate) mod listener;
+mod listener_filters;
 pub(crate) mod matcher;
 pub(crate) mod outlier;
 pub(crate) mod proxy_protocol;

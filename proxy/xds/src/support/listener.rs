@@ -43,9 +43,21 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.config.listener.v3.ListenerFilter",
-        honoured: "typed_config",
+        honoured: "typed_config filter_disabled",
         harmless: &[("name", NAME)],
-        refused: &[("filter_disabled", "listener filters cannot be turned off by a predicate")],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.listener.v3.ListenerFilterChainMatchPredicate",
+        honoured: "or_match and_match not_match any_match destination_port_range",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.listener.v3.ListenerFilterChainMatchPredicate.MatchSet",
+        honoured: "rules",
+        harmless: &[],
+        refused: &[],
     },
     Message {
         name: "envoy.config.listener.v3.FilterChain",
