@@ -26,7 +26,7 @@ use super::{
     request::{Matched, Unanswered, finish_headers, matched_length, reply},
     retry::{Retry, Tries},
     route::path_only,
-    upgrade,
+    strict, upgrade,
 };
 use crate::{
     connection::Connection,
@@ -55,6 +55,14 @@ pub(super) async fn forward(
     action: &Forward,
 ) -> Result<Response<ResponseBody>, Unanswered> {
     let manager = exchange.manager.clone();
+    if !manager.strict_headers.is_empty()
+        && let Some((name, value)) = strict::broken(&manager.strict_headers, &head.headers)
+    {
+        let details = format!("request_headers_failed_strict_check{{{name}}}");
+        let text = format!("invalid header '{name}' with value '{value}'");
+        let refusal = Refusal::new(StatusCode::BAD_REQUEST, text, details).flag(ResponseFlag::InvalidHeader);
+        return Ok(reply(exchange, head, Some(matched), refusal));
+    }
     let switching = match head.upgrade.take() {
         Some(kind) if upgrade::allowed(&kind, &manager.upgrades, &action.upgrades) => Some(kind),
         Some(_) => {
@@ -422,6 +430,8 @@ fn respond(
     client: Option<upgrade::Client>,
 ) -> Response<ResponseBody> {
     let (mut parts, incoming) = response.into_parts();
+    // What the upstream speaks ends here: a client of HTTP/1.1 is answered in HTTP/1.1, and its connection stays.
+    parts.version = Version::HTTP_11;
     let server = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
     // As in Envoy: over HTTP/2 an upgrade succeeds with 200 (RFC 8441 section 5), which is a 101 to all that follows.
     if lease.protocol() == Protocol::Http2 && client.is_some() && server.is_some() {
