@@ -229,7 +229,7 @@ async def grpc_deadline():
 
 @step
 async def grpc_deadline_in_stream():
-    call = both("HangStream")(timeout=1.5)
+    call = both("HangStream")(timeout=3)
     await call.write(b"stream-deadline")
     first = await call.read()
     try:
@@ -370,7 +370,7 @@ async def grpc_keepalive():
         ("grpc.http2.max_pings_without_data", 0),
     ]
     async with grpc.aio.insecure_channel(AT["grpc"], options=options) as own:
-        call = both("HangStream", own)(timeout=1)
+        call = both("HangStream", own)(timeout=2)
         await call.write(b"pings")
         await call.read()
         try:

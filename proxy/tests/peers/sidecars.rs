@@ -167,8 +167,8 @@ pub fn client(certificates: &Certificates, ports: &dyn Fn(&str) -> u16) -> Value
     };
     let to_websocket = |cluster: &str| {
         let mut routes = vec![
-            asks("idle", json!({"cluster": cluster, "timeout": "0s", "idle_timeout": "0.5s"})),
-            asks("long", json!({"cluster": cluster, "max_stream_duration": {"max_stream_duration": "0.5s"}})),
+            asks("idle", json!({"cluster": cluster, "timeout": "0s", "idle_timeout": "2s"})),
+            asks("long", json!({"cluster": cluster, "max_stream_duration": {"max_stream_duration": "2s"}})),
         ];
         routes.extend(to_all(cluster).as_array().into_iter().flatten().cloned());
         routes.into()

@@ -427,7 +427,7 @@ fn respond(
     matched: Matched<'_>,
     limits: &Limits,
     weighted: Option<&WeightedCluster>,
-    client: Option<upgrade::Client>,
+    client: Option<Box<upgrade::Client>>,
 ) -> Response<ResponseBody> {
     let (mut parts, incoming) = response.into_parts();
     // What the upstream speaks ends here: a client of HTTP/1.1 is answered in HTTP/1.1, and its connection stays.

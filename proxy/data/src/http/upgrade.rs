@@ -111,19 +111,25 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Takes it from the request's extensions.
-    pub fn new(kind: &str, extensions: &mut http::Extensions) -> Option<Self> {
+    /// Takes it from the request's extensions. On the heap: it is seldom, and every request's future would have room for it.
+    pub fn new(kind: &str, extensions: &mut http::Extensions) -> Option<Box<Self>> {
         let upgrade = extensions.remove()?;
-        Some(Client { upgrade, kind: HeaderValue::from_str(kind).ok()?, life: extensions.remove() })
+        Some(Box::new(Client { upgrade, kind: HeaderValue::from_str(kind).ok()?, life: extensions.remove() }))
     }
 }
 
 /// Copies bytes between the two sides once both have left HTTP. As in Envoy, the upstream's end is the tunnel's. The exchange and the lease live as long as the copy. A downstream connection over HTTP/1 waits
 /// for it, one over HTTP/2 counts it as a request under way.
-pub(super) fn splice(client: Client, server: OnUpgrade, mut exchange: Box<Exchange>, lease: Lease, limits: &Limits) {
+pub(super) fn splice(
+    client: Box<Client>,
+    server: OnUpgrade,
+    mut exchange: Box<Exchange>,
+    lease: Lease,
+    limits: &Limits,
+) {
     exchange.manager.stats.downstream_cx_upgrades_total().inc();
     exchange.manager.stats.downstream_cx_upgrades_active().inc();
-    let Client { upgrade: client, life, .. } = client;
+    let Client { upgrade: client, life, .. } = *client;
     let connection = exchange.connection.clone();
     let whole = life.is_none();
     let active = life.map(Active::tunnel);
