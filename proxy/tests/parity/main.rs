@@ -77,6 +77,9 @@ fn case_paths(filter: Option<&str>) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
+/// How many cases may need a second run: more is no longer the machine.
+const UNSTEADY_LIMIT: usize = 4;
+
 /// Runs one case on each subject in turn.
 async fn run_case(
     path: PathBuf,
@@ -163,7 +166,7 @@ fn every_case_agrees() {
     let jobs = std::env::var("SHIKA_PARITY_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(4);
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let cases = runtime.block_on(async {
+    let (cases, unsteady) = runtime.block_on(async {
         let permits = Arc::new(Semaphore::new(jobs));
         let mut running = tokio::task::JoinSet::new();
         for path in paths {
@@ -171,16 +174,30 @@ fn every_case_agrees() {
             let (global, certs) = (global.clone(), certs.clone());
             running.spawn(async move {
                 let _permit = permits.acquire_owned().await.unwrap();
-                run_case(path, subjects, global, certs, root).await
+                let report = run_case(path.clone(), subjects, global, certs, root).await;
+                (path, report)
             });
         }
-        running.join_all().await
+        // What failed among others is run once more, alone: a case of timeouts needs CPU time when it needs it, and
+        // real Envoy as well as shika-proxy misses its moment on a crowded machine. What failed first is printed, and
+        // counted: see UNSTEADY_LIMIT.
+        let (mut cases, mut unsteady) = (Vec::new(), Vec::new());
+        for (path, report) in running.join_all().await {
+            if report.passed() {
+                cases.push(report);
+            } else {
+                unsteady.push(report);
+                cases.push(run_case(path, subjects.clone(), global.clone(), certs.clone(), root.clone()).await);
+            }
+        }
+        (cases, unsteady)
     });
     // A global exception is stale only if the whole suite ran without needing it.
     let whole = filter.is_none() && subjects.len() == 2;
     let report = Report::new(cases, if whole { &global } else { &[] }, subjects.len());
-    report.print();
-    assert!(report.passed(), "the parity suite found differences; they are listed above");
+    report.print(&unsteady);
+    assert!(report.passed(), "the parity suite found differences:\n{}", report.failures());
+    assert!(unsteady.len() <= UNSTEADY_LIMIT, "{} cases hold only when they run alone", unsteady.len());
 }
 
 #[test]
