@@ -6,6 +6,7 @@
 //! that is alive returns the same cells: counters survive configuration changes.
 
 mod groups;
+mod handle;
 
 use std::{
     cell::Cell,
@@ -21,6 +22,7 @@ use foldhash::{HashMap, HashMapExt};
 use parking_lot::Mutex;
 
 pub use groups::*;
+pub use handle::{Counter, Gauge, Histogram, Level};
 
 thread_local! {
     static SLOT: Cell<usize> = const { Cell::new(0) };
@@ -350,96 +352,6 @@ pub enum Value {
 impl Default for Value {
     fn default() -> Self {
         Value::Number(0)
-    }
-}
-
-/// A counter's handle.
-#[derive(Clone, Copy, Debug)]
-pub struct Counter<'a>(&'a Group, usize);
-
-impl Counter<'_> {
-    /// Adds one.
-    pub fn inc(self) {
-        self.0.add(self.1, 1);
-    }
-
-    /// Adds `n`.
-    pub fn add(self, n: u64) {
-        self.0.add(self.1, n);
-    }
-
-    /// Sum over all workers, before any reset.
-    pub fn total(self) -> u64 {
-        self.0.sum(self.1)
-    }
-}
-
-/// A gauge's handle.
-#[derive(Clone, Copy, Debug)]
-pub struct Gauge<'a>(&'a Group, usize);
-
-impl Gauge<'_> {
-    /// Adds one.
-    pub fn inc(self) {
-        self.0.add(self.1, 1);
-    }
-
-    /// Takes one away.
-    pub fn dec(self) {
-        self.0.add(self.1 + 1, 1);
-    }
-
-    /// Adds `n`.
-    pub fn add(self, n: u64) {
-        self.0.add(self.1, n);
-    }
-
-    /// Takes `n` away.
-    pub fn sub(self, n: u64) {
-        self.0.add(self.1 + 1, n);
-    }
-
-    /// Its value now.
-    pub fn value(self) -> u64 {
-        self.0.sum(self.1).saturating_sub(self.0.sum(self.1 + 1))
-    }
-}
-
-/// A level's handle: one value for the whole process, set by whoever knows it.
-#[derive(Clone, Copy, Debug)]
-pub struct Level<'a>(&'a Group, usize);
-
-impl Level<'_> {
-    /// Sets it.
-    pub fn set(self, value: u64) {
-        for (at, value) in [(self.1, value), (self.1 + 1, 1)] {
-            if let Some(cell) = self.0.cells.shared(at) {
-                cell.store(value, Relaxed);
-            }
-        }
-    }
-
-    /// Its value now.
-    pub fn value(self) -> u64 {
-        self.0.level(self.1)
-    }
-}
-
-/// A histogram's handle.
-#[derive(Clone, Copy, Debug)]
-pub struct Histogram<'a>(&'a Group, usize);
-
-impl Histogram<'_> {
-    /// Records one value, in the histogram's unit (milliseconds for all times).
-    pub fn record(self, value: u64) {
-        let bucket = BUCKETS.partition_point(|bound| *bound < value as f64);
-        self.0.add(self.1 + bucket, 1);
-        self.0.add(self.1 + BUCKETS.len() + 1, value);
-    }
-
-    /// How many values were recorded, over all workers.
-    pub fn count(self) -> u64 {
-        (0..=BUCKETS.len()).map(|bucket| self.0.sum(self.1 + bucket)).sum()
     }
 }
 
