@@ -56,6 +56,24 @@ impl Gauge<'_> {
     }
 }
 
+/// The handle of a counter that only changes of the configuration raise.
+#[derive(Clone, Copy, Debug)]
+pub struct Tally<'a>(pub(super) &'a Group, pub(super) usize);
+
+impl Tally<'_> {
+    /// Adds one.
+    pub fn inc(self) {
+        if let Some(cell) = self.0.apart(self.1) {
+            cell.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Its value, before any reset.
+    pub fn total(self) -> u64 {
+        self.0.level(self.1)
+    }
+}
+
 /// A level's handle: one value for the whole process, set by whoever knows it.
 #[derive(Clone, Copy, Debug)]
 pub struct Level<'a>(pub(super) &'a Group, pub(super) usize);
@@ -64,7 +82,7 @@ impl Level<'_> {
     /// Sets it.
     pub fn set(self, value: u64) {
         for (at, value) in [(self.1, value), (self.1 + 1, 1)] {
-            if let Some(cell) = self.0.cells.shared(at) {
+            if let Some(cell) = self.0.apart(at) {
                 cell.store(value, Relaxed);
             }
         }
