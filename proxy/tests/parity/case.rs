@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use serde_yaml_ng::Value;
 
-pub use crate::script::{Admin, AdminCompare, ExpectedResponse, Repeat, Request, Step, Update};
+pub use crate::script::{Admin, AdminCompare, Datagram, ExpectedResponse, Repeat, Request, Step, Update};
 use crate::text::Pattern;
 
 /// One case: a bootstrap, scripted upstreams, scripted clients and what must be observed.

@@ -118,7 +118,7 @@ pub struct Certs {
 }
 
 impl Certs {
-    /// Makes all certificates and writes them to `dir`.
+    /// Makes all certificates and writes them to `dir`, with a file `token`.
     pub fn make(dir: &Path) -> Result<Self> {
         let mut issuers = BTreeMap::new();
         let mut cas = BTreeMap::new();
@@ -132,6 +132,7 @@ impl Certs {
             cas.insert(name, issuer.der().clone());
             issuers.insert(name, issuer);
         }
+        std::fs::write(dir.join("token"), "the-token")?;
         let mut chains = BTreeMap::new();
         for leaf in LEAVES {
             let mut params = CertificateParams::default();

@@ -20,26 +20,31 @@ use crate::wire::{End, Io, PATIENCE, Wire};
 
 /// Runs one client connection and notes what it saw under `client[index]`.
 pub async fn run(run: &Arc<Run>, index: usize) {
-    let Some(connection) = run.case.connections.get(index) else { return };
-    let path = format!("client[{index}]");
-    if connection.refused {
-        return until_refused(run, connection, &path).await;
+    if let Some(connection) = run.case.connections.get(index) {
+        play(run, connection, &format!("client[{index}]")).await;
     }
-    match open(run, connection, &path).await {
+}
+
+/// Plays a connection and notes what it saw under `path`.
+pub async fn play(run: &Arc<Run>, connection: &Connection, path: &str) {
+    if connection.refused {
+        return until_refused(run, connection, path).await;
+    }
+    match open(run, connection, path).await {
         Err(error) => {
             run.recorder.note(&format!("{path}.failed"), "no connection");
             run.recorder.miss(format!("{path}: {error:#}"));
         }
         // The handshake failed: what that means for the case is in `fate` and `alert`.
-        Ok(Err(end)) => finish(run, connection, &path, Some(end.fate()), Some(end)),
+        Ok(Err(end)) => finish(run, connection, path, Some(end.fate()), Some(end)),
         Ok(Ok(io)) => match connection.protocol {
             ClientProtocol::H1 => {
                 let expected = connection.fate.unwrap_or(Fate::Open);
-                let wire = steps::run(run, Wire::new(io), &connection.steps, &path).await;
-                let end = steps::fate(run, wire, expected, &path).await;
-                finish(run, connection, &path, None, end);
+                let wire = steps::run(run, Wire::new(io), &connection.steps, path).await;
+                let end = steps::fate(run, wire, expected, path).await;
+                finish(run, connection, path, None, end);
             }
-            ClientProtocol::H2 => h2_client::run(run, io, connection, &path).await,
+            ClientProtocol::H2 => h2_client::run(run, io, connection, path).await,
         },
     }
     for (fact, pattern) in &connection.handshake {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_yaml_ng::Value;
 
-use crate::case::{Body, Fate, StatValue};
+use crate::case::{Body, Connection, Fate, StatValue};
 use crate::text::Pattern;
 
 /// One step of a connection.
@@ -38,8 +38,22 @@ pub enum Step {
     UntilStats(BTreeMap<String, StatValue>),
     /// Send one request many times (HTTP/1) and take whatever comes; nothing of it is compared.
     Repeat(Repeat),
+    /// Send datagrams to the listener's port, and compare what comes back first.
+    Datagram(Datagram),
+    /// Play another connection to its end while this one stays open.
+    Beside(Connection),
     /// Change what a control plane serves, and wait until the subject has taken or refused it.
     Xds(Update),
+}
+
+/// Datagrams and the first answer, in hexadecimal digits.
+#[derive(Debug, Deserialize, Clone)]
+#[serde(deny_unknown_fields)]
+pub struct Datagram {
+    /// What is sent. A second one behind one that may be left unanswered says by its answer that it was.
+    pub send: Vec<String>,
+    /// What must come back first.
+    pub recv: Option<Pattern>,
 }
 
 /// One request, many times.

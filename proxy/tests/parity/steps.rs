@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use tokio::time::{Duration, Instant, sleep};
+use tokio::net::UdpSocket;
+use tokio::time::{Duration, Instant, sleep, timeout};
 
 use crate::bootstrap::fill_text;
-use crate::case::{Admin, AdminCompare, ExpectedResponse, Fate, Repeat, Request, StatValue, Step};
+use crate::case::{Admin, AdminCompare, Datagram, ExpectedResponse, Fate, Repeat, Request, StatValue, Step};
+use crate::client;
 use crate::control;
 use crate::run::{self, Run};
 use crate::subject;
@@ -63,6 +65,16 @@ pub async fn run(run: &Arc<Run>, mut wire: Wire, steps: &[Step], path: &str) -> 
             Step::Repeat(repeat) => self::repeat(run, &mut wire, repeat).await,
             Step::Xds(update) => {
                 control::update(run, update, &path).await;
+                Ok(())
+            }
+            Step::Beside(connection) => {
+                Box::pin(client::play(run, connection, &format!("{path}.beside"))).await;
+                Ok(())
+            }
+            Step::Datagram(datagram) => {
+                if let Err(error) = exchange(run, datagram, &path).await {
+                    run.recorder.miss(format!("{path}: {error:#}"));
+                }
                 Ok(())
             }
         };
@@ -268,6 +280,24 @@ async fn echo(wire: &mut Wire) -> Result<(), End> {
             Err(end) => return Err(end),
         }
     }
+}
+
+/// Sends datagrams and notes the first that comes back.
+async fn exchange(run: &Run, datagram: &Datagram, path: &str) -> anyhow::Result<()> {
+    let socket = UdpSocket::bind("127.0.0.1:0").await?;
+    socket.connect(fill_text("127.0.0.1:${LISTENER}", &run.placeholders)?).await?;
+    for digits in &datagram.send {
+        let bytes = digits.as_bytes().chunks(2).map(|pair| Ok(u8::from_str_radix(std::str::from_utf8(pair)?, 16)?));
+        socket.send(&bytes.collect::<anyhow::Result<Vec<u8>>>()?).await?;
+    }
+    let mut buffer = vec![0; 65_536];
+    let length = timeout(PATIENCE, socket.recv(&mut buffer)).await??;
+    let answer: String = buffer[..length].iter().map(|byte| format!("{byte:02x}")).collect();
+    run.recorder.note(&format!("{path}.datagram"), &answer);
+    if let Some(pattern) = &datagram.recv {
+        run.recorder.expect(&format!("{path}.datagram"), Some(pattern));
+    }
+    Ok(())
 }
 
 /// Calls the admin server, notes what the case compares, checks what it expects. Keys that the case expects are waited for: a stat may

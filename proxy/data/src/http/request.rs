@@ -57,6 +57,12 @@ pub async fn serve(
     exchange.unfinished = !inbound.is_empty() || head.method == Method::CONNECT;
     exchange.grpc = head.is_grpc();
 
+    if worker::stops_requests() {
+        manager.stats.downstream_rq_overload_close().inc();
+        let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "envoy overloaded", "overload")
+            .flag(crate::error::ResponseFlag::OverloadManager);
+        return Ok(reply(exchange, &head, None, refusal));
+    }
     if let Err(refusal) = head.check(&manager) {
         return Ok(reply(exchange, &head, None, refusal));
     }

@@ -10,7 +10,7 @@ use shika_data::{
         ChainId, ListenerId, RouteTableId,
         chain_match::{ChainMatch, ChainTable, SourceType},
         labels::Labels,
-        listener::{BindAddress, FilterChain, Listener, NetworkFilter, TcpProxy, Terminal, TrafficDirection},
+        listener::{BindAddress, FilterChain, Inspect, Listener, NetworkFilter, TcpProxy, Terminal, TrafficDirection},
         route::{ClusterChoice, WeightedCluster},
     },
     stats::{ListenerStats, Scope, TcpStats},
@@ -35,7 +35,7 @@ use shika_proto::{
 };
 
 use super::{
-    Compiled, Context, Fault, Within, access_log, address, bound, denials, enumeration,
+    Compiled, Context, Fault, Within, access_log, address, bound, datagram, denials, enumeration,
     filter::{network, rbac},
     flag, hash,
     http::{self, Routes},
@@ -114,7 +114,9 @@ pub(crate) fn listener(
         let more = required(&more.address, "address").and_then(|more| address::bind(more).within("address"));
         addresses.push(more.at("additional_addresses", index)?);
     }
-    if from.filter_chains.is_empty() && from.default_filter_chain.is_none() {
+    let scope = scope(from, addresses.first());
+    let datagrams = datagram::datagrams(context, from, &addresses, &scope)?;
+    if datagrams.is_none() && from.filter_chains.is_empty() && from.default_filter_chain.is_none() {
         return Err(Fault::new(
             "filter_chains",
             format!("error adding listener '{}': no filter chains specified", from.name),
@@ -125,7 +127,6 @@ pub(crate) fn listener(
         ProtoDirection::Inbound => TrafficDirection::Inbound,
         ProtoDirection::Outbound => TrafficDirection::Outbound,
     };
-    let scope = scope(from, addresses.first());
     let old: HashMap<ChainId, &Arc<CompiledChain>> = old.iter().map(|chain| (chain.chain.id, chain)).collect();
     let mut one = |context: &mut Context<'_>, from: &proto::FilterChain, id: ChainId| -> Compiled<Arc<CompiledChain>> {
         let hash = content_hash(&from.encode_to_vec());
@@ -179,7 +180,8 @@ pub(crate) fn listener(
         transparent: flag(&from.transparent, false),
         direction: context.direction,
         use_original_dst: flag(&from.use_original_dst, false),
-        inspect: listener_filters::inspect(context, from)?,
+        // The filter of a UDP listener is none of those that look at connections.
+        inspect: if datagrams.is_none() { listener_filters::inspect(context, from)? } else { Inspect::default() },
         inspect_timeout: bound(
             &from.listener_filters_timeout,
             "listener_filters_timeout",
@@ -187,6 +189,9 @@ pub(crate) fn listener(
         )?,
         continue_on_inspect_timeout: from.continue_on_listener_filters_timeout,
         chains: table,
+        connection_limit: (context.connection_limit)(&from.name),
+        ignores_global_limit: from.ignore_global_conn_limit,
+        datagrams,
         buffer_limit: wrapped(&from.per_connection_buffer_limit_bytes).unwrap_or(1 << 20),
         access_log: access_log::access_logs(context, &from.access_log, "access_log")?,
         stats: ListenerStats::new(context.registry, scope),
@@ -197,7 +202,7 @@ pub(crate) fn listener(
 /// `listener.<stat_prefix, or the address with : turned into _>.`
 fn scope(from: &proto::Listener, address: Option<&BindAddress>) -> Scope {
     let name = match (from.stat_prefix.as_str(), address) {
-        ("", Some(BindAddress::Ip { address, .. })) => address.to_string(),
+        ("", Some(BindAddress::Ip { address, .. } | BindAddress::Udp(address))) => address.to_string(),
         ("", Some(BindAddress::Unix { path, .. })) => path.display().to_string(),
         (prefix, _) => prefix.to_owned(),
     };
