@@ -118,7 +118,7 @@ pub struct Certs {
 }
 
 impl Certs {
-    /// Makes all certificates and writes them to `dir`, with a file `token`.
+    /// Makes all certificates and writes them to `dir`.
     pub fn make(dir: &Path) -> Result<Self> {
         let mut issuers = BTreeMap::new();
         let mut cas = BTreeMap::new();
@@ -132,7 +132,8 @@ impl Certs {
             cas.insert(name, issuer.der().clone());
             issuers.insert(name, issuer);
         }
-        std::fs::write(dir.join("token"), "the-token")?;
+        // What a control plane is shown by a proxy whose token is a file.
+        std::fs::write(dir.join("token"), "the-token-in-the-file")?;
         let mut chains = BTreeMap::new();
         for leaf in LEAVES {
             let mut params = CertificateParams::default();

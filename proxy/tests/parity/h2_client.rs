@@ -65,9 +65,9 @@ pub async fn run(run: &Arc<Run>, io: Box<dyn Io>, connection: &Connection, path:
             | Step::Eof
             | Step::Echo
             | Step::Shutdown
-            | Step::Repeat(_)
             | Step::Reset
             | Step::Beside(_)
+            | Step::Repeat(_)
             | Step::Datagram(_) => Err(anyhow::anyhow!("not a step of an HTTP/2 connection")),
         };
         if let Err(error) = result {

@@ -38,12 +38,12 @@ pub enum Step {
     UntilStats(BTreeMap<String, StatValue>),
     /// Send one request many times (HTTP/1) and take whatever comes; nothing of it is compared.
     Repeat(Repeat),
+    /// Change what a control plane serves, and wait until the subject has taken or refused it.
+    Xds(Update),
     /// Send datagrams to the listener's port, and compare what comes back first.
     Datagram(Datagram),
     /// Play another connection to its end while this one stays open.
     Beside(Connection),
-    /// Change what a control plane serves, and wait until the subject has taken or refused it.
-    Xds(Update),
 }
 
 /// Datagrams and the first answer, in hexadecimal digits.

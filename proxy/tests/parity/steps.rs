@@ -58,15 +58,6 @@ pub async fn run(run: &Arc<Run>, mut wire: Wire, steps: &[Step], path: &str) -> 
                 call_admin(run, admin, &path).await;
                 Ok(())
             }
-            Step::UntilStats(stats) => {
-                until_stats(run, stats, &path).await;
-                Ok(())
-            }
-            Step::Repeat(repeat) => self::repeat(run, &mut wire, repeat).await,
-            Step::Xds(update) => {
-                control::update(run, update, &path).await;
-                Ok(())
-            }
             Step::Beside(connection) => {
                 Box::pin(client::play(run, connection, &format!("{path}.beside"))).await;
                 Ok(())
@@ -75,6 +66,15 @@ pub async fn run(run: &Arc<Run>, mut wire: Wire, steps: &[Step], path: &str) -> 
                 if let Err(error) = exchange(run, datagram, &path).await {
                     run.recorder.miss(format!("{path}: {error:#}"));
                 }
+                Ok(())
+            }
+            Step::UntilStats(stats) => {
+                until_stats(run, stats, &path).await;
+                Ok(())
+            }
+            Step::Repeat(repeat) => self::repeat(run, &mut wire, repeat).await,
+            Step::Xds(update) => {
+                control::update(run, update, &path).await;
                 Ok(())
             }
         };

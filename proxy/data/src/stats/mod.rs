@@ -124,7 +124,7 @@ pub struct Group {
     /// Statistics exist from their first use on, instead of from the start.
     pub sparse: bool,
     /// Groups that were made while requests were served and live as long as this one, by what follows this one's prefix.
-    below: ArcSwap<HashMap<Box<str>, Arc<Group>>>,
+    below: OnceLock<ArcSwap<HashMap<Box<str>, Arc<Group>>>>,
     /// Who lists them.
     registry: Weak<Registry>,
 }
@@ -196,7 +196,7 @@ impl Group {
             zero: Mutex::new(None),
             codes: [OnceLock::new(), OnceLock::new()],
             sparse: false,
-            below: ArcSwap::default(),
+            below: OnceLock::new(),
             registry: Weak::new(),
         }
     }
@@ -206,7 +206,7 @@ impl Group {
 
     /// The group that is called `<this one's prefix><rest>`. `None` if there are too many already.
     fn below(&self, rest: &str, defs: &'static [Def]) -> Option<Arc<Group>> {
-        let known = self.below.load();
+        let known = self.below.get_or_init(ArcSwap::default).load();
         if let Some(group) = known.get(rest) {
             return Some(group.clone());
         }
@@ -214,7 +214,8 @@ impl Group {
     }
 
     fn below_always(&self, rest: &str, defs: &'static [Def]) -> Arc<Group> {
-        if let Some(group) = self.below.load().get(rest) {
+        let below = self.below.get_or_init(ArcSwap::default);
+        if let Some(group) = below.load().get(rest) {
             return group.clone();
         }
         let Scope { prefix, stem, tags } = &self.scope;
@@ -223,7 +224,7 @@ impl Group {
             Some(registry) => registry.find_or_make(scope, defs, true),
             None => Arc::new(Group::new(scope, defs, self.cells.runs.len())),
         };
-        self.below.rcu(|known| {
+        below.rcu(|known| {
             let mut known = HashMap::clone(known);
             known.insert(rest.into(), group.clone());
             known

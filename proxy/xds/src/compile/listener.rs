@@ -10,7 +10,7 @@ use shika_data::{
         ChainId, ListenerId, RouteTableId,
         chain_match::{ChainMatch, ChainTable, SourceType},
         labels::Labels,
-        listener::{BindAddress, FilterChain, Inspect, Listener, NetworkFilter, TcpProxy, Terminal, TrafficDirection},
+        listener::{BindAddress, FilterChain, Listener, NetworkFilter, TcpProxy, Terminal, TrafficDirection},
         route::{ClusterChoice, WeightedCluster},
     },
     stats::{ListenerStats, Scope, TcpStats},
@@ -181,7 +181,11 @@ pub(crate) fn listener(
         direction: context.direction,
         use_original_dst: flag(&from.use_original_dst, false),
         // The filter of a UDP listener is none of those that look at connections.
-        inspect: if datagrams.is_none() { listener_filters::inspect(context, from)? } else { Inspect::default() },
+        inspect: if datagrams.is_none() {
+            listener_filters::inspect(context, from)?
+        } else {
+            shika_data::model::listener::Inspect::default()
+        },
         inspect_timeout: bound(
             &from.listener_filters_timeout,
             "listener_filters_timeout",
