@@ -132,6 +132,8 @@ impl Certs {
             cas.insert(name, issuer.der().clone());
             issuers.insert(name, issuer);
         }
+        // What a control plane is shown by a proxy whose token is a file.
+        std::fs::write(dir.join("token"), "the-token-in-the-file")?;
         let mut chains = BTreeMap::new();
         for leaf in LEAVES {
             let mut params = CertificateParams::default();
