@@ -87,11 +87,15 @@ async fn serve(
     recorder.note_headers(&format!("{path}.header"), &pairs(&head.headers));
     if let Some(protocol) = head.extensions.get::<h2::ext::Protocol>() {
         recorder.note(&format!("{path}.header.:protocol"), protocol.as_str());
-        if reply.then_echo {
-            // How it ends is between the subject and its client.
-            let _ = echo(&mut respond, &reply, stream).await;
-            return;
+        // Its client sends on until it is answered, and how a tunnel ends is between the subject and its client.
+        match reply.then_echo {
+            true => drop(echo(&mut respond, &reply, stream).await),
+            false => answer(&mut respond, &reply).await,
         }
+        if let Some(seen) = run.seen.get(&name) {
+            seen.send_modify(|seen| seen.done += 1);
+        }
+        return;
     }
     if reply.on_head {
         answer(&mut respond, &reply).await;

@@ -64,7 +64,10 @@ pub(super) async fn forward(
         return Ok(reply(exchange, head, Some(matched), refusal));
     }
     let switching = match head.upgrade.take() {
-        Some(kind) if upgrade::allowed(&kind, &manager.upgrades, &action.upgrades) => Some(kind),
+        Some(kind) if upgrade::allowed(&kind, &manager.upgrades, &action.upgrades) => {
+            manager.stats.downstream_cx_upgrades_total().inc();
+            Some(kind)
+        }
         Some(_) => {
             manager.stats.downstream_rq_ws_on_non_ws_route().inc();
             let refusal = Refusal::new(StatusCode::FORBIDDEN, "", "upgrade_failed");
@@ -468,21 +471,7 @@ fn respond(
     finish_headers(&mut exchange, Some(matched), &mut parts.headers, ends);
 
     if switched {
-        parts.extensions = http::Extensions::new();
-        if exchange.version == Version::HTTP_2 {
-            parts.status = StatusCode::OK;
-            parts.headers.remove(header::CONTENT_LENGTH);
-        } else {
-            parts.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-            if let Some(kind) = named.or_else(|| client.as_ref().map(|client| client.kind.clone())) {
-                parts.headers.insert(header::UPGRADE, kind);
-            }
-        }
-        match (client, server) {
-            (Some(client), Some(server)) => upgrade::splice(client, server, exchange, lease, limits),
-            _ => exchange.complete(),
-        }
-        return Response::from_parts(parts, ResponseBody::EMPTY);
+        return upgrade::granted(parts, named, client, server, exchange, lease, limits);
     }
     parts.extensions = http::Extensions::new();
     if incoming.is_end_stream() {

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, response};
 use http_body::Body;
 use hyper::{
     body::Incoming,
@@ -23,7 +23,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
-    body::RequestBody,
+    body::{RequestBody, ResponseBody},
     exchange::Exchange,
     head::Head,
     life::{Active, Life},
@@ -105,7 +105,7 @@ pub(super) fn misunderstood(client: Version, response: &Response<Incoming>) -> O
 pub(super) struct Client {
     upgrade: OnUpgrade,
     /// What it wants to switch to.
-    pub kind: HeaderValue,
+    kind: HeaderValue,
     /// Of a connection that carries other requests as well (HTTP/2).
     life: Option<Arc<Life>>,
 }
@@ -118,16 +118,38 @@ impl Client {
     }
 }
 
-/// Copies bytes between the two sides once both have left HTTP. As in Envoy, the upstream's end is the tunnel's. The exchange and the lease live as long as the copy. A downstream connection over HTTP/1 waits
-/// for it, one over HTTP/2 counts it as a request under way.
-pub(super) fn splice(
-    client: Box<Client>,
-    server: OnUpgrade,
+/// The answer that tells the client that it has switched, and the tunnel behind it. `named` is what the upstream says that it switched to.
+pub(super) fn granted(
+    mut parts: response::Parts,
+    named: Option<HeaderValue>,
+    client: Option<Box<Client>>,
+    server: Option<OnUpgrade>,
     mut exchange: Box<Exchange>,
     lease: Lease,
     limits: &Limits,
-) {
-    exchange.manager.stats.downstream_cx_upgrades_total().inc();
+) -> Response<ResponseBody> {
+    parts.extensions = http::Extensions::new();
+    if exchange.version == Version::HTTP_2 {
+        parts.status = StatusCode::OK;
+        parts.headers.remove(header::CONTENT_LENGTH);
+    } else {
+        // Envoy writes it in its own way where the upstream did not write it.
+        let connection = if lease.protocol() == Protocol::Http2 { "upgrade" } else { "Upgrade" };
+        parts.headers.insert(header::CONNECTION, HeaderValue::from_static(connection));
+        if let Some(kind) = named.or_else(|| client.as_ref().map(|client| client.kind.clone())) {
+            parts.headers.insert(header::UPGRADE, kind);
+        }
+    }
+    match (client, server) {
+        (Some(client), Some(server)) => splice(client, server, exchange, lease, limits),
+        _ => exchange.complete(),
+    }
+    Response::from_parts(parts, ResponseBody::EMPTY)
+}
+
+/// Copies bytes between the two sides once both have left HTTP. As in Envoy, the upstream's end is the tunnel's. The exchange and the lease live as long as the copy. A downstream connection over HTTP/1 waits
+/// for it, one over HTTP/2 counts it as a request under way.
+fn splice(client: Box<Client>, server: OnUpgrade, mut exchange: Box<Exchange>, lease: Lease, limits: &Limits) {
     exchange.manager.stats.downstream_cx_upgrades_active().inc();
     let Client { upgrade: client, life, .. } = *client;
     let connection = exchange.connection.clone();
