@@ -90,7 +90,7 @@ async fn asks_answers_and_comes_back() {
     let config = plan.ads.unwrap();
     let cluster = compiler.cluster("ads");
     let (events, mut events_in) = mpsc::channel(16);
-    tokio::spawn(run(config.clone(), move || cluster.clone(), events));
+    tokio::spawn(run(config.clone(), None, move || cluster.clone(), events));
     let mut ads = Ads::new(&config, plan.node);
     ads.want(type_url::CLUSTER, Wanted::All);
 
@@ -151,7 +151,7 @@ async fn says_why_it_cannot_connect() {
     compiler.build().unwrap();
     let cluster = compiler.cluster("ads");
     let (events, mut events_in) = mpsc::channel(1);
-    tokio::spawn(run(plan.ads.unwrap(), move || cluster.clone(), events));
+    tokio::spawn(run(plan.ads.unwrap(), None, move || cluster.clone(), events));
     let Some(Event::Disconnected { reason, .. }) = events_in.recv().await else { panic!("disconnected") };
     assert!(reason.contains(&format!("127.0.0.1:{port}")) && reason.contains("refused"), "{reason}");
 }

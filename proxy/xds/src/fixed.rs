@@ -11,10 +11,7 @@ use shika_proto::{
     envoy::{
         config::{
             bootstrap::v3::{self as proto, Bootstrap, bootstrap::StaticResources, runtime_layer::LayerSpecifier},
-            core::v3::{
-                ApiConfigSource, ConfigSource, Node, TypedExtensionConfig, api_config_source::ApiType,
-                grpc_service::TargetSpecifier, node::UserAgentVersionType,
-            },
+            core::v3::{ApiConfigSource, ConfigSource, Node, TypedExtensionConfig, node::UserAgentVersionType},
             metrics::v3::{StatsConfig, tag_specifier::TagValue},
         },
         extensions::{regex_engines::v3::GoogleRe2, transport_sockets::tls::v3::Secret},
@@ -23,9 +20,11 @@ use shika_proto::{
 };
 
 use crate::{
-    bootstrap::{Admin, AdsConfig, BootstrapPlan, Source, StatsTag, StatsTagValue},
+    bootstrap::{Admin, ApiConfig, ApiType, BootstrapPlan, Source, StatsTag, StatsTagValue},
     compile::{
-        Compiled, Fault, Within, access_log, address, enumeration, flag, non_empty, positive, required, secret, source,
+        Compiled, Fault, Within, access_log, address,
+        config_source::{self, Servers, Through},
+        flag, non_empty, positive, required, secret,
     },
     compiler::{Compiler, Whole},
     harmless,
@@ -53,6 +52,7 @@ impl Compiler {
             Ok(source) => self.bind_source = source.flatten(),
             Err(fault) => rejects.push(refusal(type_url::BOOTSTRAP, "", fault)),
         }
+        self.servers = Servers::of(&bootstrap);
         self.local_cluster = bootstrap.node.as_ref().map(|node| node.cluster.clone()).unwrap_or_default();
         let resources = bootstrap.static_resources.take().unwrap_or_default();
         self.static_resources(resources, now, &mut rejects);
@@ -193,11 +193,7 @@ impl Compiler {
                 ads = dynamic.ads_config.as_ref().map(|config| self.ads(config)).transpose().within("ads_config")?;
                 let config = |from: &Option<ConfigSource>, field: &str| -> Compiled<Option<Source>> {
                     let Some(from) = from else { return Ok(None) };
-                    let source = source::config(from).within(field)?;
-                    if matches!(source, Source::Ads { .. }) && ads.is_none() {
-                        return Err(Fault::new(field, "ads is set, but dynamic_resources.ads_config is not"));
-                    }
-                    Ok(Some(source))
+                    config_source::config(from, &self.servers, Through::Primary).within(field).map(Some)
                 };
                 cds = config(&dynamic.cds_config, "cds_config")?;
                 lds = config(&dynamic.lds_config, "lds_config")?;
@@ -205,7 +201,8 @@ impl Compiler {
             })()
             .within("dynamic_resources")?;
         }
-        let node = node(bootstrap.node.as_ref(), ads.is_some()).within("node")?;
+        let served = |source: &Option<Source>| matches!(source, Some(Source::Api { .. }));
+        let node = node(bootstrap.node.as_ref(), ads.is_some() || served(&cds) || served(&lds)).within("node")?;
         let (stats_tags, default_tags) = match &bootstrap.stats_config {
             Some(config) => stats(config).within("stats_config")?,
             None => (Vec::new(), true),
@@ -246,61 +243,12 @@ impl Compiler {
         Ok(Some(Admin { address, access_log }))
     }
 
-    fn ads(&self, from: &ApiConfigSource) -> Compiled<AdsConfig> {
-        let delta = match enumeration(from.api_type, "api_type")? {
-            ApiType::DeltaGrpc | ApiType::AggregatedDeltaGrpc => true,
-            ApiType::Grpc | ApiType::AggregatedGrpc => false,
-            ApiType::Rest | ApiType::DeprecatedAndUnavailableDoNotUse => {
-                return Err(Fault::new("api_type", "ADS needs GRPC or DELTA_GRPC"));
-            }
-        };
-        source::check_version(from.transport_api_version, "transport_api_version")?;
-        let service = match from.grpc_services.as_slice() {
-            [service] => service,
-            [] => return Err(Fault::new("grpc_services", "value must contain exactly 1 item(s), not 0")),
-            more => {
-                return Err(Fault::new(
-                    "grpc_services",
-                    format!("value must contain exactly 1 item(s), not {}", more.len()),
-                ));
-            }
-        };
-        (|| {
-            let grpc = match &service.target_specifier {
-                Some(TargetSpecifier::EnvoyGrpc(grpc)) => grpc,
-                Some(TargetSpecifier::GoogleGrpc(_)) => {
-                    return Err(Fault::new("google_grpc", "is not supported; use envoy_grpc with a static cluster"));
-                }
-                None => return Err(Fault::new("target_specifier", "value is required")),
-            };
-            let cluster = non_empty(&grpc.cluster_name, "cluster_name").within("envoy_grpc")?;
-            if !self.clusters.contains_key(cluster) {
-                return Err(Fault::new(
-                    "envoy_grpc.cluster_name",
-                    format!("Unknown gRPC client cluster '{cluster}': it has to be in static_resources"),
-                ));
-            }
-            let mut metadata = Vec::with_capacity(service.initial_metadata.len());
-            for (index, header) in service.initial_metadata.iter().enumerate() {
-                let name = http::HeaderName::from_bytes(header.key.to_ascii_lowercase().as_bytes());
-                // The value may be a token: it is not repeated.
-                if name.is_err() || http::HeaderValue::from_str(&header.value).is_err() {
-                    return Err(Fault::new(
-                        format!("initial_metadata[{index}]"),
-                        format!("{:?} or its value cannot be a header", header.key),
-                    ));
-                }
-                metadata.push((header.key.to_ascii_lowercase(), header.value.clone()));
-            }
-            Ok(AdsConfig {
-                delta,
-                cluster: cluster.to_owned(),
-                authority: grpc.authority.clone(),
-                metadata,
-                node_on_first_message_only: from.set_node_on_first_message_only,
-            })
-        })()
-        .at("grpc_services", 0)
+    fn ads(&self, from: &ApiConfigSource) -> Compiled<ApiConfig> {
+        let config = config_source::api(from, &self.servers, Through::Primary)?;
+        match config.api_type {
+            ApiType::Grpc | ApiType::DeltaGrpc => Ok(config),
+            ApiType::Rest { .. } => Err(Fault::new("api_type", "ADS needs GRPC or DELTA_GRPC")),
+        }
     }
 }
 

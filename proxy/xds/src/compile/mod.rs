@@ -6,6 +6,7 @@
 pub(crate) mod access_log;
 pub(crate) mod address;
 pub(crate) mod cluster;
+pub(crate) mod config_source;
 pub(crate) mod denials;
 pub(crate) mod endpoints;
 pub(crate) mod filter;
@@ -114,6 +115,8 @@ pub(crate) struct Context<'a> {
     pub clusters: &'a mut ClusterIds,
     /// Whether a cluster of this name exists, warming ones included.
     pub cluster_exists: &'a dyn Fn(&str) -> bool,
+    /// Where sources of resources may lead to.
+    pub servers: &'a config_source::Servers,
     /// Whether the bootstrap has a secret of this name.
     pub static_secret_exists: &'a dyn Fn(&str) -> bool,
 }
