@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -101,7 +102,7 @@ def serve(directory, port):
         "SOVEREIGN_WORKERS": "1",
     }
     with open(directory / "sovereign.log", "wb") as log:
-        server = subprocess.Popen([program], env=environment, stdout=log, stderr=log)
+        server = subprocess.Popen([program], env=environment, stdout=log, stderr=log, start_new_session=True)
     eventually("sovereign", lambda: server.poll() is not None or get(port, "/healthcheck"))
     if server.poll() is not None:
         raise SystemExit("sovereign ended:\n" + (directory / "sovereign.log").read_text()[-4000:])
@@ -150,7 +151,7 @@ def run(shika, envoy, directory, updates, seed):
     ports = upstreams.start(4)
     state = State(chance, 0, ports)
     publish(directory, state, nodes)
-    running = []
+    running, server = [], None
     try:
         running.append(server := serve(directory, server_port))
         proxies = []
@@ -190,5 +191,9 @@ def run(shika, envoy, directory, updates, seed):
         return failures
     finally:
         for process in running:
-            process.kill()
+            if process is server:
+                # Its workers outlive it otherwise.
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
             process.wait()

@@ -26,6 +26,7 @@ pub use beside::Credentials;
 use crate::{
     files::Files,
     health::Health,
+    overload::OverloadWatch,
     resolve::{Answer, Resolver},
     server_stats,
     sidecar::documents::Documents,
@@ -108,6 +109,7 @@ impl Control {
     pub async fn run(&mut self, commands: &mut mpsc::Receiver<Command>, signals: &mut Signals, init_only: bool) -> End {
         let mut tick = time::interval(STATS_INTERVAL);
         tick.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut overload = OverloadWatch::new(self.state.plan.overload.as_ref(), &self.state.registry);
         loop {
             if init_only && self.state.initialized.get() {
                 return End::Initialized;
@@ -151,6 +153,11 @@ impl Control {
                         self.publish_and_log().await;
                     }
                     self.follow_up();
+                }
+                () = OverloadWatch::next(&mut overload) => {
+                    if let Some(watch) = &overload {
+                        watch.look();
+                    }
                 }
                 _ = tick.tick() => {
                     self.state.connections.set(self.workers.connections());

@@ -213,6 +213,7 @@ fn snapshot(setup: &Setup, registry: &Registry, cluster: &Arc<Cluster>) -> Arc<S
         routes: RouteTableId(0),
         filters: Vec::new(),
         suppress_envoy_headers: false,
+        strict_headers: Vec::new(),
         tracing: None,
         access_log: Vec::new(),
         trust: Trust::default(),
@@ -277,6 +278,9 @@ fn snapshot(setup: &Setup, registry: &Registry, cluster: &Arc<Cluster>) -> Arc<S
         inspect_timeout: Some(Duration::from_secs(15)),
         continue_on_inspect_timeout: false,
         chains: ChainTable::new(vec![(ChainMatch::default(), Arc::new(chain))], None).unwrap(),
+        connection_limit: Arc::default(),
+        ignores_global_limit: false,
+        datagrams: None,
         buffer_limit: 1 << 20,
         access_log: Vec::new(),
         stats: ListenerStats::new(registry, scope("listener.test.")),
@@ -789,4 +793,30 @@ async fn connections_that_begin_with_a_client_are_for_that_client_alone() {
     assert_eq!(for_first.read().await, 0);
     second.send("GET /d HTTP/1.1\r\nhost: a\r\n\r\n").await;
     assert!(for_second.head().await.starts_with("GET /d "));
+}
+
+#[tokio::test]
+async fn a_client_that_resets_a_stalled_upload_does_not_leave_its_request_behind() {
+    let upstream = Upstream::new().await;
+    let mut setup = Setup::new(upstream.address());
+    setup.timeout = None;
+    let proxy = start(setup).await;
+    let mut client = proxy.connect().await;
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000000\r\n\r\n").await;
+    let mut server = upstream.accept().await;
+    server.head().await;
+    // The upstream reads nothing more, so the proxy stops reading too. A machine that is slow here ends the upload early, which is as good.
+    let piece = vec![b'x'; 1 << 16];
+    while let Ok(written) = tokio::time::timeout(Duration::from_millis(500), client.stream.write(&piece)).await {
+        written.unwrap();
+    }
+    assert_eq!(proxy.cluster.stats.upstream_rq_active().value(), 1);
+    socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(client);
+    let ended = async {
+        while proxy.cluster.stats.upstream_rq_active().value() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), ended).await.expect("the request ends with its client");
 }

@@ -3,6 +3,8 @@
 //! Decides nothing: what to ask for and what to answer comes from the control thread, which holds the protocol state ([`crate::ads::Ads`]).
 
 use std::{
+    io::Read,
+    path::Path,
     pin::Pin,
     sync::{
         Arc,
@@ -48,8 +50,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A stream that lived this long starts the pauses anew.
 const GOOD_LIFE: Duration = Duration::from_secs(30);
-/// Largest message taken from a control plane.
+/// Largest message taken from a control plane that nothing else is said of.
 pub(crate) const LARGEST_MESSAGE: usize = 256 << 20;
+/// Largest token in a file.
+const LARGEST_TOKEN: u64 = 64 << 10;
 /// Requests that wait to be sent.
 const REQUESTS: usize = 16;
 
@@ -155,8 +159,7 @@ async fn stream(
     if events.send(Event::Connected { requests }).await.is_err() {
         return "shutting down".into();
     }
-    let delta = config.api_type == ApiType::DeltaGrpc;
-    let opened = open(channel, PathAndQuery::from_static(method(only, delta)), delta, metadata, sent).await;
+    let opened = open(config, channel, only, metadata, sent).await;
     let mut responses = match opened {
         Ok(responses) => responses,
         Err(status) => return describe(&status),
@@ -190,6 +193,8 @@ fn method(only: Option<&str>, delta: bool) -> &'static str {
         (Some(type_url::ROUTE), true) => "/envoy.service.route.v3.RouteDiscoveryService/DeltaRoutes",
         (Some(type_url::SECRET), false) => "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets",
         (Some(type_url::SECRET), true) => "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets",
+        (Some(type_url::RUNTIME), false) => "/envoy.service.runtime.v3.RuntimeDiscoveryService/StreamRuntime",
+        (Some(type_url::RUNTIME), true) => "/envoy.service.runtime.v3.RuntimeDiscoveryService/DeltaRuntime",
         (_, false) => "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources",
         (_, true) => "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
     }
@@ -198,36 +203,38 @@ fn method(only: Option<&str>, delta: bool) -> &'static str {
 type Responses = Pin<Box<dyn Stream<Item = Result<Response, Status>> + Send>>;
 
 async fn open(
+    config: &ApiConfig,
     channel: Channel,
-    path: PathAndQuery,
-    delta: bool,
+    only: Option<&str>,
     metadata: MetadataMap,
     sent: mpsc::Receiver<Request>,
 ) -> Result<Responses, Status> {
     let sent = ReceiverStream::new(sent);
+    let delta = config.api_type == ApiType::DeltaGrpc;
+    let path = PathAndQuery::from_static(method(only, delta));
+    let client = Grpc::new(channel).max_decoding_message_size(config.largest_message);
     if delta {
         let sent = sent.filter_map(|request| match request {
             Request::Delta(request) => Some(request),
             Request::Sotw(_) => None,
         });
-        exchange(channel, path, metadata, sent, Response::Delta).await
+        exchange(client, path, metadata, sent, Response::Delta).await
     } else {
         let sent = sent.filter_map(|request| match request {
             Request::Sotw(request) => Some(request),
             Request::Delta(_) => None,
         });
-        exchange(channel, path, metadata, sent, Response::Sotw).await
+        exchange(client, path, metadata, sent, Response::Sotw).await
     }
 }
 
 async fn exchange<Q: Message + 'static, R: Message + Default + 'static>(
-    channel: Channel,
+    mut client: Grpc<Channel>,
     path: PathAndQuery,
     metadata: MetadataMap,
     sent: impl Stream<Item = Q> + Send + 'static,
     wrap: fn(R) -> Response,
 ) -> Result<Responses, Status> {
-    let mut client = Grpc::new(channel).max_decoding_message_size(LARGEST_MESSAGE);
     client.ready().await.map_err(|error| Status::unavailable(chain(&error)))?;
     let mut request = tonic::Request::new(sent);
     *request.metadata_mut() = metadata;
@@ -244,7 +251,25 @@ fn metadata(config: &ApiConfig) -> Result<MetadataMap, String> {
         let value: MetadataValue<_> = value.parse().map_err(|_| bad())?;
         metadata.append(name, value);
     }
+    if let Some(file) = &config.token_file {
+        let token = token(&file.path).map_err(|why| format!("token {}: {why}", file.path.display()))?;
+        let bad = || format!("token {}: cannot be sent as a header", file.path.display());
+        let name: MetadataKey<_> = file.header.parse().map_err(|_| bad())?;
+        let value: MetadataValue<_> = format!("{}{token}", file.prefix).parse().map_err(|_| bad())?;
+        metadata.insert(name, value);
+    }
     Ok(metadata)
+}
+
+/// The content of a file with a token, as it is now: the file changes before the token in it runs out.
+fn token(path: &Path) -> Result<String, String> {
+    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+    let mut token = String::new();
+    file.take(LARGEST_TOKEN).read_to_string(&mut token).map_err(|error| error.to_string())?;
+    match token.trim() {
+        "" => Err("is empty".into()),
+        token => Ok(token.to_owned()),
+    }
 }
 
 async fn channel(config: &ApiConfig, cluster: &Arc<Cluster>, next: &Arc<AtomicUsize>) -> Result<Channel, String> {
@@ -253,11 +278,11 @@ async fn channel(config: &ApiConfig, cluster: &Arc<Cluster>, next: &Arc<AtomicUs
     let uri = Uri::builder().scheme("http").authority(authority.as_str()).path_and_query("/").build();
     let uri = uri.unwrap_or_else(|_| Uri::from_static("http://ads/"));
     let mut endpoint = Endpoint::from(uri).connect_timeout(cluster.connect_timeout);
-    let interval = cluster.http2.keepalive_interval.unwrap_or(Duration::from_secs(30));
-    endpoint = endpoint
-        .http2_keep_alive_interval(interval)
-        .keep_alive_timeout(cluster.http2.keepalive_timeout.unwrap_or(Duration::from_secs(20)))
-        .keep_alive_while_idle(true);
+    let (interval, answer) = config.keepalive.unwrap_or((
+        cluster.http2.keepalive_interval.unwrap_or(Duration::from_secs(30)),
+        cluster.http2.keepalive_timeout.unwrap_or(Duration::from_secs(20)),
+    ));
+    endpoint = endpoint.http2_keep_alive_interval(interval).keep_alive_timeout(answer).keep_alive_while_idle(true);
     let connector = Connector { cluster: cluster.clone(), next: next.clone() };
     endpoint.connect_with_connector(connector).await.map_err(|error| chain(&error))
 }

@@ -34,6 +34,7 @@ use crate::{
     },
     harmless::HarmlessSeen,
     reject::Reject,
+    runtime::{Layer, Runtime},
     store::Store,
     warm::{Arrived, ClusterSlot, ListenerSlot, Sockets},
 };
@@ -79,6 +80,7 @@ pub struct Compiler {
     pub(crate) assignments: HashMap<Arc<str>, Assignment>,
     pub(crate) tables: HashMap<Arc<str>, Arc<RouteTable>>,
     pub(crate) secrets: Secrets,
+    pub(crate) runtime: Runtime,
     pub(crate) cds: Whole,
     pub(crate) lds: Whole,
     pub(crate) stats: ManagerStats,
@@ -131,6 +133,7 @@ impl Compiler {
             assignments: HashMap::new(),
             tables: HashMap::new(),
             secrets: Secrets::default(),
+            runtime: Runtime::default(),
             cds: Whole::default(),
             lds: Whole::default(),
             changed: false,
@@ -255,6 +258,8 @@ impl Compiler {
         let wanted = self.names(type_url::ROUTE);
         self.tables.retain(|name, _| wanted.contains(name));
         self.store.retain(type_url::ROUTE, |name| wanted.contains(name));
+        let listeners = &self.listeners;
+        self.runtime.retain(|name| listeners.contains_key(name));
         let wanted = self.names(type_url::SECRET);
         self.secrets.dynamic.retain(|name, _| wanted.contains(name));
         self.store.retain(type_url::SECRET, |name| wanted.contains(name));
@@ -330,7 +335,7 @@ impl Compiler {
         match type_url {
             type_url::CLUSTER if self.cds.source.as_ref().is_some_and(ads) => Wanted::All,
             type_url::LISTENER if self.cds.settled && self.lds.source.as_ref().is_some_and(ads) => Wanted::All,
-            type_url::ENDPOINT | type_url::ROUTE | type_url::SECRET => {
+            type_url::ENDPOINT | type_url::ROUTE | type_url::SECRET | type_url::RUNTIME => {
                 Wanted::Names(self.sources(type_url).filter(|(_, source)| ads(source)).map(|(name, _)| name).collect())
             }
             _ => Wanted::None,
@@ -347,7 +352,7 @@ impl Compiler {
                 wanted.insert((api.clone(), type_url), Wanted::All);
             }
         }
-        for type_url in [type_url::ENDPOINT, type_url::ROUTE, type_url::SECRET] {
+        for type_url in [type_url::ENDPOINT, type_url::ROUTE, type_url::SECRET, type_url::RUNTIME] {
             for (name, source) in self.sources(type_url) {
                 let Source::Api { api, .. } = source else { continue };
                 let names = wanted.entry((api, type_url)).or_insert_with(|| Wanted::Names(BTreeSet::new()));
@@ -366,7 +371,7 @@ impl Compiler {
             .into_iter()
             .filter_map(|(type_url, whole)| Some((type_url.to_owned(), whole.source.clone()?)))
             .chain(
-                [type_url::ENDPOINT, type_url::ROUTE, type_url::SECRET]
+                [type_url::ENDPOINT, type_url::ROUTE, type_url::SECRET, type_url::RUNTIME]
                     .into_iter()
                     .flat_map(|type_url| self.sources(type_url).map(move |(_, source)| (type_url.to_owned(), source))),
             )
@@ -390,6 +395,7 @@ impl Compiler {
             type_url::ROUTE => Box::new(
                 listeners.flat_map(|state| state.route_names()).map(|(name, source)| (name.clone(), source.clone())),
             ),
+            type_url::RUNTIME => Box::new(self.runtime.layers.iter().filter_map(|layer| layer.rtds.clone())),
             type_url::SECRET => {
                 let secrets: BTreeSet<SecretRef> = clusters
                     .flat_map(|state| state.secrets())
@@ -399,6 +405,11 @@ impl Compiler {
             }
             _ => Box::new(std::iter::empty()),
         }
+    }
+
+    /// The layers of runtime values, as they are now.
+    pub fn runtime_layers(&self) -> &[Layer] {
+        &self.runtime.layers
     }
 
     /// Clusters whose endpoints are to be checked: those that wait for it too.

@@ -381,8 +381,9 @@ static_resources:
             "static_resources.listeners[1].filter_chains: error adding listener 'b': no filter chains specified",
         ]
     );
-    let refused = load(&mut super::tests::compiler(), "overload_manager: { refresh_interval: 1s }").unwrap_err();
-    assert_eq!(refused, ["overload_manager: overload actions and limits on all connections are not supported"]);
+    let refused =
+        load(&mut super::tests::compiler(), "overload_manager: { loadshed_points: [{ name: x }] }").unwrap_err();
+    assert_eq!(refused, ["overload_manager.loadshed_points: load is shed by actions only"]);
 }
 
 #[test]

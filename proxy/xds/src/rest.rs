@@ -45,6 +45,7 @@ pub(crate) fn path(kind: &str) -> Option<&'static str> {
         type_url::LISTENER => "/v3/discovery:listeners",
         type_url::ROUTE => "/v3/discovery:routes",
         type_url::SECRET => "/v3/discovery:secrets",
+        type_url::RUNTIME => "/v3/discovery:runtime",
         _ => return None,
     })
 }

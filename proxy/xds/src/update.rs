@@ -19,7 +19,7 @@ use shika_proto::{
             route::v3::RouteConfiguration,
         },
         extensions::transport_sockets::tls::v3::Secret,
-        service::discovery::v3::Resource as Wrapper,
+        service::{discovery::v3::Resource as Wrapper, runtime::v3::Runtime},
     },
     google::protobuf::Any,
     type_url,
@@ -96,6 +96,7 @@ impl Resource {
                 (field::<ClusterLoadAssignment>(any, |assignment| assignment.cluster_name)?, "cluster_name")
             }
             type_url::ROUTE => (field::<RouteConfiguration>(any, |table| table.name)?, "name"),
+            type_url::RUNTIME => (field::<Runtime>(any, |layer| layer.name)?, "name"),
             _ => (field::<Secret>(any, |secret| secret.name)?, "name"),
         };
         // A listener may leave its name to the wrapper.

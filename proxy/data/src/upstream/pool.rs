@@ -480,14 +480,22 @@ impl Pools {
                 if unused {
                     stats.upstream_cx_idle_timeout().inc();
                 }
-                !unused && now.saturating_duration_since(connection.opened) < longest
+                let old = !unused && now.saturating_duration_since(connection.opened) >= longest;
+                if old {
+                    stats.upstream_cx_max_duration_reached().inc();
+                }
+                !unused && !old
             });
             host.shared.retain(|connection| {
                 let unused = connection.active == 0 && now.saturating_duration_since(connection.last_used) >= idle;
                 if unused {
                     stats.upstream_cx_idle_timeout().inc();
                 }
-                !unused && now.saturating_duration_since(connection.opened) < longest
+                let old = !unused && now.saturating_duration_since(connection.opened) >= longest;
+                if old {
+                    stats.upstream_cx_max_duration_reached().inc();
+                }
+                !unused && !old
             });
         }
     }

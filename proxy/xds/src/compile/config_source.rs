@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use shika_proto::envoy::config::{
     bootstrap::v3::Bootstrap,
-    cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType},
+    cluster::v3::{
+        Cluster,
+        cluster::{ClusterDiscoveryType, DiscoveryType},
+    },
     core::v3::{
         ApiConfigSource, ApiVersion, ConfigSource, GrpcService, api_config_source::ApiType as Kind,
         config_source::ConfigSourceSpecifier, grpc_service::TargetSpecifier,
@@ -12,7 +15,11 @@ use shika_proto::envoy::config::{
 };
 
 use super::{Compiled, Fault, Within, duration, enumeration, non_empty, positive};
-use crate::bootstrap::{ApiConfig, ApiType, Source};
+use crate::{
+    bootstrap::{ApiConfig, ApiType, Source},
+    client::LARGEST_MESSAGE,
+    google_grpc,
+};
 
 /// Envoy's default `initial_fetch_timeout`.
 const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
@@ -100,15 +107,23 @@ pub(crate) fn config(source: &ConfigSource, servers: &Servers, through: Through)
             if matches!(kind, Kind::AggregatedGrpc | Kind::AggregatedDeltaGrpc) {
                 return ads("api_config_source.api_type");
             }
-            let api = Arc::new(api(from, servers, through).within("api_config_source")?);
-            Ok(Source::Api { api, initial_fetch_timeout })
+            let (api, cluster) = api(from, servers, through).within("api_config_source")?;
+            if cluster.is_some() {
+                let reason = "is supported for ADS alone; use envoy_grpc with a cluster";
+                return Err(Fault::new("api_config_source.grpc_services[0].google_grpc", reason));
+            }
+            Ok(Source::Api { api: Arc::new(api), initial_fetch_timeout })
         }
         None => Err(Fault::new("config_source_specifier", "value is required")),
     }
 }
 
-/// The server of ADS or of one type.
-pub(crate) fn api(from: &ApiConfigSource, servers: &Servers, through: Through) -> Compiled<ApiConfig> {
+/// The server of ADS or of one type. `google_grpc` brings a cluster of its own, which is to be made.
+pub(crate) fn api(
+    from: &ApiConfigSource,
+    servers: &Servers,
+    through: Through,
+) -> Compiled<(ApiConfig, Option<Cluster>)> {
     let kind = enumeration::<Kind>(from.api_type, "api_type")?;
     check_version(from.transport_api_version, "transport_api_version")?;
     let known = |cluster: &str, field: &str| {
@@ -138,13 +153,17 @@ pub(crate) fn api(from: &ApiConfigSource, servers: &Servers, through: Through) -
             let refresh = positive(&from.refresh_delay, "refresh_delay")?
                 .ok_or_else(|| Fault::new("refresh_delay", "is required for REST API configuration sources"))?;
             let timeout = positive(&from.request_timeout, "request_timeout")?.unwrap_or(REQUEST_TIMEOUT);
-            return Ok(ApiConfig {
+            let config = ApiConfig {
                 api_type: ApiType::Rest { refresh, timeout },
                 cluster: cluster.clone(),
                 authority: String::new(),
                 metadata: Vec::new(),
                 node_on_first_message_only: false,
-            });
+                token_file: None,
+                keepalive: None,
+                largest_message: LARGEST_MESSAGE,
+            };
+            return Ok((config, None));
         }
         Kind::DeprecatedAndUnavailableDoNotUse => {
             return Err(Fault::new("api_type", "must be GRPC, DELTA_GRPC or REST"));
@@ -159,26 +178,44 @@ pub(crate) fn api(from: &ApiConfigSource, servers: &Servers, through: Through) -
             format!("value must contain exactly 1 item(s), not {}", from.grpc_services.len()),
         ));
     };
-    grpc(service, api_type, from.set_node_on_first_message_only, &known).at("grpc_services", 0)
+    let mut config = ApiConfig {
+        api_type,
+        cluster: String::new(),
+        authority: String::new(),
+        metadata: Vec::with_capacity(service.initial_metadata.len()),
+        node_on_first_message_only: from.set_node_on_first_message_only,
+        token_file: None,
+        keepalive: None,
+        largest_message: LARGEST_MESSAGE,
+    };
+    let made = grpc(service, &mut config, &known).at("grpc_services", 0)?;
+    Ok((config, made))
 }
 
-/// The server of a stream.
+/// The target of a stream and what is sent with it.
 fn grpc(
     service: &GrpcService,
-    api_type: ApiType,
-    node_on_first_message_only: bool,
+    config: &mut ApiConfig,
     known: &dyn Fn(&str, &str) -> Compiled<()>,
-) -> Compiled<ApiConfig> {
-    let grpc = match &service.target_specifier {
-        Some(TargetSpecifier::EnvoyGrpc(grpc)) => grpc,
-        Some(TargetSpecifier::GoogleGrpc(_)) => {
-            return Err(Fault::new("google_grpc", "is not supported; use envoy_grpc with a static cluster"));
+) -> Compiled<Option<Cluster>> {
+    let mut made = None;
+    match &service.target_specifier {
+        Some(TargetSpecifier::EnvoyGrpc(grpc)) => {
+            config.cluster = non_empty(&grpc.cluster_name, "cluster_name").within("envoy_grpc")?.to_owned();
+            known(&config.cluster, "envoy_grpc.cluster_name")?;
+            config.authority.clone_from(&grpc.authority);
+        }
+        Some(TargetSpecifier::GoogleGrpc(grpc)) => {
+            let stream = google_grpc::stream(grpc).within("google_grpc")?;
+            config.cluster.clone_from(&stream.cluster.name);
+            config.authority = stream.authority;
+            config.token_file = stream.token_file;
+            config.keepalive = stream.keepalive;
+            config.largest_message = stream.largest_message;
+            made = Some(stream.cluster);
         }
         None => return Err(Fault::new("target_specifier", "value is required")),
-    };
-    let cluster = non_empty(&grpc.cluster_name, "cluster_name").within("envoy_grpc")?;
-    known(cluster, "envoy_grpc.cluster_name")?;
-    let mut metadata = Vec::with_capacity(service.initial_metadata.len());
+    }
     for (index, header) in service.initial_metadata.iter().enumerate() {
         let name = http::HeaderName::from_bytes(header.key.to_ascii_lowercase().as_bytes());
         // The value may be a token: it is not repeated.
@@ -188,15 +225,9 @@ fn grpc(
                 format!("{:?} or its value cannot be a header", header.key),
             ));
         }
-        metadata.push((header.key.to_ascii_lowercase(), header.value.clone()));
+        config.metadata.push((header.key.to_ascii_lowercase(), header.value.clone()));
     }
-    Ok(ApiConfig {
-        api_type,
-        cluster: cluster.to_owned(),
-        authority: grpc.authority.clone(),
-        metadata,
-        node_on_first_message_only,
-    })
+    Ok(made)
 }
 
 /// Only version 3 exists; `AUTO` (unset) is taken for it.

@@ -32,6 +32,9 @@ fn servers_of_one_type_and_how_they_are_asked() {
             authority: "a".into(),
             metadata: vec![("token".into(), "t".into())],
             node_on_first_message_only: true,
+            token_file: None,
+            keepalive: None,
+            largest_message: LARGEST_MESSAGE,
         }
     );
     let delta = grpc.replace("api_type: GRPC", "api_type: DELTA_GRPC");
@@ -67,6 +70,10 @@ fn what_cannot_be_asked_is_refused_with_its_path() {
         (
             "api_type: GRPC, grpc_services: [{ envoy_grpc: { cluster_name: dynamic } }]".to_owned(),
             "grpc_services[0].envoy_grpc.cluster_name: Unknown cluster 'dynamic': it has to be in static_resources, and not a cluster of EDS",
+        ),
+        (
+            "api_type: GRPC, grpc_services: [{ google_grpc: { target_uri: 'cp:1', stat_prefix: cp } }]".to_owned(),
+            "grpc_services[0].google_grpc: is supported for ADS alone; use envoy_grpc with a cluster",
         ),
         (
             "api_type: REST, refresh_delay: 1s".to_owned(),

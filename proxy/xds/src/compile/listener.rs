@@ -10,7 +10,7 @@ use shika_data::{
         ChainId, ListenerId, RouteTableId,
         chain_match::{ChainMatch, ChainTable, SourceType},
         labels::Labels,
-        listener::{BindAddress, FilterChain, Inspect, Listener, NetworkFilter, TcpProxy, Terminal, TrafficDirection},
+        listener::{BindAddress, FilterChain, Listener, NetworkFilter, TcpProxy, Terminal, TrafficDirection},
         route::{ClusterChoice, WeightedCluster},
     },
     stats::{ListenerStats, Scope, TcpStats},
@@ -20,34 +20,26 @@ use shika_proto::{
     envoy::{
         config::{
             core::v3::TrafficDirection as ProtoDirection,
-            listener::v3::{
-                self as proto, FilterChainMatch, filter, filter_chain_match::ConnectionSourceType, listener_filter,
-            },
+            listener::v3::{self as proto, FilterChainMatch, filter, filter_chain_match::ConnectionSourceType},
         },
-        extensions::filters::{
-            listener::{
-                http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst, proxy_protocol::v3::ProxyProtocol,
-                tls_inspector::v3::TlsInspector,
-            },
-            network::{
-                direct_response::v3::Config as DirectResponse,
-                echo::v3::Echo,
-                http_connection_manager::v3::HttpConnectionManager,
-                local_ratelimit::v3::LocalRateLimit,
-                rbac::v3::Rbac,
-                set_filter_state::v3::Config as SetFilterState,
-                tcp_proxy::v3::{self as proto_tcp, TcpProxy as ProtoTcpProxy, tcp_proxy},
-            },
+        extensions::filters::network::{
+            direct_response::v3::Config as DirectResponse,
+            echo::v3::Echo,
+            http_connection_manager::v3::HttpConnectionManager,
+            local_ratelimit::v3::LocalRateLimit,
+            rbac::v3::Rbac,
+            set_filter_state::v3::Config as SetFilterState,
+            tcp_proxy::v3::{self as proto_tcp, TcpProxy as ProtoTcpProxy, tcp_proxy},
         },
     },
 };
 
 use super::{
-    Compiled, Context, Fault, Within, access_log, address, bound, denials, enumeration,
+    Compiled, Context, Fault, Within, access_log, address, bound, datagram, denials, enumeration,
     filter::{network, rbac},
     flag, hash,
     http::{self, Routes},
-    kafka, labels, non_empty, positive, proxy_protocol, required, source,
+    kafka, labels, listener_filters, non_empty, positive, required, source,
     tls::{self, ServerBinding, Transport},
     unpack, wrapped,
 };
@@ -122,7 +114,9 @@ pub(crate) fn listener(
         let more = required(&more.address, "address").and_then(|more| address::bind(more).within("address"));
         addresses.push(more.at("additional_addresses", index)?);
     }
-    if from.filter_chains.is_empty() && from.default_filter_chain.is_none() {
+    let scope = scope(from, addresses.first());
+    let datagrams = datagram::datagrams(context, from, &addresses, &scope)?;
+    if datagrams.is_none() && from.filter_chains.is_empty() && from.default_filter_chain.is_none() {
         return Err(Fault::new(
             "filter_chains",
             format!("error adding listener '{}': no filter chains specified", from.name),
@@ -133,7 +127,6 @@ pub(crate) fn listener(
         ProtoDirection::Inbound => TrafficDirection::Inbound,
         ProtoDirection::Outbound => TrafficDirection::Outbound,
     };
-    let scope = scope(from, addresses.first());
     let old: HashMap<ChainId, &Arc<CompiledChain>> = old.iter().map(|chain| (chain.chain.id, chain)).collect();
     let mut one = |context: &mut Context<'_>, from: &proto::FilterChain, id: ChainId| -> Compiled<Arc<CompiledChain>> {
         let hash = content_hash(&from.encode_to_vec());
@@ -187,7 +180,12 @@ pub(crate) fn listener(
         transparent: flag(&from.transparent, false),
         direction: context.direction,
         use_original_dst: flag(&from.use_original_dst, false),
-        inspect: inspect(context, from)?,
+        // The filter of a UDP listener is none of those that look at connections.
+        inspect: if datagrams.is_none() {
+            listener_filters::inspect(context, from)?
+        } else {
+            shika_data::model::listener::Inspect::default()
+        },
         inspect_timeout: bound(
             &from.listener_filters_timeout,
             "listener_filters_timeout",
@@ -195,6 +193,9 @@ pub(crate) fn listener(
         )?,
         continue_on_inspect_timeout: from.continue_on_listener_filters_timeout,
         chains: table,
+        connection_limit: (context.connection_limit)(&from.name),
+        ignores_global_limit: from.ignore_global_conn_limit,
+        datagrams,
         buffer_limit: wrapped(&from.per_connection_buffer_limit_bytes).unwrap_or(1 << 20),
         access_log: access_log::access_logs(context, &from.access_log, "access_log")?,
         stats: ListenerStats::new(context.registry, scope),
@@ -205,7 +206,7 @@ pub(crate) fn listener(
 /// `listener.<stat_prefix, or the address with : turned into _>.`
 fn scope(from: &proto::Listener, address: Option<&BindAddress>) -> Scope {
     let name = match (from.stat_prefix.as_str(), address) {
-        ("", Some(BindAddress::Ip { address, .. })) => address.to_string(),
+        ("", Some(BindAddress::Ip { address, .. } | BindAddress::Udp(address))) => address.to_string(),
         ("", Some(BindAddress::Unix { path, .. })) => path.display().to_string(),
         (prefix, _) => prefix.to_owned(),
     };
@@ -215,57 +216,6 @@ fn scope(from: &proto::Listener, address: Option<&BindAddress>) -> Scope {
         stem: "listener.".into(),
         tags: vec![("envoy.listener_address", name)],
     }
-}
-
-fn inspect(context: &Context<'_>, from: &proto::Listener) -> Compiled<Inspect> {
-    let mut inspect = Inspect::default();
-    for (index, filter) in from.listener_filters.iter().enumerate() {
-        (|| {
-            let content = match &filter.config_type {
-                Some(listener_filter::ConfigType::TypedConfig(content)) => content,
-                Some(listener_filter::ConfigType::ConfigDiscovery(_)) => {
-                    return Err(Fault::new("config_discovery", "ECDS is not supported; use typed_config"));
-                }
-                None => return Err(Fault::new("typed_config", "value is required")),
-            };
-            if any::is::<TlsInspector>(content) {
-                inspect.tls = true;
-            } else if any::is::<HttpInspector>(content) {
-                inspect.http = true;
-            } else if any::is::<OriginalDst>(content) {
-                if inspect.proxy_protocol.is_some() {
-                    return Err(Fault::new(
-                        "typed_config",
-                        "must come before proxy_protocol, which says where the connection went",
-                    ));
-                }
-                inspect.original_dst = true;
-            } else if any::is::<ProxyProtocol>(content) {
-                let reason = if inspect.proxy_protocol.is_some() {
-                    Some("a connection has one header of the PROXY protocol; leave the second filter out")
-                } else if inspect.tls || inspect.http {
-                    Some("the header comes before what tls_inspector and http_inspector look at; put this filter first")
-                } else if flag(&from.use_original_dst, false) {
-                    Some("is not supported together with use_original_dst; put it into the listeners that take over")
-                } else {
-                    None
-                };
-                if let Some(reason) = reason {
-                    return Err(Fault::new("typed_config", reason));
-                }
-                let compiled = unpack(content).and_then(|config| proxy_protocol::downstream(context, &config));
-                inspect.proxy_protocol = Some(Arc::new(compiled.within("typed_config")?));
-            } else {
-                return Err(Fault::new(
-                    "typed_config",
-                    format!("listener filter {} is not supported", content.type_url),
-                ));
-            }
-            Ok(())
-        })()
-        .at("listener_filters", index)?;
-    }
-    Ok(inspect)
 }
 
 /// `FilterChainMatch`
