@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the named parts of the work need: build, lint, deny, envoy, curl, netns, dnsperf, docker, fuzz. What is there already is left alone.
+# Installs what the named parts of the work need: build, lint, deny, envoy, peers, curl, netns, dnsperf, docker, fuzz, sovereign, go. What is there already is left alone.
 # System packages come from apt where this runs as root; everything else goes to target/tools and can be deleted with it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,6 +7,9 @@ cd "$(dirname "$0")/.."
 # The version that every comparison is made with.
 ENVOY_VERSION=1.40.0
 CARGO_DENY_VERSION=0.20.2
+SOVEREIGN_VERSION=0.32.12
+# Clients and servers by others, from PyPI, that talk through the proxy in its tests.
+PEERS=(grpcio==1.85.1 websockets==17.4 h2==4.4.1)
 
 tools=target/tools
 mkdir -p "$tools/bin"
@@ -77,6 +80,18 @@ setup_envoy() {
     envoy --version 2>/dev/null | grep -q "/$ENVOY_VERSION/" || die "the installed envoy does not run: $(envoy --version 2>&1)"
 }
 
+setup_peers() {
+    # Asked of the interpreter itself: that the packages are listed does not say that they load on this machine.
+    local check='import sys, importlib.metadata as m, grpc, h2, websockets
+sys.exit(any(m.version(n) != v for n, v in (w.split("==") for w in sys.argv[1:])))'
+    if "$tools/venv/bin/python" -c "$check" "${PEERS[@]}" 2>/dev/null; then
+        return
+    fi
+    say "installing ${PEERS[*]} (PyPI) into $tools"
+    venv_pip install "${PEERS[@]}" || die "pip could not install ${PEERS[*]}"
+    "$tools/venv/bin/python" -c "$check" "${PEERS[@]}" || die "the installed packages do not load: ${PEERS[*]}"
+}
+
 setup_deny() {
     if have cargo-deny; then
         return
@@ -124,6 +139,23 @@ setup_docker() {
     have debootstrap || apt_install "debootstrap is missing" debootstrap
 }
 
+# A public control plane in Python. The tests that it is for say so where it cannot be had.
+setup_sovereign() {
+    if "$tools/venv/bin/pip" --disable-pip-version-check show sovereign 2>/dev/null | grep -q "^Version: $SOVEREIGN_VERSION$"; then
+        return
+    fi
+    say "installing sovereign $SOVEREIGN_VERSION into $tools"
+    venv_pip install "sovereign==$SOVEREIGN_VERSION" || say "pip could not install sovereign==$SOVEREIGN_VERSION"
+}
+
+# A public control plane in Go: go-control-plane, at the version that go.mod pins.
+setup_go() {
+    PATH="$PATH:/usr/local/go/bin"
+    have go || apt_install "go is missing" golang-go
+    (cd loadtest/control-planes/go-control-plane && go build -trimpath -o "$OLDPWD/$tools/bin/go-control-plane" .) ||
+        die "go-control-plane could not be built"
+}
+
 # libFuzzer is C++, and comes with a crate.
 setup_fuzz() {
     have c++ || apt_install "a C++ compiler is missing" g++
@@ -131,7 +163,7 @@ setup_fuzz() {
 
 for part in "$@"; do
     case $part in
-    build | lint | deny | envoy | curl | netns | dnsperf | docker | fuzz) "setup_$part" ;;
+    build | lint | deny | envoy | peers | curl | netns | dnsperf | docker | fuzz | sovereign | go) "setup_$part" ;;
     *) die "no such part: $part" ;;
     esac
 done

@@ -11,8 +11,16 @@ Made from the cases of `proxy/tests/parity`, which run on the real Envoy and on 
 see; a test compares the two. Whatever is not listed here and was compared is the same. `*` stands for any text.
 ";
 
-/// The page.
-pub fn page(cases: &[(String, Case)], global: &[Difference]) -> String {
+const PEERS: &str = "
+## Through a pair of sidecars
+
+`proxy/tests/peers` runs gRPC, WebSocket and extended CONNECT between clients and servers by others through two sidecars of each kind; what a step comes
+to is compared. Whatever is not listed here is the same.
+
+";
+
+/// The page: of the cases, what goes for all of them, and of the steps of `proxy/tests/peers`.
+pub fn page(cases: &[(String, Case)], global: &[Difference], peers: &[Difference]) -> String {
     let mut page = HEAD.to_owned();
     let _ = writeln!(page, "\n{} cases are compared.", cases.len());
     if !global.is_empty() {
@@ -28,6 +36,10 @@ pub fn page(cases: &[(String, Case)], global: &[Difference]) -> String {
             let _ = writeln!(page, "- Refused by name: {}", refused.reason.trim());
         }
         list(&mut page, &case.differences);
+    }
+    if !peers.is_empty() {
+        page.push_str(PEERS);
+        list(&mut page, peers);
     }
     page
 }

@@ -129,11 +129,17 @@ async fn send_request(
     let (method, target) = line.split_once(' ').context("a request line is `METHOD target`")?;
     let host = fill_text(request.host.as_deref().unwrap_or("parity.example"), &run.placeholders)?;
     let scheme = if tls { "https" } else { "http" };
-    let uri = if method == "CONNECT" { target.to_owned() } else { format!("{scheme}://{host}{target}") };
+    let headers: Vec<_> = request.headers.iter().map(|line| header_line(line)).collect();
+    let protocol = headers.iter().find(|(name, _)| name == ":protocol").map(|(_, protocol)| protocol);
+    // A plain CONNECT has only an authority (RFC 9113 section 8.5), an extended one all that other requests have (RFC 8441 section 4).
+    let plain = method == "CONNECT" && protocol.is_none();
+    let uri = if plain { target.to_owned() } else { format!("{scheme}://{host}{target}") };
     let mut builder = http::Request::builder().method(method).uri(uri).version(http::Version::HTTP_2);
-    for line in &request.headers {
-        let (name, value) = header_line(line);
-        builder = builder.header(name, fill_text(&value, &run.placeholders)?);
+    if let Some(protocol) = protocol {
+        builder = builder.extension(h2::ext::Protocol::from(protocol.as_str()));
+    }
+    for (name, value) in headers.iter().filter(|(name, _)| name != ":protocol") {
+        builder = builder.header(name, fill_text(value, &run.placeholders)?);
     }
     let body = request.body.as_ref().map(|body| body.bytes());
     let bodiless = body.is_none() && request.trailers.is_empty() && request.abort.is_none() && method != "CONNECT";
@@ -147,7 +153,7 @@ async fn send_request(
         return Ok(());
     }
     let sending = async {
-        if !bodiless && method != "CONNECT" {
+        if !bodiless && !plain {
             let trailers = (!request.trailers.is_empty()).then(|| header_map(&request.trailers)).transpose()?;
             // A peer that answers early and resets makes this fail; what it did shows on the read side.
             let _ = send_body(&mut stream, body.unwrap_or_default(), trailers, true).await;

@@ -21,6 +21,7 @@ pub async fn run(run: &Arc<Run>, name: &str, upstream: &Upstream, index: usize, 
     let (io, frames) = Watched::new(io, true);
     let Some(seen) = run.seen.get(name) else { return Fate::Any };
     let handshake = h2::server::Builder::new()
+        .enable_connect_protocol()
         .initial_window_size(1 << 20)
         .initial_connection_window_size(1 << 20)
         .handshake::<_, Bytes>(io);
@@ -84,6 +85,14 @@ async fn serve(
         recorder.note(&format!("{path}.header.:scheme"), scheme);
     }
     recorder.note_headers(&format!("{path}.header"), &pairs(&head.headers));
+    if let Some(protocol) = head.extensions.get::<h2::ext::Protocol>() {
+        recorder.note(&format!("{path}.header.:protocol"), protocol.as_str());
+        if reply.then_echo {
+            // How it ends is between the subject and its client.
+            let _ = echo(&mut respond, &reply, stream).await;
+            return;
+        }
+    }
     if reply.on_head {
         answer(&mut respond, &reply).await;
     }
@@ -118,6 +127,20 @@ async fn answer(respond: &mut SendResponse<Bytes>, reply: &Reply) {
             let _ = send(respond, reply).await;
         }
     }
+}
+
+/// Grants an extended CONNECT, and sends back what comes.
+async fn echo(respond: &mut SendResponse<Bytes>, reply: &Reply, mut stream: RecvStream) -> anyhow::Result<()> {
+    let mut response = http::Response::builder().status(200).body(())?;
+    *response.headers_mut() = header_map(&reply.headers)?;
+    let mut back = respond.send_response(response, false)?;
+    while let Some(data) = stream.data().await {
+        let data = data?;
+        stream.flow_control().release_capacity(data.len())?;
+        back.send_data(data, false)?;
+    }
+    back.send_data(Bytes::new(), true)?;
+    Ok(())
 }
 
 async fn send(respond: &mut SendResponse<Bytes>, reply: &Reply) -> anyhow::Result<()> {

@@ -239,7 +239,8 @@ fn the_page_of_differences_says_what_the_cases_say() {
         .map(|path| (path.file_stem().unwrap().to_string_lossy().into_owned(), case::read(&path).unwrap()))
         .collect();
     let global = case::read_differences(&home().join("differences.yaml")).unwrap();
-    let page = differences::page(&cases, &global);
+    let peers = case::read_differences(&home().join("../peers/differences.yaml")).unwrap();
+    let page = differences::page(&cases, &global, &peers);
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/differences.md");
     if std::env::var_os("SHIKA_WRITE_DOCS").is_some() {
         std::fs::write(&path, &page).unwrap();

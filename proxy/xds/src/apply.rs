@@ -84,7 +84,14 @@ impl Compiler {
         };
         let mut seen: BTreeSet<String> = BTreeSet::new();
         for resource in update.resources {
-            let name = match resource_name(kind, &resource) {
+            let resource = match resource.unwrapped() {
+                Ok(resource) => resource,
+                Err((name, fault)) => {
+                    applied.rejects.push(Reject::new(kind, &name, fault.path, fault.reason));
+                    continue;
+                }
+            };
+            let name = match resource.own_name(kind) {
                 Ok(name) => name,
                 Err(fault) => {
                     applied.rejects.push(Reject::new(kind, &resource.name, fault.path, fault.reason));
@@ -115,6 +122,8 @@ impl Compiler {
             UpdateKind::Delta => update.removed,
             UpdateKind::FullState => match kind {
                 type_url::CLUSTER | type_url::LISTENER => {
+                    // What was refused and is not sent any more is refused no more.
+                    self.store.of_mut(kind).errors.retain(|name, _| seen.contains(name));
                     let held = self.store.of(kind).into_iter().flat_map(|store| store.dynamic.keys());
                     held.filter(|name| !seen.contains(*name)).cloned().collect()
                 }
@@ -165,11 +174,11 @@ impl Compiler {
                 "a static resource of the bootstrap has this name and cannot be changed",
             )]);
         }
-        if let Some(stored) = store.dynamic.get_mut(name)
+        // It keeps the version that it came with, as in Envoy: the one in force is that of its last change.
+        if let Some(stored) = store.dynamic.get(name)
             && stored.hash == hash
             && stored.resource.value == resource.resource.value
         {
-            stored.version.clone_from(&resource.version);
             store.errors.remove(name);
             return Ok(Outcome::Unchanged);
         }
@@ -449,6 +458,7 @@ impl Compiler {
             clusters: &mut self.cluster_ids,
             connection_limit: &mut |listener| runtime.limit(listener),
             cluster_exists,
+            servers: &self.servers,
             static_secret_exists: &|name| fixed.contains_key(name),
         };
         let ids = &mut self.route_ids;
@@ -482,31 +492,4 @@ impl NewContext<'_> {
 
 fn decode<M: Message + Name + Default>(resource: &Any) -> Result<M, Vec<Fault>> {
     any::unpack(resource).map_err(|error| vec![Fault::new("", error.to_string())])
-}
-
-/// The name in the resource, which has to be that of its wrapper.
-fn resource_name(kind: &str, resource: &Resource) -> Result<String, Fault> {
-    fn field<M: Message + Name + Default>(resource: &Any, name: fn(M) -> String) -> Result<String, Fault> {
-        any::unpack::<M>(resource).map(name).map_err(|error| Fault::new("", error.to_string()))
-    }
-    let any = &resource.resource;
-    let (name, path) = match kind {
-        type_url::CLUSTER => (field::<clusters::Cluster>(any, |cluster| cluster.name)?, "name"),
-        type_url::LISTENER => (field::<listeners::Listener>(any, |listener| listener.name)?, "name"),
-        type_url::ENDPOINT => {
-            (field::<ClusterLoadAssignment>(any, |assignment| assignment.cluster_name)?, "cluster_name")
-        }
-        type_url::ROUTE => (field::<RouteConfiguration>(any, |table| table.name)?, "name"),
-        type_url::RUNTIME => (field::<proto_runtime::Runtime>(any, |layer| layer.name)?, "name"),
-        _ => (field::<Secret>(any, |secret| secret.name)?, "name"),
-    };
-    // A listener may leave its name to the wrapper.
-    match (name.as_str(), resource.name.as_str()) {
-        ("", "") => Err(Fault::new(path, "value length must be at least 1 characters")),
-        ("", wrapper) if kind == type_url::LISTENER => Ok(wrapper.to_owned()),
-        ("", _) => Err(Fault::new(path, "value length must be at least 1 characters")),
-        (_, "") => Ok(name),
-        (own, wrapper) if own == wrapper => Ok(name),
-        (own, wrapper) => Err(Fault::new(path, format!("{own:?} is not the name that it was sent under, {wrapper:?}"))),
-    }
 }

@@ -13,7 +13,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use shika_data::{
@@ -25,11 +25,12 @@ use shika_proto::type_url;
 
 pub use crate::update::*;
 use crate::{
-    bootstrap::Source,
+    bootstrap::{ApiConfig, Source},
     compile::{
         ClusterIds,
+        config_source::Servers,
         endpoints::Assignment,
-        tls::{SecretRef, SecretSource, Secrets},
+        tls::{SecretRef, Secrets},
     },
     harmless::HarmlessSeen,
     reject::Reject,
@@ -69,6 +70,8 @@ pub struct Compiler {
     pub(crate) cluster_ids: ClusterIds,
     /// `cluster_manager.upstream_bind_config` of the bootstrap.
     pub(crate) bind_source: Option<IpAddr>,
+    /// What of the bootstrap sources of resources may lead to.
+    pub(crate) servers: Servers,
     /// `node.cluster` of the bootstrap.
     pub(crate) local_cluster: String,
     pub(crate) route_ids: HashMap<RouteKey, RouteTableId>,
@@ -122,6 +125,7 @@ impl Compiler {
             harmless: HarmlessSeen::default(),
             cluster_ids: ClusterIds::default(),
             bind_source: None,
+            servers: Servers::default(),
             local_cluster: String::new(),
             route_ids: HashMap::new(),
             clusters: BTreeMap::new(),
@@ -327,19 +331,37 @@ impl Compiler {
 
     /// Which resources of a type are wanted on the ADS stream now. LDS waits until the first CDS response is warm.
     pub fn wanted(&self, type_url: &str) -> Wanted {
-        let all =
-            |whole: &Whole| if matches!(whole.source, Some(Source::Ads { .. })) { Wanted::All } else { Wanted::None };
+        let ads = |source: &Source| matches!(source, Source::Ads { .. });
         match type_url {
-            type_url::CLUSTER => all(&self.cds),
-            type_url::LISTENER if self.cds.settled => all(&self.lds),
-            type_url::ENDPOINT | type_url::ROUTE | type_url::SECRET | type_url::RUNTIME => Wanted::Names(
-                self.sources(type_url)
-                    .filter(|(_, source)| matches!(source, Source::Ads { .. }))
-                    .map(|(name, _)| name)
-                    .collect(),
-            ),
+            type_url::CLUSTER if self.cds.source.as_ref().is_some_and(ads) => Wanted::All,
+            type_url::LISTENER if self.cds.settled && self.lds.source.as_ref().is_some_and(ads) => Wanted::All,
+            type_url::ENDPOINT | type_url::ROUTE | type_url::SECRET | type_url::RUNTIME => {
+                Wanted::Names(self.sources(type_url).filter(|(_, source)| ads(source)).map(|(name, _)| name).collect())
+            }
             _ => Wanted::None,
         }
+    }
+
+    /// What is wanted now of servers of single types (`api_config_source`), by server and type; LDS waits as in [`Self::wanted`].
+    pub fn wanted_apis(&self) -> BTreeMap<(Arc<ApiConfig>, &'static str), Wanted> {
+        let mut wanted = BTreeMap::new();
+        for (type_url, whole) in [(type_url::CLUSTER, &self.cds), (type_url::LISTENER, &self.lds)] {
+            if let Some(Source::Api { api, .. }) = &whole.source
+                && (type_url == type_url::CLUSTER || self.cds.settled)
+            {
+                wanted.insert((api.clone(), type_url), Wanted::All);
+            }
+        }
+        for type_url in [type_url::ENDPOINT, type_url::ROUTE, type_url::SECRET, type_url::RUNTIME] {
+            for (name, source) in self.sources(type_url) {
+                let Source::Api { api, .. } = source else { continue };
+                let names = wanted.entry((api, type_url)).or_insert_with(|| Wanted::Names(BTreeSet::new()));
+                if let Wanted::Names(names) = names {
+                    names.insert(name);
+                }
+            }
+        }
+        wanted
     }
 
     /// Files to watch, with the type of what is in them.
@@ -379,20 +401,7 @@ impl Compiler {
                     .flat_map(|state| state.secrets())
                     .chain(listeners.flat_map(|state| state.secrets()))
                     .collect();
-                Box::new(secrets.into_iter().filter_map(|secret| {
-                    let source = match secret.source {
-                        SecretSource::Static => return None,
-                        SecretSource::Ads(timeout) => {
-                            Source::Ads { initial_fetch_timeout: timeout.map(Duration::from_millis) }
-                        }
-                        SecretSource::File(path, watched_directory, timeout) => Source::File {
-                            path,
-                            watched_directory,
-                            initial_fetch_timeout: timeout.map(Duration::from_millis),
-                        },
-                    };
-                    Some((secret.name, source))
-                }))
+                Box::new(secrets.into_iter().filter_map(|secret| Some((secret.name, secret.source?))))
             }
             _ => Box::new(std::iter::empty()),
         }

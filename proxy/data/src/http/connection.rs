@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use http::{HeaderValue, Request, StatusCode, Version, header};
+use http::{HeaderValue, Method, Request, StatusCode, Version, header};
 use hyper::{body::Incoming, server::conn, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt;
@@ -185,8 +185,12 @@ async fn serve_http2(
     }
     let service = {
         let (connection, life, most) = (connection.clone(), life.clone(), manager.max_requests_per_connection);
-        service_fn(move |request: Request<Incoming>| {
+        service_fn(move |mut request: Request<Incoming>| {
             let active = Active::new(life.clone());
+            // A tunnel outlives its answer, and is as much of a reason to keep the connection.
+            if request.method() == Method::CONNECT {
+                request.extensions_mut().insert(life.clone());
+            }
             let last = most.is_some_and(|most| life.requests() >= most);
             let (life, connection, chain) = (life.clone(), connection.clone(), chain.clone());
             async move {

@@ -262,7 +262,9 @@ impl Exchange {
     /// A time limit ended the response after its headers were sent.
     pub fn abort(&mut self, flag: ResponseFlag) {
         self.complete = true;
-        self.flags.set(flag);
+        if flag != ResponseFlag::DurationTimeout {
+            self.flags.set(flag);
+        }
         let (details, cluster) = (&mut self.details, self.cluster.as_ref());
         match flag {
             ResponseFlag::StreamIdleTimeout => {
@@ -274,6 +276,10 @@ impl Exchange {
                     cluster.stats.upstream_rq_max_duration_reached().inc();
                 }
                 *details = Some("upstream_max_stream_duration_reached".into());
+            }
+            ResponseFlag::DurationTimeout => {
+                self.manager.stats.downstream_rq_max_duration_reached().inc();
+                *details = Some("max_duration_timeout".into());
             }
             _ => {
                 if let Some(cluster) = cluster {

@@ -14,6 +14,9 @@ use super::{
 };
 use crate::{error::ResponseFlag, model::cluster::Cluster, upstream::pool::AcquireError};
 
+/// The gRPC status.
+const DEADLINE_EXCEEDED: u32 = 4;
+
 /// Why a try failed.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -157,10 +160,13 @@ pub(super) fn expire(
             let status = if request_done { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::REQUEST_TIMEOUT };
             Refusal::new(status, "stream timeout", "stream_idle_timeout").flag(ResponseFlag::StreamIdleTimeout)
         }
-        Expired::Stream => {
+        Expired::Stream { request_done } => {
             stats.downstream_rq_max_duration_reached().inc();
-            Refusal::new(StatusCode::REQUEST_TIMEOUT, "downstream duration timeout", "max_duration_timeout")
-                .flag(ResponseFlag::DurationTimeout)
+            let status = if request_done { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::REQUEST_TIMEOUT };
+            // As in Envoy, whose flag for it is that of connections.
+            let mut refusal = Refusal::new(status, "downstream duration timeout", "max_duration_timeout");
+            refusal.grpc_status = Some(DEADLINE_EXCEEDED);
+            refusal
         }
         Expired::UpstreamStream => {
             cluster.stats.upstream_rq_max_duration_reached().inc();

@@ -15,6 +15,7 @@ use super::{
     exchange::{Exchange, UpstreamRequest},
     failure::{Failure, expire, fail, overflow},
     filter::{self, Shaped},
+    grpc_timeout::stream_duration,
     hash,
     head::{Head, Path},
     headers::{self as names, mutate, strip_hop_by_hop, values},
@@ -88,12 +89,16 @@ pub(super) async fn forward(
     manager.stats.rq_total().inc();
 
     let timeout = request_timeout(head, exchange.origin, action);
+    let stream = match &action.max_stream_duration {
+        None => manager.timeouts.max_stream,
+        Some(route) => stream_duration(route, manager.timeouts.max_stream, &mut head.headers, exchange.grpc),
+    };
     let limits = Limits {
         start: exchange.start,
         held: exchange.held,
         response: timeout,
         idle: action.idle_timeout.unwrap_or(manager.timeouts.stream_idle),
-        stream: action.max_stream_duration.unwrap_or(manager.timeouts.max_stream),
+        stream,
         upstream_stream: cluster.max_stream,
         request: manager.timeouts.request,
     };
@@ -155,7 +160,7 @@ pub(super) async fn forward(
         body.into_body(progress, trailers, limit)
     };
     let retry = action.retry.as_deref().and_then(|policy| Retry::new(policy, &head.view()));
-    let client_upgrade = switching.is_some().then(|| extensions.remove::<hyper::upgrade::OnUpgrade>()).flatten();
+    let client = switching.as_deref().and_then(|kind| upgrade::Client::new(kind, &mut extensions));
     let request = match outbound(head, body, switching.as_deref()) {
         Some(request) => request,
         None => {
@@ -213,7 +218,13 @@ pub(super) async fn forward(
     upstream.local = lease.local;
     upstream.version = if lease.protocol() == Protocol::Http2 { Version::HTTP_2 } else { Version::HTTP_11 };
     upstream.ended(Report::Response(response.status().as_u16()));
-    Ok(respond(exchange, upstream, response, lease, matched, &limits, weighted, client_upgrade))
+    if switching.is_some()
+        && let Some(refusal) = upgrade::misunderstood(head.version, &response)
+    {
+        exchange.upstream = Some(upstream);
+        return Ok(reply(exchange, head, Some(matched), refusal));
+    }
+    Ok(respond(exchange, upstream, response, lease, matched, &limits, weighted, client))
 }
 
 /// The cluster that a route's requests go to, if it exists.
@@ -316,8 +327,8 @@ fn outbound(head: &mut Head, body: RequestBody, switching: Option<&str>) -> Opti
     *request.uri_mut() = Uri::from(path);
     *request.headers_mut() = std::mem::take(&mut head.headers);
     if let Some(kind) = switching {
-        request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-        request.headers_mut().insert(header::UPGRADE, HeaderValue::from_str(kind).ok()?);
+        let asked = upgrade::Asked::new(kind, head)?;
+        request.extensions_mut().insert(asked);
     }
     Some(request)
 }
@@ -329,6 +340,11 @@ fn address(
     authority: &HeaderValue,
     scheme: &'static str,
 ) -> Option<()> {
+    // Nothing else rides in the extensions, so that of almost all requests they are empty.
+    let asked = request.extensions().get::<upgrade::Asked>().cloned();
+    if let Some(asked) = asked {
+        asked.ask(request, protocol)?;
+    }
     match protocol {
         Protocol::Http1 => {
             if request.headers().get(header::HOST) != Some(authority) {
@@ -411,11 +427,16 @@ fn respond(
     matched: Matched<'_>,
     limits: &Limits,
     weighted: Option<&WeightedCluster>,
-    client: Option<hyper::upgrade::OnUpgrade>,
+    client: Option<Box<upgrade::Client>>,
 ) -> Response<ResponseBody> {
     let (mut parts, incoming) = response.into_parts();
     // What the upstream speaks ends here: a client of HTTP/1.1 is answered in HTTP/1.1, and its connection stays.
     parts.version = Version::HTTP_11;
+    let server = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+    // As in Envoy: over HTTP/2 an upgrade succeeds with 200 (RFC 8441 section 5), which is a 101 to all that follows.
+    if lease.protocol() == Protocol::Http2 && client.is_some() && server.is_some() {
+        parts.status = StatusCode::SWITCHING_PROTOCOLS;
+    }
     let now = Instant::now();
     exchange.response_start = Some(now - exchange.start);
     exchange.status = parts.status.as_u16();
@@ -424,8 +445,7 @@ fn respond(
         upstream.cluster.stats.count_code(exchange.origin, exchange.status);
     }
     let switched = parts.status == StatusCode::SWITCHING_PROTOCOLS;
-    let switching = switched
-        .then(|| (parts.headers.get(header::UPGRADE).cloned(), parts.extensions.remove::<hyper::upgrade::OnUpgrade>()));
+    let named = switched.then(|| parts.headers.get(header::UPGRADE).cloned()).flatten();
     strip_hop_by_hop(&mut parts.headers);
     if !exchange.manager.suppress_envoy_headers && exchange.has_whole_request() {
         parts
@@ -447,14 +467,19 @@ fn respond(
     let ends = switched || incoming.is_end_stream();
     finish_headers(&mut exchange, Some(matched), &mut parts.headers, ends);
 
-    if let Some((kind, server)) = switching {
-        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-        if let Some(kind) = kind {
-            parts.headers.insert(header::UPGRADE, kind);
-        }
+    if switched {
         parts.extensions = http::Extensions::new();
+        if exchange.version == Version::HTTP_2 {
+            parts.status = StatusCode::OK;
+            parts.headers.remove(header::CONTENT_LENGTH);
+        } else {
+            parts.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+            if let Some(kind) = named.or_else(|| client.as_ref().map(|client| client.kind.clone())) {
+                parts.headers.insert(header::UPGRADE, kind);
+            }
+        }
         match (client, server) {
-            (Some(client), Some(server)) => upgrade::splice(client, server, exchange, limits.idle),
+            (Some(client), Some(server)) => upgrade::splice(client, server, exchange, lease, limits),
             _ => exchange.complete(),
         }
         return Response::from_parts(parts, ResponseBody::EMPTY);

@@ -80,7 +80,15 @@ impl Head {
     /// Takes a request apart. hyper has already parsed it; what it lets through and Envoy does not is refused by [`Head::check`].
     pub fn new<B>(request: Request<B>) -> (Self, http::Extensions, B) {
         let (parts, body) = request.into_parts();
-        let Parts { method, uri, version, mut headers, extensions, .. } = parts;
+        let Parts { mut method, uri, version, mut headers, mut extensions, .. } = parts;
+        let mut upgrade = None;
+        // As in Envoy: an extended CONNECT (RFC 8441 section 4) is to all that follows the upgrade that it stands for.
+        if method == Method::CONNECT
+            && let Some(protocol) = extensions.remove::<hyper::ext::Protocol>()
+        {
+            method = Method::GET;
+            upgrade = Some(protocol.as_str().to_ascii_lowercase());
+        }
         let authority = match uri.authority() {
             Some(authority) => HeaderValue::from_str(authority.as_str()).unwrap_or(HeaderValue::from_static("")),
             None => headers.get(header::HOST).cloned().unwrap_or(HeaderValue::from_static("")),
@@ -104,7 +112,7 @@ impl Head {
             scheme,
             headers,
             version,
-            upgrade: None,
+            upgrade,
             remote: None,
             keep_alive: false,
             no_authority,

@@ -217,6 +217,12 @@ impl Active {
         Active(life)
     }
 
+    /// Counts what goes on behind a request's answer.
+    pub fn tunnel(life: Arc<Life>) -> Self {
+        life.active.fetch_add(1, Relaxed);
+        Active(life)
+    }
+
     /// What follows the response is not HTTP.
     pub fn leaves_http(&self) {
         self.0.raw.store(true, Relaxed);

@@ -39,7 +39,10 @@ pub(super) enum Expired {
         request_done: bool,
     },
     /// `max_stream_duration` of the listener or the route.
-    Stream,
+    Stream {
+        /// The request was complete.
+        request_done: bool,
+    },
     /// `max_stream_duration` of the cluster.
     UpstreamStream,
     /// `request_timeout`.
@@ -89,11 +92,19 @@ impl Limits {
         };
         let request = self.request.filter(|_| done.is_none()).map(|limit| (limit, Expired::Request));
         let idle = self.idle.map(|limit| (activity + limit, Expired::Idle { request_done: done.is_some() }));
-        let stream = self.stream.map(|limit| (limit, Expired::Stream));
+        let stream = self.stream.map(|limit| (limit, Expired::Stream { request_done: done.is_some() }));
         let upstream_stream = self.upstream_stream.map(|limit| (self.held + limit, Expired::UpstreamStream));
         let earliest =
             [response, request, idle, stream, upstream_stream].into_iter().flatten().min_by_key(|(after, _)| *after)?;
         Some((self.start + earliest.0, earliest.1))
+    }
+
+    /// When a tunnel ends at the latest, and what to flag then. The response's clock does not run: its request has no end.
+    pub fn tunnel_end(&self) -> Option<(Instant, ResponseFlag)> {
+        let stream = self.stream.map(|limit| (self.start + limit, ResponseFlag::DurationTimeout));
+        let upstream =
+            self.upstream_stream.map(|limit| (self.start + self.held + limit, ResponseFlag::UpstreamMaxStreamDuration));
+        [stream, upstream].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// Bounds on the response's body.

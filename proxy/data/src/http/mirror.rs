@@ -57,6 +57,7 @@ pub(super) fn mirror(
         *copy.method_mut() = parts.method.clone();
         *copy.uri_mut() = parts.uri.clone();
         *copy.headers_mut() = parts.headers.clone();
+        *copy.extensions_mut() = parts.extensions.clone();
         // As in Envoy: whoever gets the copy sees that it comes from inside.
         copy.headers_mut().insert(INTERNAL, HeaderValue::from_static("true"));
         let host = shadow(&head.authority, mirror.suffix);

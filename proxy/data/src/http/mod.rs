@@ -6,6 +6,7 @@ pub mod exchange;
 mod failure;
 mod filter;
 mod forward;
+mod grpc_timeout;
 mod guard;
 mod hash;
 mod head;

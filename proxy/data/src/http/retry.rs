@@ -169,6 +169,7 @@ impl Tries<'_> {
             *request.method_mut() = parts.method.clone();
             *request.uri_mut() = parts.uri.clone();
             *request.headers_mut() = parts.headers.clone();
+            *request.extensions_mut() = parts.extensions.clone();
             if self.exchange.attempts > 1 && request.headers().contains_key(&names::ENVOY_ATTEMPT_TIMEOUT) {
                 let left = self
                     .timeout

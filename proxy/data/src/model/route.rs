@@ -185,6 +185,17 @@ pub enum RouteAction {
     NonForwarding,
 }
 
+/// Envoy `RouteAction.MaxStreamDuration`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MaxStreamDuration {
+    /// Replaces the connection manager's maximum stream duration: `None` not set, `Some(None)` off.
+    pub longest: Option<Option<Duration>>,
+    /// `grpc-timeout` counts in place of it, up to this; zero: however long that is. `None`: it does not count.
+    pub grpc_most: Option<Duration>,
+    /// Taken off that.
+    pub grpc_offset: Duration,
+}
+
 /// Envoy `RouteAction`.
 #[derive(Debug)]
 pub struct Forward {
@@ -196,8 +207,8 @@ pub struct Forward {
     pub timeout: Option<Duration>,
     /// Replaces the connection manager's stream idle timeout: `None` not set, `Some(None)` off.
     pub idle_timeout: Option<Option<Duration>>,
-    /// Replaces its maximum stream duration likewise.
-    pub max_stream_duration: Option<Option<Duration>>,
+    /// Bounds on the whole of the request, in place of `timeout`, which is off then.
+    pub max_stream_duration: Option<MaxStreamDuration>,
     /// What becomes of the path. The original goes to `x-envoy-original-path`.
     pub path_rewrite: Option<PathRewrite>,
     /// What becomes of `host`.

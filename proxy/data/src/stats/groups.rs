@@ -4,17 +4,21 @@
 
 use std::sync::Arc;
 
-use super::{Counter, Def, Gauge, Group, Histogram, Kind, Level, Origin, Registry, Scope, placed};
+use super::{Counter, Def, Gauge, Group, Histogram, Kind, Level, Origin, Registry, Scope, Tally, placed};
 
 macro_rules! handle {
     (counter) => { Counter<'_> };
     (gauge) => { Gauge<'_> };
     (level) => { Level<'_> };
+    (tally) => { Tally<'_> };
     (histogram) => { Histogram<'_> };
 }
 
 macro_rules! kind {
     (counter) => {
+        Kind::Counter
+    };
+    (tally) => {
         Kind::Counter
     };
     (gauge) => {
@@ -28,7 +32,23 @@ macro_rules! kind {
     };
 }
 
+/// What configuration sets is kept apart from what threads count.
+macro_rules! apart {
+    (level) => {
+        true
+    };
+    (tally) => {
+        true
+    };
+    ($other:ident) => {
+        false
+    };
+}
+
 macro_rules! make {
+    (tally, $group:expr, $at:expr) => {
+        Tally($group, $at)
+    };
     (counter, $group:expr, $at:expr) => {
         Counter($group, $at)
     };
@@ -51,7 +71,7 @@ macro_rules! stat_group {
 
         impl $name {
             /// Names and kinds, in the order of the cells.
-            pub const DEFS: &'static [Def] = &placed([$(($text, kind!($kind))),*]);
+            pub const DEFS: &'static [Def] = &placed([$(($text, kind!($kind), apart!($kind))),*]);
 
             /// The cells of this scope in `registry`.
             pub fn new(registry: &Registry, scope: Scope) -> Self {
@@ -312,7 +332,7 @@ stat_group!(
         counter assignment_stale = "assignment_stale",
         counter assignment_timeout_received = "assignment_timeout_received",
         counter lb_healthy_panic = "lb_healthy_panic",
-        counter membership_change = "membership_change",
+        tally membership_change = "membership_change",
         level membership_total = "membership_total",
         level membership_healthy = "membership_healthy",
         level membership_degraded = "membership_degraded",

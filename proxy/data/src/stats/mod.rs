@@ -6,6 +6,7 @@
 //! that is alive returns the same cells: counters survive configuration changes.
 
 mod groups;
+mod handle;
 
 use std::{
     cell::Cell,
@@ -21,6 +22,7 @@ use foldhash::{HashMap, HashMapExt};
 use parking_lot::Mutex;
 
 pub use groups::*;
+pub use handle::{Counter, Gauge, Histogram, Level, Tally};
 
 thread_local! {
     static SLOT: Cell<usize> = const { Cell::new(0) };
@@ -73,30 +75,30 @@ pub struct Def {
     pub name: &'static str,
     /// What it is.
     pub kind: Kind,
-    /// Its first cell.
+    /// Kept apart from what threads count, see [`Group::apart`].
+    apart: bool,
+    /// Its first cell, among those kept apart or among the others.
     at: usize,
 }
 
-/// Definitions with their cells one after the other.
-const fn placed<const N: usize>(stats: [(&'static str, Kind); N]) -> [Def; N] {
-    let mut defs = [Def { name: "", kind: Kind::Counter, at: 0 }; N];
-    let mut at = 0;
+/// Definitions with their cells one after the other. The third value says which are kept apart.
+const fn placed<const N: usize>(stats: [(&'static str, Kind, bool); N]) -> [Def; N] {
+    let mut defs = [Def { name: "", kind: Kind::Counter, apart: false, at: 0 }; N];
+    let (mut kept_apart, mut others) = (0, 0);
     let mut i = 0;
     while i < N {
-        let (name, kind) = stats[i];
-        defs[i] = Def { name, kind, at };
-        at += kind.cells();
+        let (name, kind, apart) = stats[i];
+        let end = if apart { &mut kept_apart } else { &mut others };
+        defs[i] = Def { name, kind, apart, at: *end };
+        *end += kind.cells();
         i += 1;
     }
     defs
 }
 
-/// Cells of all definitions.
-const fn width(defs: &[Def]) -> usize {
-    match defs.last() {
-        Some(last) => last.at + last.kind.cells(),
-        None => 0,
-    }
+/// Cells of all definitions that are kept apart, or of all others.
+fn width(defs: &[Def], apart: bool) -> usize {
+    defs.iter().filter(|def| def.apart == apart).map(|def| def.kind.cells()).sum()
 }
 
 /// A scope's place in the tree of names.
@@ -118,6 +120,9 @@ pub struct Group {
     /// What it holds.
     pub defs: &'static [Def],
     cells: Cells,
+    /// Cells of what configuration sets, made when the first one is: a cluster's are from the start, when nothing else of it has been counted. With
+    /// ten thousand clusters that nobody calls it saves 16 MB that they are apart.
+    apart: OnceLock<Box<[AtomicU64]>>,
     /// Zero points after `/reset_counters`, by cell.
     zero: Mutex<Option<Box<[u64]>>>,
     codes: [OnceLock<Codes>; 2],
@@ -192,7 +197,8 @@ impl Group {
         Group {
             scope,
             defs,
-            cells: Cells::new(width(defs), slots),
+            cells: Cells::new(width(defs, false), slots),
+            apart: OnceLock::new(),
             zero: Mutex::new(None),
             codes: [OnceLock::new(), OnceLock::new()],
             sparse: false,
@@ -240,10 +246,24 @@ impl Group {
         self.cells.sum(at)
     }
 
-    /// The cell at `at` of what is set as a whole.
+    /// A cell among those kept apart, to be written.
+    fn apart(&self, at: usize) -> Option<&AtomicU64> {
+        let make = || (0..width(self.defs, true)).map(|_| AtomicU64::new(0)).collect();
+        self.apart.get_or_init(make).get(at)
+    }
+
+    /// The value of a cell among those kept apart.
     fn level(&self, at: usize) -> u64 {
-        let shared = self.cells.runs.first().and_then(OnceLock::get);
-        shared.and_then(|run| run.get(at)).map_or(0, |cell| cell.load(Relaxed))
+        self.apart.get().and_then(|cells| cells.get(at)).map_or(0, |cell| cell.load(Relaxed))
+    }
+
+    /// Where the zero point of a counter is kept.
+    fn zero_at(&self, def: &Def) -> usize {
+        if def.apart { self.cells.width + def.at } else { def.at }
+    }
+
+    fn count(&self, def: &Def) -> u64 {
+        if def.apart { self.level(def.at) } else { self.sum(def.at) }
     }
 
     /// Reads the statistic at position `index` of `defs`.
@@ -254,8 +274,8 @@ impl Group {
         let base = |cell: usize| zero.as_ref().and_then(|zero| zero.get(cell)).copied().unwrap_or(0);
         match def.kind {
             Kind::Counter => {
-                let raw = self.sum(at);
-                Reading { value: Value::Number(raw.wrapping_sub(base(at))), used: raw > 0 }
+                let raw = self.count(def);
+                Reading { value: Value::Number(raw.wrapping_sub(base(self.zero_at(def)))), used: raw > 0 }
             }
             Kind::Gauge => {
                 let (up, down) = (self.sum(at), self.sum(at + 1));
@@ -275,10 +295,10 @@ impl Group {
 
     /// Sets all counters back to zero, as `/reset_counters` does. Gauges and histograms stay.
     pub fn reset_counters(&self) {
-        let mut zero = vec![0; self.cells.width].into_boxed_slice();
+        let mut zero = vec![0; self.cells.width + width(self.defs, true)].into_boxed_slice();
         for def in self.defs.iter().filter(|def| def.kind == Kind::Counter) {
-            if let Some(zero) = zero.get_mut(def.at) {
-                *zero = self.sum(def.at);
+            if let Some(zero) = zero.get_mut(self.zero_at(def)) {
+                *zero = self.count(def);
             }
         }
         *self.zero.lock() = Some(zero);
@@ -350,96 +370,6 @@ pub enum Value {
 impl Default for Value {
     fn default() -> Self {
         Value::Number(0)
-    }
-}
-
-/// A counter's handle.
-#[derive(Clone, Copy, Debug)]
-pub struct Counter<'a>(&'a Group, usize);
-
-impl Counter<'_> {
-    /// Adds one.
-    pub fn inc(self) {
-        self.0.add(self.1, 1);
-    }
-
-    /// Adds `n`.
-    pub fn add(self, n: u64) {
-        self.0.add(self.1, n);
-    }
-
-    /// Sum over all workers, before any reset.
-    pub fn total(self) -> u64 {
-        self.0.sum(self.1)
-    }
-}
-
-/// A gauge's handle.
-#[derive(Clone, Copy, Debug)]
-pub struct Gauge<'a>(&'a Group, usize);
-
-impl Gauge<'_> {
-    /// Adds one.
-    pub fn inc(self) {
-        self.0.add(self.1, 1);
-    }
-
-    /// Takes one away.
-    pub fn dec(self) {
-        self.0.add(self.1 + 1, 1);
-    }
-
-    /// Adds `n`.
-    pub fn add(self, n: u64) {
-        self.0.add(self.1, n);
-    }
-
-    /// Takes `n` away.
-    pub fn sub(self, n: u64) {
-        self.0.add(self.1 + 1, n);
-    }
-
-    /// Its value now.
-    pub fn value(self) -> u64 {
-        self.0.sum(self.1).saturating_sub(self.0.sum(self.1 + 1))
-    }
-}
-
-/// A level's handle: one value for the whole process, set by whoever knows it.
-#[derive(Clone, Copy, Debug)]
-pub struct Level<'a>(&'a Group, usize);
-
-impl Level<'_> {
-    /// Sets it.
-    pub fn set(self, value: u64) {
-        for (at, value) in [(self.1, value), (self.1 + 1, 1)] {
-            if let Some(cell) = self.0.cells.shared(at) {
-                cell.store(value, Relaxed);
-            }
-        }
-    }
-
-    /// Its value now.
-    pub fn value(self) -> u64 {
-        self.0.level(self.1)
-    }
-}
-
-/// A histogram's handle.
-#[derive(Clone, Copy, Debug)]
-pub struct Histogram<'a>(&'a Group, usize);
-
-impl Histogram<'_> {
-    /// Records one value, in the histogram's unit (milliseconds for all times).
-    pub fn record(self, value: u64) {
-        let bucket = BUCKETS.partition_point(|bound| *bound < value as f64);
-        self.0.add(self.1 + bucket, 1);
-        self.0.add(self.1 + BUCKETS.len() + 1, value);
-    }
-
-    /// How many values were recorded, over all workers.
-    pub fn count(self) -> u64 {
-        (0..=BUCKETS.len()).map(|bucket| self.0.sum(self.1 + bucket)).sum()
     }
 }
 

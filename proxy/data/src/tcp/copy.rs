@@ -62,6 +62,8 @@ pub struct Limits {
     pub idle: Option<Duration>,
     /// When the connection has to end.
     pub until: Option<Instant>,
+    /// Once the upstream's end is passed on, nothing more is expected of the downstream.
+    pub upstream_ends: bool,
 }
 
 /// Is told of every byte that was passed on.
@@ -131,7 +133,7 @@ where
             (_, true) => first = first.or(Some(Side::Upstream)),
             (false, false) => {}
         }
-        if let (Some(first), true) = (first, to_up.is_ready() && to_down.is_ready()) {
+        if let (Some(first), true) = (first, to_down.is_ready() && (to_up.is_ready() || limits.upstream_ends)) {
             return Poll::Ready(End::Finished(first));
         }
         if watch.is_some_and(|watch| watch.poll(cx, Phase::Closing).is_ready()) {
@@ -175,19 +177,19 @@ impl Meter for Copied {
     }
 }
 
-/// Copies between two streams that have left HTTP, until both have finished, one has failed, `idle` has passed without a byte or `watch` says so.
-pub async fn both_ways<D, U>(mut downstream: D, mut upstream: U, idle: Option<Duration>, watch: &Watch) -> Copied
+/// Copies between two streams that have left HTTP, until both have finished, one has failed, a limit is reached or `watch` says so.
+pub async fn both_ways<D, U>(downstream: &mut D, upstream: &mut U, limits: Limits, watch: &Watch) -> (Copied, End)
 where
     D: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
     let mut copied = Copied::default();
     let end = tokio::select! {
-        end = copy(&mut downstream, &mut upstream, Limits { idle, until: None }, None, &mut copied) => end,
+        end = copy(downstream, upstream, limits, None, &mut copied) => end,
         () = watch.closing() => End::Closing,
     };
     tracing::trace!(?end, "copy ended");
-    copied
+    (copied, end)
 }
 
 impl Half {

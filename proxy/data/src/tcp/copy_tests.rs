@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use super::*;
 
 fn unlimited() -> Limits {
-    Limits { idle: None, until: None }
+    Limits { idle: None, until: None, upstream_ends: false }
 }
 
 #[tokio::test]
@@ -43,11 +43,44 @@ async fn bytes_go_both_ways_and_half_closes_are_passed_on() {
     assert_eq!(copied, Copied { to_upstream: 100_000, to_downstream: 6 });
 }
 
+#[tokio::test]
+async fn the_end_of_the_upstream_is_the_end_where_that_is_asked_for() {
+    let (mut client, mut down) = duplex(64);
+    let (mut up, mut server) = duplex(64);
+    let limits = Limits { upstream_ends: true, ..unlimited() };
+    let copying = tokio::spawn(async move { copy(&mut down, &mut up, limits, None, &mut Copied::default()).await });
+    // The client's end is passed on, and not the tunnel's.
+    let answer = vec![7; 1000];
+    let sent = answer.clone();
+    client.shutdown().await.unwrap();
+    assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
+    let (_, heard) = tokio::join!(
+        async {
+            server.write_all(&sent).await.unwrap();
+            drop(server);
+        },
+        async {
+            let mut heard = Vec::new();
+            client.read_to_end(&mut heard).await.unwrap();
+            heard
+        }
+    );
+    assert_eq!(heard, answer);
+    assert!(matches!(copying.await.unwrap(), End::Finished(Side::Downstream)));
+
+    let (mut client, mut down) = duplex(64);
+    let (mut up, server) = duplex(64);
+    let copying = tokio::spawn(async move { copy(&mut down, &mut up, limits, None, &mut Copied::default()).await });
+    drop(server);
+    assert!(matches!(copying.await.unwrap(), End::Finished(Side::Upstream)));
+    assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn idle_counts_from_the_last_byte_in_either_direction() {
     let (mut client, mut down) = duplex(64);
     let (mut up, mut server) = duplex(64);
-    let limits = Limits { idle: Some(Duration::from_secs(10)), until: None };
+    let limits = Limits { idle: Some(Duration::from_secs(10)), until: None, upstream_ends: false };
     let begin = Instant::now();
     let copying = tokio::spawn(async move { copy(&mut down, &mut up, limits, None, &mut Copied::default()).await });
     let mut byte = [0];
@@ -69,7 +102,11 @@ async fn idle_counts_from_the_last_byte_in_either_direction() {
 async fn a_connection_lives_no_longer_than_it_may() {
     let (_client, mut down) = duplex(64);
     let (mut up, _server) = duplex(64);
-    let limits = Limits { idle: Some(Duration::from_secs(100)), until: Some(Instant::now() + Duration::from_secs(5)) };
+    let limits = Limits {
+        idle: Some(Duration::from_secs(100)),
+        until: Some(Instant::now() + Duration::from_secs(5)),
+        upstream_ends: false,
+    };
     let begin = Instant::now();
     assert!(matches!(copy(&mut down, &mut up, limits, None, &mut Copied::default()).await, End::MaxDuration));
     assert_eq!(begin.elapsed().as_secs(), 5);

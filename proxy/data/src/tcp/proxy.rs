@@ -176,6 +176,7 @@ async fn splice(
     let limits = Limits {
         idle: proxy.idle_timeout,
         until: proxy.max_duration.map(|limit| Instant::from_std(connection.start) + limit),
+        upstream_ends: false,
     };
     if !greeting.is_empty() && pass_on(io, &greeting, connection).await.is_ok() {
         meter.to_downstream(greeting.len());

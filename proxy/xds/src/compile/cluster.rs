@@ -34,8 +34,9 @@ use shika_proto::envoy::{
 
 use super::{
     Compiled, Context, Fault, Within, address,
+    config_source::{self, Servers, Through},
     endpoints::{self, Assignment, Names},
-    enumeration, hash, health, labels, non_empty, outlier, positive, proxy_protocol, required, source,
+    enumeration, hash, health, labels, non_empty, outlier, positive, proxy_protocol, required,
     tls::{self, ClientBinding, Transport},
     unpack, upstream_http, wrapped,
 };
@@ -89,7 +90,7 @@ pub(crate) fn cluster(context: &mut Context<'_>, from: &proto::Cluster) -> Compi
             return Err(Fault::new("cluster_type", format!("cluster type {} is not supported", custom.name)));
         }
     };
-    let (discovery, eds, assignment) = discovery(from, kind)?;
+    let (discovery, eds, assignment) = discovery(from, kind, context.servers)?;
     let balancer = balancer(from, kind)?;
     let dns = match kind {
         DiscoveryType::StrictDns | DiscoveryType::LogicalDns => Some(dns(from)?),
@@ -205,7 +206,7 @@ pub(crate) fn cluster(context: &mut Context<'_>, from: &proto::Cluster) -> Compi
 
 type Found = (Discovery, Option<(Arc<str>, Source)>, Assignment);
 
-fn discovery(from: &proto::Cluster, kind: DiscoveryType) -> Compiled<Found> {
+fn discovery(from: &proto::Cluster, kind: DiscoveryType, servers: &Servers) -> Compiled<Found> {
     if from.eds_cluster_config.is_some() && kind != DiscoveryType::Eds {
         return Err(Fault::new("eds_cluster_config", "cannot set EDS config for a cluster whose type is not EDS"));
     }
@@ -244,7 +245,7 @@ fn discovery(from: &proto::Cluster, kind: DiscoveryType) -> Compiled<Found> {
             }
             let config = required(&from.eds_cluster_config, "eds_cluster_config")?;
             let source = required(&config.eds_config, "eds_config")
-                .and_then(|source| source::config(source).within("eds_config"))
+                .and_then(|source| config_source::config(source, servers, Through::Primary).within("eds_config"))
                 .within("eds_cluster_config")?;
             let name: Arc<str> =
                 if config.service_name.is_empty() { from.name.as_str() } else { &config.service_name }.into();

@@ -29,9 +29,11 @@ use shika_proto::{
 };
 
 use super::{
-    Compiled, Context, Fault, Within, enumeration, flag, non_empty, required,
+    Compiled, Context, Fault, Within,
+    config_source::{self, Through},
+    enumeration, flag, non_empty, required,
     secret::{self, SecretValue},
-    source, unpack, wrapped,
+    unpack, wrapped,
 };
 use crate::{bootstrap::Source, store::content_hash};
 
@@ -40,19 +42,8 @@ use crate::{bootstrap::Source, store::content_hash};
 pub(crate) struct SecretRef {
     /// Its name.
     pub name: Arc<str>,
-    /// `None`: from the bootstrap. A file, as (path, watched directory); otherwise ADS.
-    pub source: SecretSource,
-}
-
-/// Where a secret comes from.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum SecretSource {
-    /// `static_resources.secrets`
-    Static,
-    /// SDS over ADS, with `initial_fetch_timeout` in ms; `None` waits for ever.
-    Ads(Option<u64>),
-    /// A watched file, with its watched directory, and the timeout likewise.
-    File(String, Option<String>, Option<u64>),
+    /// SDS; `None`: from the bootstrap.
+    pub source: Option<Source>,
 }
 
 /// A certificate as configured.
@@ -114,8 +105,8 @@ pub(crate) struct Secrets {
 impl Secrets {
     fn find(&self, secret: &SecretRef) -> Option<&SecretValue> {
         match secret.source {
-            SecretSource::Static => self.fixed.get(&secret.name),
-            SecretSource::Ads(_) | SecretSource::File(..) => self.dynamic.get(&secret.name),
+            None => self.fixed.get(&secret.name),
+            Some(_) => self.dynamic.get(&secret.name),
         }
     }
 }
@@ -315,20 +306,14 @@ fn check_sans(validation: &Validation) -> Compiled<()> {
 
 fn secret_ref(context: &Context<'_>, config: &SdsSecretConfig) -> Compiled<SecretRef> {
     let name: Arc<str> = non_empty(&config.name, "name")?.into();
-    let millis = |timeout: Option<std::time::Duration>| timeout.map(|timeout| timeout.as_millis() as u64);
     let source = match &config.sds_config {
         None => {
             if !(context.static_secret_exists)(&name) {
                 return Err(Fault::new("name", format!("Unknown static secret: {name}")));
             }
-            SecretSource::Static
+            None
         }
-        Some(from) => match source::config(from).within("sds_config")? {
-            Source::Ads { initial_fetch_timeout } => SecretSource::Ads(millis(initial_fetch_timeout)),
-            Source::File { path, watched_directory, initial_fetch_timeout } => {
-                SecretSource::File(path, watched_directory, millis(initial_fetch_timeout))
-            }
-        },
+        Some(from) => Some(config_source::config(from, context.servers, Through::Any).within("sds_config")?),
     };
     Ok(SecretRef { name, source })
 }

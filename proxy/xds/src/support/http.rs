@@ -270,9 +270,9 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.config.route.v3.RouteAction.MaxStreamDuration",
-        honoured: "max_stream_duration",
+        honoured: "max_stream_duration grpc_timeout_header_max grpc_timeout_header_offset",
         harmless: &[],
-        refused: &[("grpc_timeout_header_max", "deadlines from grpc-timeout are not supported")],
+        refused: &[],
     },
     Message {
         name: "envoy.config.route.v3.WeightedCluster",

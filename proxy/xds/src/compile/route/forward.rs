@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderValue, StatusCode};
 use shika_data::model::{
     labels::Labels,
-    route::{ClusterChoice, Forward, HostRewrite, Mirror, PathRewrite, WeightedCluster},
+    route::{ClusterChoice, Forward, HostRewrite, MaxStreamDuration, Mirror, PathRewrite, WeightedCluster},
 };
 use shika_proto::envoy::config::{
     core::v3::RoutingPriority,
@@ -97,8 +97,9 @@ pub(super) fn forward(
     };
     let max_stream_duration = match &from.max_stream_duration {
         None => None,
-        Some(limits) => switch(&limits.max_stream_duration, "max_stream_duration").within("max_stream_duration")?,
+        Some(limits) => Some(stream_duration(limits).within("max_stream_duration")?),
     };
+    let timeout = bound(&from.timeout, "timeout", Some(TIMEOUT))?;
     let mut upgrades = Vec::with_capacity(from.upgrade_configs.len());
     for upgrade in &from.upgrade_configs {
         upgrades.push((upgrade.upgrade_type.to_ascii_lowercase().into(), flag(&upgrade.enabled, true)));
@@ -106,7 +107,8 @@ pub(super) fn forward(
     Ok(Forward {
         clusters,
         cluster_not_found,
-        timeout: bound(&from.timeout, "timeout", Some(TIMEOUT))?,
+        // As in Envoy (`RouteEntry::usingNewTimeouts`): the one takes the place of the other, set or not.
+        timeout: timeout.filter(|_| max_stream_duration.is_none()),
         idle_timeout: switch(&from.idle_timeout, "idle_timeout")?,
         max_stream_duration,
         path_rewrite,
@@ -156,6 +158,14 @@ fn mirrors(
         mirrors.push(mirror.at("request_mirror_policies", index)?);
     }
     Ok(mirrors)
+}
+
+fn stream_duration(from: &proto::route_action::MaxStreamDuration) -> Compiled<MaxStreamDuration> {
+    Ok(MaxStreamDuration {
+        longest: switch(&from.max_stream_duration, "max_stream_duration")?,
+        grpc_most: duration(&from.grpc_timeout_header_max, "grpc_timeout_header_max")?,
+        grpc_offset: duration(&from.grpc_timeout_header_offset, "grpc_timeout_header_offset")?.unwrap_or_default(),
+    })
 }
 
 /// Unset leaves the outer limit, `0s` turns it off.
