@@ -3,7 +3,6 @@
 use std::{fs, rc::Rc, sync::Arc};
 
 use shika_data::stats::{Registry, Scope, SubscriptionStats};
-use shika_proto::type_url;
 use shika_xds::{
     Compiler, Reject, Update,
     ads::{Ads, Receipt, Request, TYPES},
@@ -80,6 +79,9 @@ impl AdsLink {
         match event {
             client::Event::Connected { requests } => {
                 self.ads.connected();
+                for stats in [&self.clusters, &self.listeners] {
+                    stats.update_attempt().inc();
+                }
                 self.requests = Some(requests);
                 Event::Nothing
             }
@@ -144,12 +146,6 @@ impl AdsLink {
 
     /// Answers a response: what it brought is in force but for `rejects`.
     pub fn acknowledge(&mut self, receipt: Receipt, rejects: &[Reject]) {
-        if let Some(stats) = self.stats(&receipt.type_url) {
-            let now = std::time::SystemTime::now()
-                .duration_since(std::time::UNIX_EPOCH)
-                .map_or(0, |now| now.as_millis() as u64);
-            stats.update_time().set(now);
-        }
         self.ads.acknowledge(receipt, rejects);
     }
 
@@ -169,14 +165,6 @@ impl AdsLink {
                 Some(request) => permit.send(request),
                 None => return,
             }
-        }
-    }
-
-    fn stats(&self, type_url: &str) -> Option<&SubscriptionStats> {
-        match type_url {
-            type_url::CLUSTER => Some(&self.clusters),
-            type_url::LISTENER => Some(&self.listeners),
-            _ => None,
         }
     }
 }

@@ -34,6 +34,7 @@ use crate::{
     harmless::HarmlessSeen,
     reject::Reject,
     store::Store,
+    subscription,
     warm::{Arrived, ClusterSlot, ListenerSlot, Sockets},
 };
 
@@ -76,6 +77,8 @@ pub struct Compiler {
     pub(crate) assignments: HashMap<Arc<str>, Assignment>,
     pub(crate) tables: HashMap<Arc<str>, Arc<RouteTable>>,
     pub(crate) secrets: Secrets,
+    /// `sds.<name>.` of secrets that something asks for.
+    pub(crate) sds: BTreeMap<Arc<str>, SubscriptionStats>,
     pub(crate) cds: Whole,
     pub(crate) lds: Whole,
     pub(crate) stats: ManagerStats,
@@ -127,6 +130,7 @@ impl Compiler {
             assignments: HashMap::new(),
             tables: HashMap::new(),
             secrets: Secrets::default(),
+            sds: BTreeMap::new(),
             cds: Whole::default(),
             lds: Whole::default(),
             changed: false,
@@ -252,6 +256,11 @@ impl Compiler {
         self.tables.retain(|name, _| wanted.contains(name));
         self.store.retain(type_url::ROUTE, |name| wanted.contains(name));
         let wanted = self.names(type_url::SECRET);
+        self.sds.retain(|name, _| wanted.contains(name));
+        for name in &wanted {
+            let stats = || subscription::secret(&self.registry, name);
+            self.sds.entry(name.clone()).or_insert_with(stats);
+        }
         self.secrets.dynamic.retain(|name, _| wanted.contains(name));
         self.store.retain(type_url::SECRET, |name| wanted.contains(name));
     }
@@ -282,6 +291,9 @@ impl Compiler {
             if !state.timed_out && due(state.deadline) && (state.compiled.eds.is_some() || !state.secrets().is_empty())
             {
                 state.timed_out = true;
+                if let Some(stats) = &state.compiled.eds_stats {
+                    stats.init_fetch_timeout().inc();
+                }
                 any = true;
             }
         }
@@ -420,6 +432,14 @@ impl Compiler {
     /// whether a cluster was waiting for it: then there is something to [`Self::build`].
     pub fn set_dns(&mut self, cluster: &str, hostname: &str, addresses: Option<&[IpAddr]>) -> bool {
         let Some(slot) = self.clusters.get_mut(cluster) else { return false };
+        if let Some(state) = slot.active.as_ref().or(slot.warming.as_ref()) {
+            let stats = &state.compiled.cluster.stats;
+            stats.update_attempt().inc();
+            match addresses {
+                Some(_) => stats.update_success().inc(),
+                None => stats.update_failure().inc(),
+            }
+        }
         if let Some(state) = &mut slot.active {
             state.answer(hostname, addresses);
         }

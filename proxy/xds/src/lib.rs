@@ -23,6 +23,7 @@ pub mod harmless;
 pub mod reject;
 pub mod sotw;
 pub mod store;
+mod subscription;
 pub mod support;
 mod update;
 mod warm;

@@ -42,6 +42,7 @@ pub struct Wire {
     seen: Vec<u8>,
     at: usize,
     stats: HttpStats,
+    life: Arc<Life>,
     http1: Option<Box<Http1>>,
 }
 
@@ -60,8 +61,8 @@ struct Http1 {
 
 impl Wire {
     /// `seen` was read already.
-    pub fn new(io: DownstreamIo, seen: Vec<u8>, stats: HttpStats) -> Self {
-        Wire { io, seen, at: 0, stats, http1: None }
+    pub fn new(io: DownstreamIo, seen: Vec<u8>, stats: HttpStats, life: &Arc<Life>) -> Self {
+        Wire { io, seen, at: 0, stats, life: life.clone(), http1: None }
     }
 
     /// Turns the guard on.
@@ -163,7 +164,13 @@ impl AsyncRead for Wire {
             buf.put_slice(&rest[..n]);
             this.at += n;
         } else {
-            ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+            let room = buf.remaining();
+            let read = ready!(Pin::new(&mut this.io).poll_read(cx, buf));
+            let ended = read.is_err() || (room > 0 && buf.remaining() == room);
+            if ended && this.http1.as_ref().is_none_or(|http1| !http1.shut) {
+                this.life.peer_closes();
+            }
+            read?;
         }
         let new = buf.filled().get(before..).unwrap_or_default();
         this.stats.downstream_cx_rx_bytes_total().add(new.len() as u64);

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     denial::Denials,
-    stats::{ListenerStats, LocalRateLimitStats, TcpStats},
+    stats::{HttpInspectorStats, ListenerStats, LocalRateLimitStats, TcpStats, TlsInspectorStats},
     token_bucket::TokenBucket,
 };
 
@@ -101,8 +101,12 @@ pub struct Inspect {
     pub original_dst: bool,
     /// `tls_inspector`: transport protocol, SNI, ALPN from the ClientHello.
     pub tls: bool,
+    /// `tls_inspector.*`
+    pub tls_stats: Option<TlsInspectorStats>,
     /// `http_inspector`: application protocol from the first bytes of plain text.
     pub http: bool,
+    /// `http_inspector.*`
+    pub http_stats: Option<HttpInspectorStats>,
 }
 
 /// What happens to a connection once its chain is chosen.

@@ -13,7 +13,7 @@ use shika_data::{
         listener::{BindAddress, FilterChain, Inspect, Listener, NetworkFilter, TcpProxy, Terminal, TrafficDirection},
         route::{ClusterChoice, WeightedCluster},
     },
-    stats::{ListenerStats, Scope, TcpStats},
+    stats::{HttpInspectorStats, ListenerStats, Scope, TcpStats, TlsInspectorStats},
 };
 use shika_proto::{
     any,
@@ -51,7 +51,7 @@ use super::{
     tls::{self, ServerBinding, Transport},
     unpack, wrapped,
 };
-use crate::store::content_hash;
+use crate::{store::content_hash, subscription::RouteStats};
 
 /// A chain and what it still needs.
 #[derive(Debug)]
@@ -62,6 +62,8 @@ pub(crate) struct CompiledChain {
     pub tls: Option<ServerBinding>,
     /// Routes, if it speaks HTTP.
     pub routes: Option<Routes>,
+    /// Statistics of its RDS subscription.
+    pub rds: Option<RouteStats>,
     /// Hash of its configuration.
     hash: u64,
 }
@@ -230,8 +232,13 @@ fn inspect(context: &Context<'_>, from: &proto::Listener) -> Compiled<Inspect> {
             };
             if any::is::<TlsInspector>(content) {
                 inspect.tls = true;
+                let scope = Scope { prefix: "tls_inspector.".into(), stem: "tls_inspector.".into(), tags: Vec::new() };
+                inspect.tls_stats = Some(TlsInspectorStats::new(context.registry, scope));
             } else if any::is::<HttpInspector>(content) {
                 inspect.http = true;
+                let scope =
+                    Scope { prefix: "http_inspector.".into(), stem: "http_inspector.".into(), tags: Vec::new() };
+                inspect.http_stats = Some(HttpInspectorStats::new(context.registry, scope));
             } else if any::is::<OriginalDst>(content) {
                 if inspect.proxy_protocol.is_some() {
                     return Err(Fault::new(
@@ -356,7 +363,13 @@ fn chain(
         demands: tls.as_ref().map_or(0, |binding| binding.demands),
         denials: from.metadata.as_ref().and_then(denials::denials),
     };
-    Ok(CompiledChain { chain: Arc::new(chain), tls, routes, hash })
+    let rds = match (&chain.terminal, &routes) {
+        (Terminal::Http(manager), Some(Routes::Rds(name, _))) => {
+            Some(RouteStats::new(context.registry, &manager.stats.group().scope, name))
+        }
+        _ => None,
+    };
+    Ok(CompiledChain { chain: Arc::new(chain), tls, routes, rds, hash })
 }
 
 fn content(from: &proto::Filter) -> Compiled<&shika_proto::google::protobuf::Any> {
