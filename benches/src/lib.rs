@@ -93,6 +93,7 @@ pub fn rules(callers: u32) -> Rules {
     let policies = (0..callers)
         .map(|caller| Policy {
             name: format!("allow-{caller}").into(),
+            allows: true,
             permissions: vec![Permission::Any],
             principals: vec![Principal::Authenticated(Some(StringMatcher::Exact {
                 value: format!("spiffe://default/service-{caller}").into(),

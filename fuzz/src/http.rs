@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use shika_data::fuzzing::Memory;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::memory::{Client, Proxy, pair};
 
@@ -42,14 +43,14 @@ pub fn client(mode: u8, bytes: &[u8]) -> Client<'_> {
 }
 
 /// Answers every request, and panics at one that could be read in two ways.
-fn strict_upstream(path: &Path) -> Option<DuplexStream> {
+fn strict_upstream(path: &Path) -> Option<Memory> {
     let (near, far) = pair();
     let h2 = path == Path::new("/h2");
     tokio::spawn(async move { if h2 { strict_http2(near).await } else { strict_http1(near).await } });
     Some(far)
 }
 
-async fn strict_http1(mut stream: DuplexStream) {
+async fn strict_http1(mut stream: Memory) {
     let mut bytes = Vec::new();
     loop {
         let Some(length) = check_head(&bytes) else {
@@ -93,7 +94,7 @@ fn check_head(bytes: &[u8]) -> Option<usize> {
     Some(length)
 }
 
-async fn strict_http2(mut stream: DuplexStream) {
+async fn strict_http2(mut stream: Memory) {
     let mut bytes = Vec::new();
     let _ = stream.write_all(PREFACE.get(24..).unwrap_or_default()).await;
     let mut piece = [0; 4096];

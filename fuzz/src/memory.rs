@@ -3,7 +3,7 @@
 use std::{cell::Cell, future::Future, path::Path, sync::Arc, time::Duration};
 
 use shika_data::{
-    fuzzing,
+    fuzzing::{self, Memory},
     model::{ListenerId, access_log::LogSink, tracing::SpanSink},
     snapshot::Snapshot,
     stats::{Registry, Scope, ServerStats},
@@ -11,7 +11,7 @@ use shika_data::{
 use shika_proto::{envoy::config::bootstrap::v3::Bootstrap, json};
 use shika_xds::{CompileOptions, Compiler};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf},
+    io::{AsyncReadExt, AsyncWriteExt, ReadHalf},
     runtime::Builder,
 };
 
@@ -19,8 +19,9 @@ use tokio::{
 const PIPE: usize = 64 * 1024;
 /// Most bytes that are kept of what the other side says.
 const KEPT: usize = 256 * 1024;
-/// Time of the runtime after which a connection whose peer is gone counts as stuck. Nothing waits that long in truth: time goes on when nothing else does.
-const STUCK: Duration = Duration::from_secs(100);
+/// Time of the runtime after which a connection whose peer is gone counts as stuck: less than the timeout of any route. Nothing waits that long in truth:
+/// time goes on when nothing else does.
+const STUCK: Duration = Duration::from_secs(10);
 
 /// A compiler with nothing in it.
 pub fn compiler() -> Compiler {
@@ -61,7 +62,7 @@ impl Proxy {
         &self,
         listener: &str,
         client: Client<'_>,
-        upstreams: impl FnMut(&Path) -> Option<DuplexStream> + 'static,
+        upstreams: impl FnMut(&Path) -> Option<Memory> + 'static,
     ) -> Vec<u8> {
         let listener = self.snapshot.listeners.iter().flatten().find(|one| &*one.name == listener);
         let Some(id) = listener.map(|one| one.id) else { panic!("no such listener") };
@@ -72,7 +73,7 @@ impl Proxy {
     }
 
     async fn exchange(&self, id: ListenerId, client: Client<'_>) -> Vec<u8> {
-        let (near, far) = tokio::io::duplex(PIPE);
+        let (near, far) = pair();
         let (mut from, mut to) = tokio::io::split(near);
         let mut heard = Vec::new();
         let mut serving = tokio::spawn(fuzzing::serve(far, id, self.server.clone()));
@@ -122,7 +123,7 @@ pub async fn quiet() {
     tokio::time::sleep(Duration::from_millis(1)).await;
 }
 
-async fn hear(from: &mut ReadHalf<DuplexStream>, heard: &mut Vec<u8>) {
+async fn hear(from: &mut ReadHalf<Memory>, heard: &mut Vec<u8>) {
     let mut piece = [0; 4096];
     while let Ok(n @ 1..) = from.read(&mut piece).await {
         if heard.len() < KEPT {
@@ -132,8 +133,8 @@ async fn hear(from: &mut ReadHalf<DuplexStream>, heard: &mut Vec<u8>) {
 }
 
 /// Both ends of a connection.
-pub fn pair() -> (DuplexStream, DuplexStream) {
-    tokio::io::duplex(PIPE)
+pub fn pair() -> (Memory, Memory) {
+    fuzzing::pair(PIPE)
 }
 
 thread_local! {

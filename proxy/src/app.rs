@@ -148,6 +148,9 @@ async fn run(
     };
 
     // Threads.
+    if let Some(most) = plan.overload.as_ref().and_then(|overload| overload.most_connections) {
+        shika_data::worker::set_connection_limit(most);
+    }
     let workers = Workers::start(WorkerConfig {
         count: options.workers(),
         server: groups.server.clone(),

@@ -27,6 +27,7 @@ use crate::{
     ads::{self, AdsLink},
     files::Files,
     health::Health,
+    overload::OverloadWatch,
     resolve::{Answer, Resolver},
     server_stats,
     sidecar::documents::Documents,
@@ -107,6 +108,7 @@ impl Control {
     pub async fn run(&mut self, commands: &mut mpsc::Receiver<Command>, signals: &mut Signals, init_only: bool) -> End {
         let mut tick = time::interval(STATS_INTERVAL);
         tick.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut overload = OverloadWatch::new(self.state.plan.overload.as_ref(), &self.state.registry);
         loop {
             if init_only && self.state.initialized.get() {
                 return End::Initialized;
@@ -150,6 +152,11 @@ impl Control {
                         self.publish_and_log().await;
                     }
                     self.follow_up();
+                }
+                () = OverloadWatch::next(&mut overload) => {
+                    if let Some(watch) = &overload {
+                        watch.look();
+                    }
                 }
                 _ = tick.tick() => {
                     self.state.connections.set(self.workers.connections());

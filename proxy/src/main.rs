@@ -16,6 +16,7 @@ mod install;
 mod logging;
 mod lookup;
 mod options;
+mod overload;
 mod resolve;
 mod server_stats;
 mod sidecar;

@@ -175,7 +175,8 @@ impl State {
                 (BindAddress::Ip { ipv4_compat, .. }, Some(address)) => {
                     BindAddress::Ip { address: *address, ipv4_compat: *ipv4_compat }
                 }
-                (BindAddress::Ip { .. } | BindAddress::Unix { .. }, _) => configured.clone(),
+                (BindAddress::Udp(_), Some(address)) => BindAddress::Udp(*address),
+                (BindAddress::Ip { .. } | BindAddress::Udp(_) | BindAddress::Unix { .. }, _) => configured.clone(),
             })
             .collect();
         self.bound.borrow_mut().insert(bound.id, actual);

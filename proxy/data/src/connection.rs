@@ -169,6 +169,25 @@ impl Connection {
     }
 }
 
+/// A place for one more connection of a listener; without one it is closed at once, and counted.
+fn place(listener: &Listener) -> Option<worker::Place> {
+    let stats = &listener.stats;
+    if let Some(limit) = listener.connection_limit.limit()
+        && stats.downstream_cx_active().value() + stats.downstream_pre_cx_active().value() >= limit
+    {
+        stats.downstream_cx_overflow().inc();
+        return None;
+    }
+    if listener.ignores_global_limit {
+        return Some(worker::Place::default());
+    }
+    let place = worker::place();
+    if place.is_none() {
+        stats.downstream_global_cx_overflow().inc();
+    }
+    place
+}
+
 /// LIFE OF A CONNECTION, from accept to end: destination, listener, first bytes, filter chain, TLS, network filters, terminal filter.
 pub(crate) async fn serve(mut socket: Socket, accepted_by: ListenerId, panics: PanicCount) {
     let _panics = panics;
@@ -188,6 +207,7 @@ pub(crate) async fn serve(mut socket: Socket, accepted_by: ListenerId, panics: P
             return;
         }
     };
+    let Some(_place) = place(listener) else { return };
     let mut connection = Connection::arrived(listener, &socket, original);
 
     // What it speaks: by the client's first bytes, or by the server's speaking first.
@@ -242,7 +262,7 @@ pub(crate) async fn serve(mut socket: Socket, accepted_by: ListenerId, panics: P
                 return finish(&connection, &outcome, &snapshot);
             }
             Ok(accepted) => {
-                if !listener.inspect.tls {
+                if !listener.inspect.at(connection.local).tls {
                     connection.sni = accepted.sni;
                 }
                 connection.alpn = accepted.alpn;

@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt;
 
 use crate::{
     io::{Inspected, Socket},
-    model::{chain_match::TransportProtocol, listener::Inspect},
+    model::{chain_match::TransportProtocol, listener::Look},
     tls::hello::{Gathered, Gathering, HEADER},
 };
 
@@ -54,7 +54,7 @@ pub enum InspectError {
 }
 
 /// Reads until it is known what the peer speaks. The caller bounds the time; what has been read by then is in `head`, which outlives a cancellation.
-pub async fn inspect(socket: &mut Socket, head: &mut BytesMut, wanted: &Inspect) -> Result<Findings, InspectError> {
+pub async fn inspect(socket: &mut Socket, head: &mut BytesMut, wanted: Look) -> Result<Findings, InspectError> {
     if !wanted.tls && !wanted.http {
         return Ok(Findings::default());
     }
@@ -84,7 +84,7 @@ enum Progress {
     More,
 }
 
-fn examine(head: &[u8], wanted: &Inspect, hello: &mut Gathering) -> Progress {
+fn examine(head: &[u8], wanted: Look, hello: &mut Gathering) -> Progress {
     if wanted.tls {
         match client_hello(head, hello) {
             Hello::Found { server_name, alpn } => {

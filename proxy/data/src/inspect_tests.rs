@@ -118,8 +118,8 @@ fn a_hello_too_large_is_not_taken_for_plain_text() {
 async fn a_hello_too_large_ends_the_connection() {
     let (mut client, server) = testing::pair().await;
     client.write_all(&[22, 3, 1, 0, 4, 1, 0, 0xff, 0xff]).await.unwrap();
-    let wanted = Inspect { tls: true, http: true, ..Inspect::default() };
-    let result = inspect(&mut Socket::Tcp(server), &mut BytesMut::new(), &wanted).await;
+    let wanted = Look { tls: true, http: true };
+    let result = inspect(&mut Socket::Tcp(server), &mut BytesMut::new(), wanted).await;
     assert!(matches!(result, Err(InspectError::TooLarge)), "{result:?}");
 }
 
@@ -159,9 +159,9 @@ async fn what_was_inspected_is_read_again() {
     let (first, second) = bytes.split_at(100);
     client.write_all(first).await.unwrap();
     let mut head = BytesMut::new();
-    let wanted = Inspect { tls: true, http: true, ..Inspect::default() };
+    let wanted = Look { tls: true, http: true };
     {
-        let mut inspection = std::pin::pin!(inspect(&mut socket, &mut head, &wanted));
+        let mut inspection = std::pin::pin!(inspect(&mut socket, &mut head, wanted));
         assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(inspection.as_mut().poll(cx).is_pending())).await);
         client.write_all(second).await.unwrap();
         client.write_all(b"rest").await.unwrap();
@@ -182,12 +182,7 @@ async fn closing_without_a_byte_is_an_end_and_closing_after_some_is_plain_text()
         let (mut client, server) = testing::pair().await;
         client.write_all(said).await.unwrap();
         drop(client);
-        let result = inspect(
-            &mut Socket::Tcp(server),
-            &mut BytesMut::new(),
-            &Inspect { tls: true, http: false, ..Inspect::default() },
-        )
-        .await;
+        let result = inspect(&mut Socket::Tcp(server), &mut BytesMut::new(), Look { tls: true, http: false }).await;
         assert_eq!(result.is_err(), ended, "{said:?}");
     }
 }

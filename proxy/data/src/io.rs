@@ -1,15 +1,16 @@
 //! Byte streams of connections, as closed enums.
 
 use std::{
-    io,
+    fmt, io,
     net::SocketAddr,
+    os::fd::AsFd,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::{Buf, Bytes};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{TcpStream, UnixStream},
 };
 use tokio_rustls::{client, server};
@@ -25,7 +26,7 @@ pub enum Socket {
     Unix(UnixStream),
     /// Memory, for [`crate::fuzzing`].
     #[cfg(feature = "fuzzing")]
-    Memory(tokio::io::DuplexStream),
+    Memory(crate::fuzzing::Memory),
 }
 
 impl Socket {
@@ -54,6 +55,47 @@ impl Socket {
         if let Self::Tcp(tcp) = self {
             let _ = socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO));
         }
+    }
+}
+
+/// That a peer has closed its side of a connection or reset it, known although what it sent before is not read yet: a reader learns of it behind the last
+/// byte alone. What a client has sent is not read while it cannot be served, and its request would outlive it.
+///
+/// Costs a descriptor and two system calls, so it is for connections that are not read for a while.
+pub struct Departure(Option<Pin<Box<dyn Future<Output = ()> + Send>>>);
+
+impl Departure {
+    /// Watches this socket from now on, also past its life: drop both together. The error is that there are no descriptors left.
+    pub fn new(socket: &Socket) -> io::Result<Self> {
+        // The socket is lent to its reader, which waits for another thing, so this is a second descriptor of it. `PRIORITY` stands for urgent data and for
+        // the end of what the peer sends; as tokio's registration does not ask for urgent data, it stands for the end alone.
+        Ok(Departure(Some(match socket {
+            Socket::Tcp(tcp) => {
+                let again = TcpStream::from_std(tcp.as_fd().try_clone_to_owned()?.into())?;
+                Box::pin(async move { drop(again.ready(Interest::PRIORITY).await) })
+            }
+            Socket::Unix(unix) => {
+                let again = UnixStream::from_std(unix.as_fd().try_clone_to_owned()?.into())?;
+                Box::pin(async move { drop(again.ready(Interest::PRIORITY).await) })
+            }
+            #[cfg(feature = "fuzzing")]
+            Socket::Memory(memory) => Box::pin(memory.peer_is_gone()),
+        })))
+    }
+
+    /// Ready once the peer is gone, and from then on.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(waiting) = &mut self.0 {
+            ready!(waiting.as_mut().poll(cx));
+            self.0 = None;
+        }
+        Poll::Ready(())
+    }
+}
+
+impl fmt::Debug for Departure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Departure").field("gone", &self.0.is_none()).finish()
     }
 }
 

@@ -4,6 +4,7 @@
 //! story: [`connection::serve`] holds the life of a connection, `http::request` the life of a request.
 
 pub mod connection;
+mod datagram;
 pub mod denial;
 pub mod drain;
 pub mod error;

@@ -8,11 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use socket2::{Domain, Protocol, SockAddr, Type};
-use tokio::net::{TcpListener, UnixListener};
+use socket2::{Domain, SockAddr, Type};
+use tokio::{
+    net::{TcpListener, UdpSocket, UnixListener},
+    task::AbortHandle,
+};
 
 use crate::{
-    connection,
+    connection, datagram,
     io::Socket,
     model::{
         ListenerId,
@@ -41,6 +44,7 @@ pub struct BoundListener {
 #[derive(Debug)]
 pub(crate) enum Bound {
     Tcp(std::net::TcpListener),
+    Udp(std::net::UdpSocket),
     Unix(std::os::unix::net::UnixListener),
 }
 
@@ -85,6 +89,22 @@ pub fn bind(listener: &Listener, workers: usize) -> Result<BoundListener, BindEr
                     worker.push(Bound::Tcp(socket));
                 }
             }
+            BindAddress::Udp(address) => {
+                let fail = |source| BindError { address: address.to_string(), source };
+                let first = bind_udp(listener, *address).map_err(fail)?;
+                let actual = first.local_addr().map_err(fail)?;
+                bound.addresses.push(Some(actual));
+                let mut first = Some(first);
+                for worker in &mut bound.per_worker {
+                    // A socket that is not shared is served by one worker.
+                    let socket = match first.take() {
+                        Some(first) => first,
+                        None if listener.reuse_port => bind_udp(listener, actual).map_err(fail)?,
+                        None => break,
+                    };
+                    worker.push(Bound::Udp(socket));
+                }
+            }
             BindAddress::Unix { path, mode } => {
                 let fail = |source| BindError { address: path.display().to_string(), source };
                 let first = bind_unix(listener, path, *mode).map_err(fail)?;
@@ -99,9 +119,25 @@ pub fn bind(listener: &Listener, workers: usize) -> Result<BoundListener, BindEr
 }
 
 fn bind_tcp(listener: &Listener, address: SocketAddr, ipv4_compat: bool) -> io::Result<std::net::TcpListener> {
+    let socket = open(listener, address, Type::STREAM, ipv4_compat)?;
+    socket.bind(&address.into())?;
+    socket.listen(backlog(listener))?;
+    Ok(socket.into())
+}
+
+fn bind_udp(listener: &Listener, address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    let socket = open(listener, address, Type::DGRAM, false)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// A socket with the listener's options.
+fn open(listener: &Listener, address: SocketAddr, kind: Type, ipv4_compat: bool) -> io::Result<socket2::Socket> {
     let domain = Domain::for_address(address);
-    let socket = socket2::Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
+    let socket = socket2::Socket::new(domain, kind.nonblocking(), None)?;
+    if kind == Type::STREAM {
+        socket.set_reuse_address(true)?;
+    }
     if listener.reuse_port {
         socket.set_reuse_port(true)?;
     }
@@ -116,9 +152,7 @@ fn bind_tcp(listener: &Listener, address: SocketAddr, ipv4_compat: bool) -> io::
     if listener.transparent {
         if domain == Domain::IPV6 { set_transparent_v6(&socket)? } else { socket.set_ip_transparent_v4(true)? }
     }
-    socket.bind(&address.into())?;
-    socket.listen(backlog(listener))?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 /// `IPV6_TRANSPARENT` is the same switch as `IP_TRANSPARENT` inside the kernel, which lets it be set through either level on a v6 socket.
@@ -220,7 +254,7 @@ impl BackOff {
 
 /// Accepts from one socket, on one worker.
 #[derive(Debug)]
-pub(crate) struct Acceptor {
+struct Acceptor {
     id: ListenerId,
     socket: Accepting,
     server: ServerStats,
@@ -232,21 +266,22 @@ enum Accepting {
     Unix(UnixListener),
 }
 
-impl Acceptor {
-    /// To be called in the worker's runtime.
-    pub(crate) fn new(id: ListenerId, bound: Bound, server: ServerStats) -> io::Result<Self> {
-        let socket = match bound {
-            Bound::Tcp(tcp) => Accepting::Tcp(TcpListener::from_std(tcp)?),
-            Bound::Unix(unix) => {
-                unix.set_nonblocking(true)?;
-                Accepting::Unix(UnixListener::from_std(unix)?)
-            }
-        };
-        Ok(Acceptor { id, socket, server })
-    }
+/// Serves a socket until the task is aborted. To be called in the worker's runtime.
+pub(crate) fn start(id: ListenerId, bound: Bound, server: ServerStats) -> io::Result<AbortHandle> {
+    let socket = match bound {
+        Bound::Tcp(tcp) => Accepting::Tcp(TcpListener::from_std(tcp)?),
+        Bound::Unix(unix) => {
+            unix.set_nonblocking(true)?;
+            Accepting::Unix(UnixListener::from_std(unix)?)
+        }
+        Bound::Udp(udp) => return Ok(tokio::spawn(datagram::serve(UdpSocket::from_std(udp)?, id)).abort_handle()),
+    };
+    Ok(tokio::spawn(Acceptor { id, socket, server }.run()).abort_handle())
+}
 
+impl Acceptor {
     /// Accepts until the task is aborted. Takes all that waits before it goes back to the event loop, as far as the runtime's budget per turn allows.
-    pub(crate) async fn run(self) {
+    async fn run(self) {
         let mut back_off = BackOff::default();
         loop {
             match self.accept().await {

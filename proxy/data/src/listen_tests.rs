@@ -58,11 +58,22 @@ fn every_worker_gets_a_socket_on_the_same_port() {
                 .iter()
                 .map(|socket| match socket {
                     Bound::Tcp(tcp) => tcp.local_addr().ok(),
+                    Bound::Udp(udp) => udp.local_addr().ok(),
                     Bound::Unix(_) => None,
                 })
                 .collect();
             assert_eq!(ports, bound.addresses);
         }
+    }
+}
+
+#[test]
+fn datagrams_are_shared_only_if_the_port_may_be() {
+    for (reuse_port, sockets) in [(true, [1, 1, 1]), (false, [1, 0, 0])] {
+        let udp = BindAddress::Udp("127.0.0.1:0".parse().unwrap());
+        let bound = bind(&with(vec![udp], reuse_port), 3).unwrap();
+        assert_eq!(bound.per_worker.iter().map(Vec::len).collect::<Vec<_>>(), sockets);
+        assert_ne!(bound.addresses[0].unwrap().port(), 0);
     }
 }
 

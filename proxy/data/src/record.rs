@@ -83,8 +83,6 @@ pub struct Record<'a> {
     pub downstream_failure: Option<&'a str>,
     /// Tries made.
     pub attempts: u32,
-    /// Identifies the request within the process.
-    pub stream_id: Option<u64>,
     /// Which Kuma resource the route stands for, if a filter asked for it.
     pub route_kri: Option<&'a str>,
     /// Somebody asked for this very request to be traced.
@@ -125,7 +123,6 @@ impl<'a> Record<'a> {
             upstream_failure: None,
             downstream_failure: None,
             attempts: 0,
-            stream_id: None,
             route_kri: None,
             traced: false,
             trace: None,

@@ -5,6 +5,7 @@
 
 mod health;
 mod local;
+mod overload;
 mod pool;
 
 pub use health::{health_failed, set_health_failed};
@@ -12,4 +13,6 @@ pub use health::{health_failed, set_health_failed};
 pub(crate) use local::forget;
 pub use local::{SnapshotRef, date, enter_for_test, random, snapshot, with_pools};
 pub(crate) use local::{register, with_balances};
+pub(crate) use overload::{Place, place, stops_requests};
+pub use overload::{set_connection_limit, set_stop_requests};
 pub use pool::{WorkerConfig, Workers};

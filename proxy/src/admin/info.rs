@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 use shika_proto::json::Names;
+use shika_xds::runtime::flatten;
 
 use crate::{server_stats::Memory, state::State, version};
 
@@ -40,13 +41,14 @@ pub fn memory() -> Value {
 
 /// Layers in order and, per key, the value of each layer and the last one that is set.
 pub fn runtime(state: &State) -> Value {
-    let layers: Vec<&str> = state.plan.runtime.iter().map(|(name, _)| name.as_str()).collect();
+    let compiler = state.compiler.borrow();
+    let layers: Vec<&str> = compiler.runtime_layers().iter().map(|layer| layer.name.as_str()).collect();
     let mut entries: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for (index, (_, values)) in state.plan.runtime.iter().enumerate() {
-        flatten("", values, &mut |key, value| {
+    for (index, layer) in compiler.runtime_layers().iter().enumerate() {
+        flatten("", &layer.values, &mut |key, value| {
             let row = entries.entry(key.to_owned()).or_insert_with(|| vec![String::new(); layers.len()]);
             if let Some(cell) = row.get_mut(index) {
-                *cell = value;
+                *cell = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             }
         });
     }
@@ -58,20 +60,6 @@ pub fn runtime(state: &State) -> Value {
         })
         .collect();
     json!({"layers": layers, "entries": entries})
-}
-
-/// Nested structures are keys with dots.
-fn flatten(prefix: &str, value: &Value, each: &mut impl FnMut(&str, String)) {
-    match value {
-        Value::Object(fields) => {
-            for (name, field) in fields {
-                let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-                flatten(&key, field, each);
-            }
-        }
-        Value::String(text) => each(prefix, text.clone()),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) => each(prefix, value.to_string()),
-    }
 }
 
 /// Harmless fields that were met, and why passing them over is harmless.
@@ -97,6 +85,6 @@ mod tests {
             &json!({"re2": {"max_program_size": {"warn_level": 1000}}, "a.b": "x", "c": true}),
             &mut |key, value| found.push(format!("{key}={value}")),
         );
-        assert_eq!(found, ["re2.max_program_size.warn_level=1000", "a.b=x", "c=true"]);
+        assert_eq!(found, ["re2.max_program_size.warn_level=1000", "a.b=\"x\"", "c=true"]);
     }
 }

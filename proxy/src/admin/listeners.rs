@@ -39,7 +39,7 @@ pub fn json(listeners: &[(Arc<str>, Vec<BindAddress>)]) -> Value {
 /// As Envoy prints addresses.
 pub fn display(address: &BindAddress) -> String {
     match address {
-        BindAddress::Ip { address, .. } => address.to_string(),
+        BindAddress::Ip { address, .. } | BindAddress::Udp(address) => address.to_string(),
         BindAddress::Unix { path, .. } => path.display().to_string(),
     }
 }
@@ -49,6 +49,9 @@ pub fn socket_address(address: &BindAddress) -> Value {
     match address {
         BindAddress::Ip { address, .. } => {
             json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
+        }
+        BindAddress::Udp(address) => {
+            json!({"socket_address": {"protocol": "UDP", "address": address.ip().to_string(), "port_value": address.port()}})
         }
         BindAddress::Unix { path, mode } => match mode {
             Some(mode) => json!({"pipe": {"path": path.display().to_string(), "mode": mode}}),

@@ -51,6 +51,7 @@ impl Listener {
                 listener.set_nonblocking(true).map_err(failed)?;
                 TcpListener::from_std(listener).map(Listener::Tcp).map_err(failed)
             }
+            BindAddress::Udp(address) => Err(format!("admin: '{address}': the admin interface needs TCP")),
             BindAddress::Unix { path, mode } => bind_unix(path, *mode).map(Listener::Unix).map_err(failed),
         }
     }

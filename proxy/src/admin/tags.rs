@@ -5,13 +5,13 @@
 
 use std::{borrow::Cow, ops::Range};
 
-use shika_xds::bootstrap::{StatsTag, StatsTagValue};
+use shika_xds::bootstrap::{StatsTag, StatsTagValue, TagRegex};
 
 /// The extractors of a process.
 #[derive(Debug, Default)]
 pub struct Tags {
     defaults: bool,
-    custom: Vec<(String, regex::Regex)>,
+    custom: Vec<(String, TagRegex)>,
     fixed: Vec<(String, String)>,
 }
 
@@ -72,7 +72,7 @@ impl Tags {
                 full.clear();
                 full.push_str(prefix);
                 full.push_str(name);
-                !code && !self.custom.iter().any(|(_, regex)| regex.is_match(&full))
+                !code && !self.custom.iter().any(|(_, regex)| regex.groups(&full).is_some())
             });
         alike.then(|| self.extract(prefix))
     }
@@ -86,12 +86,9 @@ impl Tags {
         }
         tags.extend(self.fixed.iter().map(|(tag, value)| (Cow::Borrowed(tag.as_str()), Cow::Borrowed(value.as_str()))));
         for (tag, regex) in &self.custom {
-            // The first group is cut out, the second (or the first, if it is the only one) is the value.
-            let Some(found) = regex.captures(name) else { continue };
-            let Some(removed) = found.get(1) else { continue };
-            let value = found.get(2).unwrap_or(removed);
-            cut.push(removed.range());
-            tags.push((Cow::Borrowed(tag), Cow::Borrowed(value.as_str())));
+            let Some((removed, value)) = regex.groups(name) else { continue };
+            cut.push(removed);
+            tags.push((Cow::Borrowed(tag), Cow::Borrowed(name.get(value).unwrap_or_default())));
         }
         if self.defaults {
             places(name, &mut cut, &mut tags);
@@ -197,6 +194,11 @@ fn places<'a>(name: &'a str, cut: &mut Vec<Range<usize>>, tags: &mut Vec<(Cow<'a
             }
         }
         "server" => worker(name, start, &mut tag),
+        "dns_filter" => {
+            if let Some(end) = next() {
+                tag("envoy_dns_filter_prefix", start, end);
+            }
+        }
         "local_rate_limit" => {
             if let Some(end) = next() {
                 tag("envoy_local_network_ratelimit_prefix", start, end);
@@ -293,9 +295,15 @@ mod tests {
     fn kuma() -> Tags {
         let regex = |name: &str, regex: &str| StatsTag {
             name: name.into(),
-            value: StatsTagValue::Regex(regex::Regex::new(regex).expect("a regex")),
+            value: StatsTagValue::Regex(TagRegex::new(regex).expect("a regex")),
         };
-        Tags::new(true, &[regex("worker", r"(worker_([0-9]+)\.)"), regex("listener", r"((.+?)\.)rbac\.")], &[])
+        let configured = [
+            regex("worker", r"(worker_([0-9]+)\.)"),
+            regex("listener", r"((.+?)\.)rbac\."),
+            regex("kafka_name", r"^kafka(\.(\S*[0-9]))\."),
+            regex("kafka_type", r"^kafka\..*\.(.*?(?=_duration|$))"),
+        ];
+        Tags::new(true, &configured, &[])
     }
 
     #[test]
@@ -366,6 +374,11 @@ mod tests {
                 "listener./tmp/px/x.sock.downstream_cx_total",
                 "listener.sock.downstream_cx_total",
                 &[("envoy_listener_address", "/tmp/px/x")],
+            ),
+            (
+                "kafka.kafka_127.0.0.1_9092.request.api_versions_request_duration",
+                "kafka.request._duration",
+                &[("kafka_name", "kafka_127.0.0.1_9092"), ("kafka_type", "api_versions_request")],
             ),
             ("listener.admin.downstream_cx_total", "listener.admin.downstream_cx_total", &[]),
             (

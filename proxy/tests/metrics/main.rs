@@ -25,6 +25,9 @@ mod client;
 #[path = "../common/mod.rs"]
 mod common;
 mod compare;
+#[path = "../parity/control.rs"]
+#[allow(dead_code)]
+mod control;
 #[path = "../parity/frames.rs"]
 mod frames;
 #[path = "../parity/grpc.rs"]
@@ -41,6 +44,9 @@ mod prometheus;
 #[path = "../parity/run.rs"]
 #[allow(dead_code)]
 mod run;
+#[path = "../parity/script.rs"]
+#[allow(dead_code)]
+mod script;
 #[path = "../parity/steps.rs"]
 mod steps;
 #[path = "../parity/subject.rs"]

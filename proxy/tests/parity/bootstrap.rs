@@ -217,6 +217,13 @@ fn fill(value: &mut Value, placeholders: &Placeholders) -> Result<()> {
     Ok(())
 }
 
+/// A part of a case's configuration with its placeholders filled in, as JSON.
+pub fn filled(value: &Value, placeholders: &Placeholders) -> Result<serde_json::Value> {
+    let mut value = value.clone();
+    fill(&mut value, placeholders)?;
+    Ok(serde_json::to_value(value)?)
+}
+
 /// Fills the placeholders of a text.
 pub fn fill_text(text: &str, placeholders: &Placeholders) -> Result<String> {
     let mut out = text.to_owned();

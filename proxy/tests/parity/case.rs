@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use serde_yaml_ng::Value;
 
+pub use crate::script::{Admin, AdminCompare, Datagram, ExpectedResponse, Repeat, Request, Step, Update};
 use crate::text::Pattern;
 
 /// One case: a bootstrap, scripted upstreams, scripted clients and what must be observed.
@@ -103,6 +104,9 @@ pub struct Upstream {
     /// What it speaks.
     #[serde(default)]
     pub protocol: Protocol,
+    /// It listens on a Unix socket, `${<NAME>}` is its path.
+    #[serde(default)]
+    pub pipe: bool,
     /// TLS in front of the protocol.
     pub tls: Option<ServerTls>,
     /// The n-th request that this upstream sees gets the n-th reply, the last one repeats.
@@ -115,6 +119,9 @@ pub struct Upstream {
     pub expect: Option<Vec<ExpectedRequest>>,
     /// It is a unary gRPC service (`h2` only): requests are compared field by field, replies are given as messages.
     pub grpc: Option<Messages>,
+    /// It is a control plane (`h2` only) that hands these resources out over ADS, each with its `@type`.
+    #[serde(default)]
+    pub xds: Vec<Value>,
     /// What it sees is neither compared nor checked; the case says why.
     #[serde(default)]
     pub unobserved: bool,
@@ -145,6 +152,8 @@ pub struct ServerTls {
     pub alpn: Vec<String>,
     /// Ask for a client certificate signed by this CA.
     pub client_ca: Option<String>,
+    /// The only version that it speaks, `1.2` or `1.3`; absent: both.
+    pub version: Option<String>,
 }
 
 /// A body: literal, or generated so that five megabytes need not be spelt.
@@ -280,6 +289,8 @@ pub struct Connection {
     pub destination: Option<String>,
     /// Port; default `${LISTENER}`.
     pub port: Option<String>,
+    /// Path of a Unix socket, instead of the addresses above.
+    pub pipe: Option<String>,
     /// What it does, in order.
     #[serde(default)]
     pub steps: Vec<Step>,
@@ -311,123 +322,8 @@ pub struct ClientTls {
     pub alpn: Vec<String>,
     /// Name of the client certificate.
     pub cert: Option<String>,
-}
-
-/// One step of a connection.
-#[derive(Debug, Deserialize, Clone)]
-#[serde(rename_all = "snake_case")]
-pub enum Step {
-    /// Send a request; read its response when `expect` is given.
-    Request(Request),
-    /// Read one HTTP/1 response.
-    Response(ExpectedResponse),
-    /// Send these bytes.
-    Send(Body),
-    /// Read exactly these bytes.
-    Recv(Body),
-    /// Read until the peer's end of stream; nothing may come before it.
-    Eof,
-    /// Send back what comes until the peer's end of stream, then half-close.
-    Echo,
-    /// Half-close our side.
-    Shutdown,
-    /// Close.
-    Close,
-    /// Close with a reset.
-    Reset,
-    /// Wait until the named upstream has seen a request head (`tcp`: a connection).
-    UntilUpstreamSaw(String),
-    /// Call the admin server.
-    Admin(Admin),
-}
-
-/// A request.
-#[derive(Debug, Deserialize, Clone)]
-#[serde(deny_unknown_fields)]
-pub struct Request {
-    /// `GET /path`; the version is added.
-    pub line: Option<String>,
-    /// Host or :authority; default `parity.example`.
-    pub host: Option<String>,
-    /// `name: value` lines.
-    #[serde(default)]
-    pub headers: Vec<String>,
-    /// Body.
-    pub body: Option<Body>,
-    /// Send the body chunked (HTTP/1).
-    #[serde(default)]
-    pub chunked: bool,
-    /// Trailers.
-    #[serde(default)]
-    pub trailers: Vec<String>,
-    /// HTTP/1: these bytes as they are, instead of all the above.
-    pub raw: Option<String>,
-    /// HTTP/2: after head and body (the stream left open), reset the stream with this code.
-    pub abort: Option<String>,
-    /// What must come back; absent: do not read.
-    pub expect: Option<ExpectedResponse>,
-}
-
-/// What must come back.
-#[derive(Debug, Deserialize, Clone, Default)]
-#[serde(deny_unknown_fields)]
-pub struct ExpectedResponse {
-    /// Status.
-    pub status: Option<u16>,
-    /// Headers by name; `null` means absent.
-    #[serde(default)]
-    pub headers: BTreeMap<String, Option<Pattern>>,
-    /// Body.
-    pub body: Option<Pattern>,
-    /// Trailers by name.
-    #[serde(default)]
-    pub trailers: BTreeMap<String, Option<Pattern>>,
-    /// Interim statuses that came before.
-    pub interim: Option<Vec<u16>>,
-    /// The connection ends so inside the body; how much of the body came before depends on timing and is not compared.
-    pub truncated: Option<Fate>,
-    /// HTTP/2: the stream is reset with this code.
-    pub reset: Option<String>,
-    /// No response comes: the connection ends first.
-    #[serde(default)]
-    pub none: bool,
-}
-
-/// How an admin answer is compared.
-#[derive(Debug, Deserialize, Clone, Copy, PartialEq, Eq, Default)]
-#[serde(rename_all = "snake_case")]
-pub enum AdminCompare {
-    /// Status, content type, and body.
-    #[default]
-    Body,
-    /// Status, content type, and the paths of all JSON fields.
-    JsonKeys,
-    /// Status, content type, and the name at the start of each line: before the last `::` (`/clusters`) or the first `: ` (`/stats`).
-    LineKeys,
-    /// Status, content type, and name with labels of each line of the Prometheus text format.
-    PrometheusKeys,
-    /// Status only.
-    Status,
-}
-
-/// A call to the admin server.
-#[derive(Debug, Deserialize, Clone)]
-#[serde(deny_unknown_fields)]
-pub struct Admin {
-    /// `GET /ready`.
-    pub request: String,
-    /// What is compared.
-    #[serde(default)]
-    pub compare: AdminCompare,
-    /// Only keys that match this expression are compared.
-    pub only: Option<String>,
-    /// Status that must come; default 200.
-    pub status: Option<u16>,
-    /// Body that must come.
-    pub body: Option<Pattern>,
-    /// Keys that must be among those seen (`json_keys`, `line_keys`).
-    #[serde(default)]
-    pub keys: Vec<String>,
+    /// The only version that it speaks, `1.2` or `1.3`; absent: both.
+    pub version: Option<String>,
 }
 
 /// An accepted difference.

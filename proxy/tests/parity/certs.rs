@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, SanType,
@@ -12,7 +12,9 @@ use rcgen::{
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme, SupportedProtocolVersion,
+};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
@@ -24,24 +26,89 @@ struct Leaf {
     ca: &'static str,
     dns: &'static [&'static str],
     uri: &'static [&'static str],
+    ip: &'static [[u8; 4]],
     expired: bool,
 }
 
 const LEAVES: &[Leaf] = &[
-    Leaf { name: "server", ca: "ca", dns: &["parity.example"], uri: &["spiffe://parity/server"], expired: false },
-    Leaf { name: "server-b", ca: "ca", dns: &["b.parity.example"], uri: &["spiffe://parity/server-b"], expired: false },
-    Leaf { name: "backend", ca: "ca", dns: &["backend.example"], uri: &["spiffe://parity/backend"], expired: false },
-    Leaf { name: "client-a", ca: "ca", dns: &["a.client.example"], uri: &["spiffe://parity/client-a"], expired: false },
-    Leaf { name: "client-b", ca: "ca", dns: &[], uri: &["spiffe://parity/client-b"], expired: false },
-    Leaf { name: "expired", ca: "ca", dns: &["parity.example"], uri: &["spiffe://parity/client-a"], expired: true },
+    Leaf {
+        name: "server",
+        ca: "ca",
+        dns: &["parity.example"],
+        uri: &["spiffe://parity/server"],
+        ip: &[],
+        expired: false,
+    },
+    Leaf {
+        name: "server-b",
+        ca: "ca",
+        dns: &["b.parity.example"],
+        uri: &["spiffe://parity/server-b"],
+        ip: &[],
+        expired: false,
+    },
+    Leaf {
+        name: "backend",
+        ca: "ca",
+        dns: &["backend.example"],
+        uri: &["spiffe://parity/backend"],
+        ip: &[[127, 0, 0, 1]],
+        expired: false,
+    },
+    Leaf {
+        name: "client-a",
+        ca: "ca",
+        dns: &["a.client.example"],
+        uri: &["spiffe://parity/client-a"],
+        ip: &[],
+        expired: false,
+    },
+    Leaf { name: "client-b", ca: "ca", dns: &[], uri: &["spiffe://parity/client-b"], ip: &[], expired: false },
+    Leaf {
+        name: "expired",
+        ca: "ca",
+        dns: &["parity.example"],
+        uri: &["spiffe://parity/client-a"],
+        ip: &[],
+        expired: true,
+    },
     Leaf {
         name: "foreign",
         ca: "other-ca",
         dns: &["backend.example"],
         uri: &["spiffe://parity/client-a"],
+        ip: &[],
+        expired: false,
+    },
+    Leaf {
+        name: "other-domain",
+        ca: "other-ca",
+        dns: &[],
+        uri: &["spiffe://elsewhere/client-c"],
+        ip: &[],
         expired: false,
     },
 ];
+
+/// Names of all files that are made.
+pub fn files() -> impl Iterator<Item = String> {
+    let cas = CAS.iter().map(|name| format!("{name}.pem"));
+    cas.chain(LEAVES.iter().flat_map(|leaf| ["pem", "key"].map(|kind| format!("{}.{kind}", leaf.name))))
+}
+
+const CAS: [&str; 2] = ["ca", "other-ca"];
+
+const ONLY_12: &[&SupportedProtocolVersion] = &[&rustls::version::TLS12];
+const ONLY_13: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
+
+fn versions(only: Option<&str>) -> Result<&'static [&'static SupportedProtocolVersion]> {
+    match only {
+        None => Ok(rustls::ALL_VERSIONS),
+        Some("1.2") => Ok(ONLY_12),
+        Some("1.3") => Ok(ONLY_13),
+        Some(other) => bail!("TLS version `{other}` is neither 1.2 nor 1.3"),
+    }
+}
 
 /// Everything that was made: `<name>.pem` and `<name>.key` files for the subject, the same in memory for us.
 pub struct Certs {
@@ -55,7 +122,7 @@ impl Certs {
     pub fn make(dir: &Path) -> Result<Self> {
         let mut issuers = BTreeMap::new();
         let mut cas = BTreeMap::new();
-        for name in ["ca", "other-ca"] {
+        for name in CAS {
             let mut params = CertificateParams::default();
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -65,6 +132,8 @@ impl Certs {
             cas.insert(name, issuer.der().clone());
             issuers.insert(name, issuer);
         }
+        // What a control plane is shown by a proxy whose token is a file.
+        std::fs::write(dir.join("token"), "the-token-in-the-file")?;
         let mut chains = BTreeMap::new();
         for leaf in LEAVES {
             let mut params = CertificateParams::default();
@@ -77,6 +146,7 @@ impl Certs {
             for dns in leaf.dns {
                 params.subject_alt_names.push(SanType::DnsName((*dns).try_into()?));
             }
+            params.subject_alt_names.extend(leaf.ip.iter().map(|ip| SanType::IpAddress((*ip).into())));
             if leaf.expired {
                 params.not_after = rcgen::date_time_ymd(2020, 1, 1);
             }
@@ -107,7 +177,7 @@ impl Certs {
     /// A scripted client. It takes whatever certificate the subject presents: which one came is an observation.
     pub fn client(&self, tls: &ClientTls) -> Result<ClientConfig> {
         let builder = ClientConfig::builder_with_provider(self.provider.clone())
-            .with_safe_default_protocol_versions()?
+            .with_protocol_versions(versions(tls.version.as_deref())?)?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(TakeAny(self.provider.clone())));
         let mut config = match &tls.cert {
@@ -124,8 +194,8 @@ impl Certs {
 
     /// A scripted upstream.
     pub fn server(&self, tls: &ServerTls) -> Result<ServerConfig> {
-        let builder =
-            ServerConfig::builder_with_provider(self.provider.clone()).with_safe_default_protocol_versions()?;
+        let builder = ServerConfig::builder_with_provider(self.provider.clone())
+            .with_protocol_versions(versions(tls.version.as_deref())?)?;
         let builder = match &tls.client_ca {
             Some(name) => {
                 let mut roots = RootCertStore::empty();

@@ -1,11 +1,12 @@
 //! Scripted clients.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use rustls_pki_types::ServerName;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::time::{Duration, Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 
@@ -14,30 +15,36 @@ use crate::case::{ClientProtocol, ClientTls, Connection, Fate};
 use crate::h2_client;
 use crate::run::Run;
 use crate::steps;
+use crate::text::Pattern;
 use crate::wire::{End, Io, PATIENCE, Wire};
 
 /// Runs one client connection and notes what it saw under `client[index]`.
 pub async fn run(run: &Arc<Run>, index: usize) {
-    let Some(connection) = run.case.connections.get(index) else { return };
-    let path = format!("client[{index}]");
-    if connection.refused {
-        return until_refused(run, connection, &path).await;
+    if let Some(connection) = run.case.connections.get(index) {
+        play(run, connection, &format!("client[{index}]")).await;
     }
-    match open(run, connection, &path).await {
+}
+
+/// Plays a connection and notes what it saw under `path`.
+pub async fn play(run: &Arc<Run>, connection: &Connection, path: &str) {
+    if connection.refused {
+        return until_refused(run, connection, path).await;
+    }
+    match open(run, connection, path).await {
         Err(error) => {
             run.recorder.note(&format!("{path}.failed"), "no connection");
             run.recorder.miss(format!("{path}: {error:#}"));
         }
         // The handshake failed: what that means for the case is in `fate` and `alert`.
-        Ok(Err(end)) => finish(run, connection, &path, Some(end.fate()), Some(end)),
+        Ok(Err(end)) => finish(run, connection, path, Some(end.fate()), Some(end)),
         Ok(Ok(io)) => match connection.protocol {
             ClientProtocol::H1 => {
                 let expected = connection.fate.unwrap_or(Fate::Open);
-                let wire = steps::run(run, Wire::new(io), &connection.steps, &path).await;
-                let end = steps::fate(run, wire, expected, &path).await;
-                finish(run, connection, &path, None, end);
+                let wire = steps::run(run, Wire::new(io), &connection.steps, path).await;
+                let end = steps::fate(run, wire, expected, path).await;
+                finish(run, connection, path, None, end);
             }
-            ClientProtocol::H2 => h2_client::run(run, io, connection, &path).await,
+            ClientProtocol::H2 => h2_client::run(run, io, connection, path).await,
         },
     }
     for (fact, pattern) in &connection.handshake {
@@ -85,10 +92,13 @@ async fn until_refused(run: &Run, connection: &Connection, path: &str) {
 
 /// Connects and shakes hands. The inner error is the subject ending the connection in the handshake.
 async fn open(run: &Arc<Run>, connection: &Connection, path: &str) -> Result<Result<Box<dyn Io>, End>> {
+    if let Some(pipe) = &connection.pipe {
+        return Ok(Ok(Box::new(UnixStream::connect(fill_text(pipe, &run.placeholders)?).await?)));
+    }
     let stream = connect(run, connection).await?;
     match &connection.tls {
         None => Ok(Ok(Box::new(stream))),
-        Some(tls) => shake_hands(run, stream, tls, path).await,
+        Some(tls) => shake_hands(run, stream, tls, &connection.handshake, path).await,
     }
 }
 
@@ -109,6 +119,7 @@ async fn shake_hands(
     run: &Arc<Run>,
     stream: TcpStream,
     tls: &ClientTls,
+    asked: &BTreeMap<String, Pattern>,
     path: &str,
 ) -> Result<Result<Box<dyn Io>, End>> {
     let connector = TlsConnector::from(Arc::new(run.certs.client(tls)?));
@@ -120,9 +131,14 @@ async fn shake_hands(
     };
     let session = stream.get_ref().1;
     let alpn = session.alpn_protocol().map_or("(none)".into(), String::from_utf8_lossy);
+    let cipher = session.negotiated_cipher_suite().map_or("(none)".to_owned(), |suite| format!("{:?}", suite.suite()));
     let certificate = session.peer_certificates().and_then(|chain| chain.first());
     run.recorder.note(&format!("{path}.tls.alpn"), &alpn);
     run.recorder.note(&format!("{path}.tls.version"), &format!("{:?}", session.protocol_version()));
+    // Which cipher suite is taken is compared where a case asks for it.
+    if asked.contains_key("cipher") {
+        run.recorder.note(&format!("{path}.tls.cipher"), &cipher);
+    }
     run.recorder
         .note(&format!("{path}.tls.certificate"), &certificate.map_or("(none)".into(), |c| run.certs.name_of(c)));
     Ok(Ok(Box::new(stream)))

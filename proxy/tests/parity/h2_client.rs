@@ -12,6 +12,7 @@ use tokio::time::{Duration, timeout};
 
 use crate::bootstrap::fill_text;
 use crate::case::{Connection, ExpectedResponse, Fate, Request, Step};
+use crate::control;
 use crate::frames::{Frames, Watched, setting_name};
 use crate::run::Run;
 use crate::steps::{self, check_response, header_lines};
@@ -46,6 +47,14 @@ pub async fn run(run: &Arc<Run>, io: Box<dyn Io>, connection: &Connection, path:
                 steps::call_admin(run, admin, &path).await;
                 Ok(())
             }
+            Step::UntilStats(stats) => {
+                steps::until_stats(run, stats, &path).await;
+                Ok(())
+            }
+            Step::Xds(update) => {
+                control::update(run, update, &path).await;
+                Ok(())
+            }
             Step::Close => {
                 driver.abort();
                 break;
@@ -56,7 +65,10 @@ pub async fn run(run: &Arc<Run>, io: Box<dyn Io>, connection: &Connection, path:
             | Step::Eof
             | Step::Echo
             | Step::Shutdown
-            | Step::Reset => Err(anyhow::anyhow!("not a step of an HTTP/2 connection")),
+            | Step::Reset
+            | Step::Beside(_)
+            | Step::Repeat(_)
+            | Step::Datagram(_) => Err(anyhow::anyhow!("not a step of an HTTP/2 connection")),
         };
         if let Err(error) = result {
             run.recorder.note(&format!("{path}.failed"), &format!("{error:#}"));

@@ -8,6 +8,7 @@ use h2::{Reason, RecvStream};
 use tokio::task::JoinSet;
 
 use crate::case::{Fate, Messages, Reply, ReplyEnd, Upstream};
+use crate::control;
 use crate::frames::Watched;
 use crate::grpc;
 use crate::h2_client::{header_map, pairs, read_body, send_body};
@@ -32,6 +33,10 @@ pub async fn run(run: &Arc<Run>, name: &str, upstream: &Upstream, index: usize, 
     };
     let mut streams = JoinSet::new();
     while let Some(Ok((request, respond))) = connection.accept().await {
+        if run.serving.contains_key(name) && control::is_discovery(request.uri().path()) {
+            streams.spawn(control::serve(run.clone(), name.to_owned(), request, respond));
+            continue;
+        }
         let number = seen.borrow().started;
         seen.send_modify(|seen| seen.started += 1);
         let reply = reply_for(upstream, number);

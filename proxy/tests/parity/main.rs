@@ -13,16 +13,20 @@ mod bootstrap;
 mod case;
 mod certs;
 mod client;
+mod control;
 mod differences;
 mod frames;
 mod grpc;
 mod h2_client;
 mod h2_server;
 mod observe;
+mod redirect;
 mod report;
 mod run;
+mod script;
 mod steps;
 mod subject;
+mod surface;
 mod text;
 mod upstream;
 mod wire;
@@ -76,6 +80,14 @@ fn case_paths(filter: Option<&str>) -> Result<Vec<PathBuf>> {
     paths.sort();
     Ok(paths)
 }
+
+/// Whether a case needs connections that are redirected.
+fn redirected(path: &Path) -> bool {
+    path.file_stem().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(redirect::PREFIX))
+}
+
+/// How many cases may need a second run: more is no longer the machine.
+const UNSTEADY_LIMIT: usize = 4;
 
 /// Runs one case on each subject in turn.
 async fn run_case(
@@ -152,8 +164,11 @@ fn every_case_agrees() {
         }
     }
     let filter = std::env::var("SHIKA_PARITY_CASES").ok().filter(|filter| !filter.is_empty());
-    let paths = case_paths(filter.as_deref()).unwrap();
+    let mut paths = case_paths(filter.as_deref()).unwrap();
     assert!(!paths.is_empty(), "no case matches {filter:?}");
+    if std::env::var_os(redirect::INSIDE).is_none() {
+        paths.retain(|path| !redirected(path));
+    }
     let global = Arc::new(case::read_differences(&home().join("differences.yaml")).unwrap());
 
     let temporary = tempfile::tempdir().unwrap();
@@ -163,7 +178,7 @@ fn every_case_agrees() {
     let jobs = std::env::var("SHIKA_PARITY_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(4);
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let cases = runtime.block_on(async {
+    let (cases, unsteady) = runtime.block_on(async {
         let permits = Arc::new(Semaphore::new(jobs));
         let mut running = tokio::task::JoinSet::new();
         for path in paths {
@@ -171,16 +186,49 @@ fn every_case_agrees() {
             let (global, certs) = (global.clone(), certs.clone());
             running.spawn(async move {
                 let _permit = permits.acquire_owned().await.unwrap();
-                run_case(path, subjects, global, certs, root).await
+                let report = run_case(path.clone(), subjects, global, certs, root).await;
+                (path, report)
             });
         }
-        running.join_all().await
+        // What failed among others is run once more, alone: a case of timeouts needs CPU time when it needs it, and
+        // real Envoy as well as shika-proxy misses its moment on a crowded machine. What failed first is printed, and
+        // counted: see UNSTEADY_LIMIT.
+        let (held, failed): (Vec<_>, Vec<_>) =
+            running.join_all().await.into_iter().partition(|(_, case)| case.passed());
+        let mut cases: Vec<CaseReport> = held.into_iter().map(|(_, case)| case).collect();
+        let mut unsteady = Vec::new();
+        // Of so many failures a second run says nothing.
+        let hopeless = failed.len() > UNSTEADY_LIMIT;
+        for (path, report) in failed {
+            if hopeless {
+                cases.push(report);
+            } else {
+                unsteady.push(report);
+                cases.push(run_case(path, subjects.clone(), global.clone(), certs.clone(), root.clone()).await);
+            }
+        }
+        (cases, unsteady)
     });
     // A global exception is stale only if the whole suite ran without needing it.
     let whole = filter.is_none() && subjects.len() == 2;
     let report = Report::new(cases, if whole { &global } else { &[] }, subjects.len());
-    report.print();
-    assert!(report.passed(), "the parity suite found differences; they are listed above");
+    report.print(&unsteady);
+    assert!(report.passed(), "the parity suite found differences:\n{}", report.failures());
+}
+
+#[test]
+fn every_case_behind_a_redirect_agrees() {
+    let filter = std::env::var("SHIKA_PARITY_CASES").ok().filter(|filter| !filter.is_empty());
+    let wanted = case_paths(filter.as_deref()).unwrap().iter().any(|path| redirected(path));
+    if !wanted || std::env::var_os(redirect::INSIDE).is_some() {
+        return;
+    }
+    match redirect::run() {
+        Ok(held) => assert!(held, "the cases behind a redirect differ; they are listed above"),
+        Err(why) => report::print(&format!(
+            "\nSKIPPED: cases behind a redirect are NOT played: they need root, ip and nft: {why}\n"
+        )),
+    }
 }
 
 #[test]
@@ -200,4 +248,35 @@ fn the_page_of_differences_says_what_the_cases_say() {
         std::fs::read_to_string(&path).unwrap_or_default() == page,
         "docs/differences.md is not what the cases say: run this test with SHIKA_WRITE_DOCS=1"
     );
+}
+
+#[test]
+fn the_cases_show_all_that_kuma_emits() {
+    let surface = surface::read(&std::fs::read_to_string(home().join("surface.txt")).unwrap()).unwrap();
+    let mut configured = Vec::new();
+    for path in case_paths(None).unwrap() {
+        let case = case::read(&path).unwrap();
+        // What shika-proxy refuses is not shown.
+        if case.refused.is_none() {
+            let text = bootstrap::build(&case, &run::standing_placeholders(&case)).unwrap();
+            configured.push(surface::Configured::new(&case, &serde_yaml_ng::from_str(&text).unwrap()).unwrap());
+        }
+    }
+    let coverage = surface::Coverage::new(&surface, &configured);
+    if std::env::var_os("SHIKA_PARITY_SHOW").is_some() {
+        report::print(&coverage.detail());
+    }
+    report::print(&coverage.table());
+    let mut faults = coverage.faults();
+    for table in ["kuma-xds-fields.tsv", "kuma-2.14-surface.tsv"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/reference").join(table);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => {
+                let unnamed = surface::unnamed(&surface, &text).unwrap();
+                faults.extend(unnamed.into_iter().map(|name| format!("surface.txt lacks {name} of {table}")));
+            }
+            Err(error) => report::print(&format!("{}: {error}: surface.txt is not compared with it\n", path.display())),
+        }
+    }
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }

@@ -36,6 +36,21 @@ impl CaseReport {
         CaseReport { name: name.to_owned(), ..CaseReport::default() }
     }
 
+    /// Whether nothing fails.
+    pub fn passed(&self) -> bool {
+        self.failures.is_empty()
+    }
+
+    /// What fails, with the case's name.
+    fn failed(&self, out: &mut String) {
+        if !self.failures.is_empty() {
+            let _ = writeln!(out, "{} ({}):", self.name, self.describe.trim());
+        }
+        for failure in &self.failures {
+            let _ = writeln!(out, "  {failure}");
+        }
+    }
+
     /// Adds expectations that a subject missed.
     pub fn missed(&mut self, subject: Subject, missed: &[String], tail: &str) {
         self.failures.extend(missed.iter().map(|what| format!("{}: {what}", subject.name())));
@@ -85,25 +100,28 @@ impl Report {
 
     /// Whether nothing fails.
     pub fn passed(&self) -> bool {
-        self.stale.is_empty() && self.cases.iter().all(|case| case.failures.is_empty())
+        self.stale.is_empty() && self.cases.iter().all(CaseReport::passed)
     }
 
-    /// Prints failures, then the table.
-    pub fn print(&self) {
+    /// Everything that fails.
+    pub fn failures(&self) -> String {
+        let mut out = String::new();
+        for case in &self.cases {
+            case.failed(&mut out);
+        }
+        for stale in &self.stale {
+            let _ = writeln!(out, "{stale}");
+        }
+        out
+    }
+
+    /// Prints the table, then what failed in a first run of cases that then ran alone.
+    pub fn print(&self, unsteady: &[CaseReport]) {
         let mut out = String::from("\n");
         for case in &self.cases {
             for shown in &case.shown {
                 let _ = writeln!(out, "{shown}");
             }
-            if !case.failures.is_empty() {
-                let _ = writeln!(out, "{} ({}):", case.name, case.describe.trim());
-            }
-            for failure in &case.failures {
-                let _ = writeln!(out, "  {failure}");
-            }
-        }
-        for stale in &self.stale {
-            let _ = writeln!(out, "{stale}");
         }
         let _ = writeln!(out, "\n{:<40} {:>8} {:>8} {:>8}  result", "parity case", "seconds", "listed", "unlisted");
         for case in &self.cases {
@@ -124,6 +142,12 @@ impl Report {
             self.cases.len(),
             self.subjects
         );
+        if !unsteady.is_empty() {
+            let _ = writeln!(out, "run a second time, alone, after this in the first run ({} cases):", unsteady.len());
+        }
+        for case in unsteady {
+            case.failed(&mut out);
+        }
         print(&out);
     }
 }

@@ -5,17 +5,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use tokio::net::TcpSocket;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde_yaml_ng::Value;
+use tokio::net::{TcpSocket, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant, sleep, timeout};
 
 use crate::bootstrap::{self, Placeholders};
 use crate::case::{Case, Fate, Protocol, StatValue};
-use crate::certs::Certs;
+use crate::certs::{self, Certs};
+use crate::control::{self, Answer, Served};
 use crate::observe::{Observed, Recorder};
 use crate::subject::{self, Running, Subject};
 use crate::text::Normalizer;
+use crate::upstream::Listening;
 use crate::wire::PATIENCE;
 use crate::{client, upstream};
 
@@ -28,6 +33,8 @@ pub struct Seen {
     pub started: usize,
     /// Requests that were noted as a whole.
     pub done: usize,
+    /// Control plane: what the subject last said about each type.
+    pub answers: BTreeMap<String, Answer>,
     /// How connections ended, by index.
     pub ended: BTreeMap<usize, Fate>,
 }
@@ -46,9 +53,16 @@ pub struct Run {
     pub admin: String,
     /// Per upstream, what it has seen.
     pub seen: BTreeMap<String, watch::Sender<Seen>>,
+    /// Per control plane, what it serves.
+    pub serving: BTreeMap<String, watch::Sender<Served>>,
 }
 
 impl Run {
+    /// A resource of the case with its placeholders filled in.
+    pub fn filled(&self, resource: &Value) -> Result<serde_json::Value> {
+        bootstrap::filled(resource, &self.placeholders)
+    }
+
     /// Waits until an upstream has seen a request head or connection.
     pub async fn until_seen(&self, name: &str, path: &str) {
         let Some(seen) = self.seen.get(name) else {
@@ -99,27 +113,51 @@ impl Stage {
         placeholders.insert("LISTENER".into(), subject::free_port()?.to_string());
         placeholders.insert("CERTS".into(), certs_dir.display().to_string());
         placeholders.insert("LOG".into(), log.display().to_string());
+        placeholders.insert("DIR".into(), dir.display().to_string());
+        for file in certs::files() {
+            let text = std::fs::read_to_string(certs_dir.join(&file))?;
+            placeholders.insert(format!("BASE64:{file}"), BASE64_STANDARD.encode(&text));
+            placeholders.insert(format!("TEXT:{file}"), text);
+        }
 
         let mut sockets = Vec::new();
         let mut refusing = Vec::new();
         for (name, upstream) in &case.upstreams {
+            if upstream.pipe {
+                let path = dir.join(format!("{name}.sock"));
+                placeholders.insert(bootstrap::placeholder(name), path.display().to_string());
+                sockets.push((name.clone(), Listening::Pipe(UnixListener::bind(path)?)));
+                continue;
+            }
             let socket = TcpSocket::new_v4()?;
             socket.bind("127.0.0.1:0".parse()?)?;
             placeholders.insert(bootstrap::placeholder(name), socket.local_addr()?.port().to_string());
             match upstream.protocol {
                 // Bound and not listening: connects are refused and nobody else can take the port.
                 Protocol::Refuse => refusing.push(socket),
-                Protocol::H1 | Protocol::H2 | Protocol::Tcp => sockets.push((name.clone(), socket.listen(128)?)),
+                Protocol::H1 | Protocol::H2 | Protocol::Tcp => {
+                    sockets.push((name.clone(), Listening::Tcp(socket.listen(128)?)))
+                }
             }
         }
         std::fs::write(dir.join("bootstrap.yaml"), bootstrap::build(&case, &placeholders)?)?;
-        let running = Running::start(subject, dir).await?;
+        let running = Running::start(subject, dir, certs_dir).await?;
         placeholders.insert("ADMIN".into(), running.admin.rsplit(':').next().unwrap_or_default().to_owned());
 
-        let normalizer = Normalizer::new(placeholders.iter().map(|(k, v)| (k.as_str(), v.as_str())), &case.source);
+        let normalizer = Normalizer::new(
+            placeholders.iter().filter(|(name, _)| !name.contains(':')).map(|(k, v)| (k.as_str(), v.as_str())),
+            &case.source,
+        );
         let seen = case.upstreams.keys().map(|name| (name.clone(), watch::Sender::new(Seen::default()))).collect();
         let admin = running.admin.clone();
-        let run = Arc::new(Run { recorder: Recorder::new(normalizer), case, placeholders, certs, admin, seen });
+        let mut serving = BTreeMap::new();
+        for (name, upstream) in case.upstreams.iter().filter(|(_, upstream)| !upstream.xds.is_empty()) {
+            let resources = upstream.xds.iter().map(|resource| bootstrap::filled(resource, &placeholders));
+            let served = Served::new(&resources.collect::<Result<Vec<_>>>()?)?;
+            serving.insert(name.clone(), watch::Sender::new(served));
+        }
+        let run =
+            Arc::new(Run { recorder: Recorder::new(normalizer), case, placeholders, certs, admin, seen, serving });
 
         let mut upstreams = JoinSet::new();
         for (name, listener) in sockets {
@@ -132,11 +170,12 @@ impl Stage {
 
     /// Runs the case's clients, and waits until its upstreams and statistics have seen what they must.
     pub async fn play(&self) -> Result<()> {
-        for index in 0..self.run.case.connections.len() {
-            client::run(&self.run, index).await;
+        let run = &self.run;
+        for index in 0..run.case.connections.len() {
+            client::run(run, index).await;
         }
-        settle_upstreams(&self.run).await;
-        check_stats(&self.run).await
+        settle_upstreams(run).await;
+        check_stats(run, &run.case.stats, "stats").await
     }
 
     /// Stops the subject; what was seen.
@@ -160,9 +199,21 @@ impl Stage {
     }
 }
 
+/// Values for every placeholder of a case that is only looked at.
+pub fn standing_placeholders(case: &Case) -> Placeholders {
+    let names = ["LISTENER", "CERTS", "LOG", "DIR", "ADMIN"].map(str::to_owned).into_iter();
+    let files = certs::files().flat_map(|file| [format!("BASE64:{file}"), format!("TEXT:{file}")]);
+    let upstreams = case.upstreams.keys().map(|name| bootstrap::placeholder(name));
+    names.chain(files).chain(upstreams).map(|name| (name, "1".into())).collect()
+}
+
 /// Waits until upstreams have noted what they began, then checks what they must have seen.
 async fn settle_upstreams(run: &Run) {
     for (name, upstream) in run.case.upstreams.iter().filter(|(_, upstream)| !upstream.unobserved) {
+        if !upstream.xds.is_empty() {
+            control::settle(run, name).await;
+            continue;
+        }
         let Some(seen) = run.seen.get(name) else { continue };
         let ends = upstream.ends.as_deref().unwrap_or_default();
         let expected = upstream.expect.as_ref().map_or(0, Vec::len);
@@ -217,9 +268,9 @@ async fn settle_upstreams(run: &Run) {
     }
 }
 
-/// Waits until the case's stats have their values; notes them as they then are.
-async fn check_stats(run: &Run) -> Result<()> {
-    if run.case.stats.is_empty() {
+/// Waits until stats have their values; notes them as they then are.
+pub async fn check_stats(run: &Run, wanted: &BTreeMap<String, StatValue>, path: &str) -> Result<()> {
+    if wanted.is_empty() {
         return Ok(());
     }
     let deadline = Instant::now() + PATIENCE;
@@ -235,11 +286,11 @@ async fn check_stats(run: &Run) -> Result<()> {
             let filled = bootstrap::fill_text(name, &run.placeholders).unwrap_or_default();
             stats.get(filled.as_str()).copied().unwrap_or("absent").to_owned()
         };
-        let reached = run.case.stats.iter().all(|(name, value)| see(name) == as_text(value));
+        let reached = wanted.iter().all(|(name, value)| see(name) == as_text(value));
         if reached || Instant::now() > deadline {
-            for (name, value) in &run.case.stats {
-                run.recorder.note(&format!("stats.{name}"), &see(name));
-                run.recorder.expect_text(&format!("stats.{name}"), &as_text(value));
+            for (name, value) in wanted {
+                run.recorder.note(&format!("{path}.{name}"), &see(name));
+                run.recorder.expect_text(&format!("{path}.{name}"), &as_text(value));
             }
             return Ok(());
         }

@@ -51,8 +51,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts the subject on a bootstrap file in `dir` and waits until its admin server has an address.
-    pub async fn start(subject: Subject, dir: &Path) -> Result<Self> {
+    /// Starts the subject on a bootstrap file in `dir` and waits until its admin server has an address. `PARITY_CA` in its environment is the CA.
+    pub async fn start(subject: Subject, dir: &Path, certs_dir: &Path) -> Result<Self> {
         let address_file = dir.join("admin-address");
         let stderr = dir.join("stderr");
         let child = Command::new(subject.program())
@@ -61,6 +61,7 @@ impl Running {
             .args(["--concurrency", "1", "--use-dynamic-base-id", "--disable-hot-restart", "--log-level", "warning"])
             .arg("--admin-address-path")
             .arg(&address_file)
+            .env("PARITY_CA", std::fs::read_to_string(certs_dir.join("ca.pem"))?)
             .stdin(Stdio::null())
             .stdout(std::fs::File::create(dir.join("stdout"))?)
             .stderr(std::fs::File::create(&stderr)?)

@@ -119,10 +119,11 @@ impl Normalizer {
     }
 }
 
-/// A short form of bytes for reports: text as it is when short and printable, else length and checksum.
+/// A short form of bytes for reports: when short, text as it is and other bytes with escapes; else length and checksum.
 pub fn printable(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) if text.len() <= 4096 => text.to_owned(),
+        Err(_) if bytes.len() <= 4096 => bytes.escape_ascii().to_string(),
         Ok(_) | Err(_) => {
             // FNV-1a: enough to see that a body differs; nobody attacks a test's own bytes.
             let sum = bytes

@@ -1,8 +1,9 @@
 //! Scripted upstreams.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -13,12 +14,38 @@ use crate::run::Run;
 use crate::steps::{self, push_chunked};
 use crate::wire::{End, Io, Kind, Message, PATIENCE, Wire};
 
+/// Where an upstream listens.
+pub enum Listening {
+    /// A port.
+    Tcp(TcpListener),
+    /// A Unix socket.
+    Pipe(UnixListener),
+}
+
+/// What it accepted.
+enum Accepted {
+    Tcp(TcpStream),
+    Pipe(UnixStream),
+}
+
+impl Listening {
+    async fn accept(&self) -> std::io::Result<Accepted> {
+        match self {
+            Listening::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                let _ = stream.set_nodelay(true);
+                Ok(Accepted::Tcp(stream))
+            }
+            Listening::Pipe(listener) => Ok(Accepted::Pipe(listener.accept().await?.0)),
+        }
+    }
+}
+
 /// Accepts connections until it is aborted.
-pub async fn serve(run: Arc<Run>, name: String, listener: TcpListener) {
+pub async fn serve(run: Arc<Run>, name: String, listener: Listening) {
     let mut connections = JoinSet::new();
     loop {
-        let Ok((stream, _)) = listener.accept().await else { return };
-        let _ = stream.set_nodelay(true);
+        let Ok(stream) = listener.accept().await else { return };
         let Some(seen) = run.seen.get(&name) else { return };
         let index = seen.borrow().connections;
         seen.send_modify(|seen| seen.connections += 1);
@@ -34,12 +61,13 @@ pub async fn serve(run: Arc<Run>, name: String, listener: TcpListener) {
     }
 }
 
-async fn connection(run: &Arc<Run>, name: &str, index: usize, stream: TcpStream) -> Fate {
+async fn connection(run: &Arc<Run>, name: &str, index: usize, stream: Accepted) -> Fate {
     let Some(upstream) = run.case.upstreams.get(name) else { return Fate::Any };
     let path = format!("upstream.{name}");
-    let io: Box<dyn Io> = match &upstream.tls {
-        None => Box::new(stream),
-        Some(tls) => {
+    let io: Box<dyn Io> = match (&upstream.tls, stream) {
+        (_, Accepted::Pipe(stream)) => Box::new(stream),
+        (None, Accepted::Tcp(stream)) => Box::new(stream),
+        (Some(tls), Accepted::Tcp(stream)) => {
             let config = match run.certs.server(tls) {
                 Ok(config) => config,
                 Err(error) => {
@@ -62,6 +90,14 @@ async fn connection(run: &Arc<Run>, name: &str, index: usize, stream: TcpStream)
             let alpn = session.alpn_protocol().map_or("(none)".into(), String::from_utf8_lossy);
             let certificate = session.peer_certificates().and_then(|chain| chain.first());
             let certificate = certificate.map_or("(none)".into(), |c| run.certs.name_of(c));
+            let facts = upstream.handshakes.iter().flatten().flat_map(BTreeMap::keys);
+            for fact in facts.filter(|fact| *fact == "version" || *fact == "cipher").collect::<BTreeSet<_>>() {
+                let value = match fact.as_str() {
+                    "version" => format!("{:?}", session.protocol_version()),
+                    _ => format!("{:?}", session.negotiated_cipher_suite().map(|suite| suite.suite())),
+                };
+                run.recorder.note(&format!("{path}.{fact}"), &value);
+            }
             run.recorder.note(&format!("{path}.alpn"), &alpn);
             run.recorder.note(&format!("{path}.sni"), session.server_name().unwrap_or("(none)"));
             run.recorder.note(&format!("{path}.client-certificate"), &certificate);

@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use crate::case::Fate;
@@ -18,25 +18,31 @@ const MAX_HEAD: usize = 256 * 1024;
 
 /// A transport: TCP or TLS over it.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {
-    /// The socket below.
-    fn tcp(&self) -> &TcpStream;
+    /// The TCP socket below, if it is one.
+    fn tcp(&self) -> Option<&TcpStream>;
 }
 
 impl Io for TcpStream {
-    fn tcp(&self) -> &TcpStream {
-        self
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+}
+
+impl Io for UnixStream {
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
     }
 }
 
 impl Io for tokio_rustls::client::TlsStream<TcpStream> {
-    fn tcp(&self) -> &TcpStream {
-        self.get_ref().0
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self.get_ref().0)
     }
 }
 
 impl Io for tokio_rustls::server::TlsStream<TcpStream> {
-    fn tcp(&self) -> &TcpStream {
-        self.get_ref().0
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self.get_ref().0)
     }
 }
 
@@ -152,7 +158,9 @@ impl Wire {
     /// Closes with RST instead of FIN.
     pub fn reset(self) {
         // Failing leaves an orderly close, which the case's expectations then show.
-        let _ = self.io.tcp().set_zero_linger();
+        if let Some(tcp) = self.io.tcp() {
+            let _ = tcp.set_zero_linger();
+        }
     }
 
     /// Reads a message.

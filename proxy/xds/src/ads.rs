@@ -22,7 +22,8 @@ use crate::{
 };
 
 /// The types asked for over ADS, in the order in which they are asked for.
-pub const TYPES: [&str; 5] = [
+pub const TYPES: [&str; 6] = [
+    shika_proto::type_url::RUNTIME,
     shika_proto::type_url::CLUSTER,
     shika_proto::type_url::ENDPOINT,
     shika_proto::type_url::SECRET,

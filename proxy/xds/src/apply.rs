@@ -7,6 +7,7 @@ use std::{
 };
 
 use prost::{Message, Name};
+use serde_json::Value;
 use shika_data::model::{
     ListenerId, RouteTableId,
     listener::TrafficDirection,
@@ -20,6 +21,7 @@ use shika_proto::{
             route::v3::RouteConfiguration,
         },
         extensions::transport_sockets::tls::v3::Secret,
+        service::runtime::v3 as proto_runtime,
     },
     google::protobuf::Any,
     type_url,
@@ -34,6 +36,7 @@ use crate::{
         tls::{ClientBinding, Secrets, ServerBinding},
     },
     compiler::{Applied, CompileOptions, Compiler, Resource, RouteKey, Update, UpdateKind},
+    fixed::struct_value,
     harmless,
     reject::Reject,
     store::{Stored, content_hash},
@@ -61,7 +64,12 @@ impl Compiler {
         let kind = update.type_url.as_str();
         if !matches!(
             kind,
-            type_url::CLUSTER | type_url::LISTENER | type_url::ENDPOINT | type_url::ROUTE | type_url::SECRET
+            type_url::CLUSTER
+                | type_url::LISTENER
+                | type_url::ENDPOINT
+                | type_url::ROUTE
+                | type_url::SECRET
+                | type_url::RUNTIME
         ) {
             applied.rejects.push(Reject::new(
                 kind,
@@ -214,6 +222,7 @@ impl Compiler {
                 self.assignment(&decode(&resource.resource)?, name, &resource.version).map(|()| false)
             }
             type_url::ROUTE => self.route_table(&decode(&resource.resource)?, name).map(|()| false),
+            type_url::RUNTIME => self.runtime_layer(&decode(&resource.resource)?, name).map(|()| false),
             _ => self.secret(&decode(&resource.resource)?, name).map(|()| false),
         }
         .map_err(|fault| vec![fault])?;
@@ -391,6 +400,15 @@ impl Compiler {
         Ok(())
     }
 
+    /// Takes the values of an RTDS layer.
+    fn runtime_layer(&mut self, from: &proto_runtime::Runtime, name: &str) -> Compiled<()> {
+        let values = match &from.layer {
+            Some(layer) => struct_value(layer).within("layer")?,
+            None => Value::Null,
+        };
+        self.runtime.update(name, values.as_object().cloned().unwrap_or_default())
+    }
+
     /// Takes a secret: everything that uses it has to work with it, or it is refused.
     fn secret(&mut self, from: &Secret, name: &str) -> Compiled<()> {
         let value = secret::secret(from)?;
@@ -407,7 +425,7 @@ impl Compiler {
                     Some(old) => self.secrets.dynamic.insert(name.into(), old),
                     None => self.secrets.dynamic.remove(name),
                 };
-                Err(Fault::new("", reason))
+                Err(Fault::new(secret::content_field(from), reason))
             }
         }
     }
@@ -444,6 +462,7 @@ impl Compiler {
         compile: impl FnOnce(&mut Context<'_>, &mut dyn FnMut(RouteKey) -> RouteTableId) -> Compiled<T>,
     ) -> Compiled<T> {
         let Secrets { fixed, dynamic: _ } = &self.secrets;
+        let runtime = &mut self.runtime;
         let CompileOptions {
             hostname,
             concurrency: _,
@@ -462,6 +481,7 @@ impl Compiler {
             local_cluster: &self.local_cluster,
             bind_source: self.bind_source,
             clusters: &mut self.cluster_ids,
+            connection_limit: &mut |listener| runtime.limit(listener),
             cluster_exists,
             static_secret_exists: &|name| fixed.contains_key(name),
         };
@@ -511,6 +531,7 @@ fn resource_name(kind: &str, resource: &Resource) -> Result<String, Fault> {
             (field::<ClusterLoadAssignment>(any, |assignment| assignment.cluster_name)?, "cluster_name")
         }
         type_url::ROUTE => (field::<RouteConfiguration>(any, |table| table.name)?, "name"),
+        type_url::RUNTIME => (field::<proto_runtime::Runtime>(any, |layer| layer.name)?, "name"),
         _ => (field::<Secret>(any, |secret| secret.name)?, "name"),
     };
     // A listener may leave its name to the wrapper.

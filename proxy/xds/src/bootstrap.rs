@@ -1,8 +1,8 @@
 //! What a bootstrap asks for besides its static resources.
 
-use std::time::Duration;
+use std::{ops::Range, path::PathBuf, time::Duration};
 
-use serde_json::Value;
+use crate::overload::Overload;
 use shika_proto::envoy::config::core::v3::Node;
 
 use shika_data::model::{access_log::AccessLog, listener::BindAddress};
@@ -24,8 +24,8 @@ pub struct BootstrapPlan {
     pub stats_tags: Vec<StatsTag>,
     /// `stats_config.use_all_default_tags`, default true.
     pub default_tags: bool,
-    /// Layers of `layered_runtime` in order: name and values as JSON.
-    pub runtime: Vec<(String, Value)>,
+    /// `overload_manager`
+    pub overload: Option<Overload>,
     /// `stats_flush_interval`, default 5 s.
     pub stats_flush_interval: Duration,
 }
@@ -37,6 +37,51 @@ pub struct Admin {
     pub address: BindAddress,
     /// Logs of admin requests.
     pub access_log: Vec<AccessLog>,
+}
+
+/// A regex of a tag. Envoy takes these as C++ does, look-around included, which Kuma's metrics configuration makes use of; patterns without it are
+/// matched in linear time.
+#[derive(Clone, Debug)]
+pub enum TagRegex {
+    /// Without look-around.
+    Linear(regex::Regex),
+    /// With it: gives a name up, as not matching, after a bounded number of steps.
+    LookAround(Box<fancy_regex::Regex>),
+}
+
+impl TagRegex {
+    /// Compiles a pattern.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn new(pattern: &str) -> Result<Self, String> {
+        let linear = match regex::RegexBuilder::new(pattern).size_limit(1 << 20).build() {
+            Ok(regex) => return Ok(TagRegex::Linear(regex)),
+            Err(error) => error,
+        };
+        if let Ok(regex) = fancy_regex::RegexBuilder::new(pattern).backtrack_limit(10_000).build() {
+            return Ok(TagRegex::LookAround(Box::new(regex)));
+        }
+        let why = linear.to_string();
+        Err(why.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned())
+    }
+
+    /// What is cut out of a name, and the value: the first group, and the second, or the first where there is no second.
+    pub fn groups(&self, name: &str) -> Option<(Range<usize>, Range<usize>)> {
+        let groups = match self {
+            TagRegex::Linear(regex) => {
+                let found = regex.captures(name)?;
+                [1, 2].map(|group| found.get(group).map(|part| part.range()))
+            }
+            TagRegex::LookAround(regex) => {
+                let found = regex.captures(name).ok().flatten()?;
+                [1, 2].map(|group| found.get(group).map(|part| part.range()))
+            }
+        };
+        let [cut, value] = groups;
+        let cut = cut?;
+        Some((cut.clone(), value.unwrap_or(cut)))
+    }
 }
 
 /// One entry of `stats_tags`.
@@ -52,7 +97,7 @@ pub struct StatsTag {
 #[derive(Clone, Debug)]
 pub enum StatsTagValue {
     /// The second capture group is the value, the first is cut out of the name.
-    Regex(regex::Regex),
+    Regex(TagRegex),
     /// `fixed_value`
     Fixed(String),
     /// Neither is set: a tag of Envoy's own is asked for by its name.
@@ -91,4 +136,21 @@ pub struct AdsConfig {
     pub metadata: Vec<(String, String)>,
     /// `set_node_on_first_message_only`
     pub node_on_first_message_only: bool,
+    /// A token that is read for every stream.
+    pub token_file: Option<TokenFile>,
+    /// Pause between pings and how long an answer may take; the cluster's if unset.
+    pub keepalive: Option<(Duration, Duration)>,
+    /// Bound on a message of the control plane, bytes. Envoy has none of its own for `envoy_grpc`.
+    pub largest_message: usize,
+}
+
+/// `config.grpc_credential.v3.FileBasedMetadataConfig`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Name of the header; Envoy's default `authorization`.
+    pub header: String,
+    /// What stands before the token in it.
+    pub prefix: String,
 }

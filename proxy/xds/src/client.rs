@@ -3,6 +3,8 @@
 //! Decides nothing: what to ask for and what to answer comes from the control thread, which holds the protocol state ([`crate::ads::Ads`]).
 
 use std::{
+    io::Read,
+    path::Path,
     pin::Pin,
     sync::{
         Arc,
@@ -44,8 +46,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A stream that lived this long starts the pauses anew.
 const GOOD_LIFE: Duration = Duration::from_secs(30);
-/// Largest message taken from a control plane.
-const LARGEST_MESSAGE: usize = 256 << 20;
+/// Largest message taken from a control plane that nothing else is said of.
+pub(crate) const LARGEST_MESSAGE: usize = 256 << 20;
+/// Largest token in a file.
+const LARGEST_TOKEN: u64 = 64 << 10;
 /// Requests that wait to be sent.
 const REQUESTS: usize = 16;
 
@@ -113,7 +117,7 @@ async fn stream(
         Ok(channel) => channel,
         Err(reason) => return reason,
     };
-    let client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(LARGEST_MESSAGE);
+    let client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(config.largest_message);
     let metadata = match metadata(config) {
         Ok(metadata) => metadata,
         Err(reason) => return reason,
@@ -241,7 +245,25 @@ fn metadata(config: &AdsConfig) -> Result<MetadataMap, String> {
         let value: MetadataValue<_> = value.parse().map_err(|_| bad())?;
         metadata.append(name, value);
     }
+    if let Some(file) = &config.token_file {
+        let token = token(&file.path).map_err(|why| format!("token {}: {why}", file.path.display()))?;
+        let bad = || format!("token {}: cannot be sent as a header", file.path.display());
+        let name: MetadataKey<_> = file.header.parse().map_err(|_| bad())?;
+        let value: MetadataValue<_> = format!("{}{token}", file.prefix).parse().map_err(|_| bad())?;
+        metadata.insert(name, value);
+    }
     Ok(metadata)
+}
+
+/// The content of a file with a token, as it is now: the file changes before the token in it runs out.
+fn token(path: &Path) -> Result<String, String> {
+    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+    let mut token = String::new();
+    file.take(LARGEST_TOKEN).read_to_string(&mut token).map_err(|error| error.to_string())?;
+    match token.trim() {
+        "" => Err("is empty".into()),
+        token => Ok(token.to_owned()),
+    }
 }
 
 async fn channel(config: &AdsConfig, cluster: &Arc<Cluster>, next: &Arc<AtomicUsize>) -> Result<Channel, String> {
@@ -250,11 +272,11 @@ async fn channel(config: &AdsConfig, cluster: &Arc<Cluster>, next: &Arc<AtomicUs
     let uri = Uri::builder().scheme("http").authority(authority.as_str()).path_and_query("/").build();
     let uri = uri.unwrap_or_else(|_| Uri::from_static("http://ads/"));
     let mut endpoint = Endpoint::from(uri).connect_timeout(cluster.connect_timeout);
-    let interval = cluster.http2.keepalive_interval.unwrap_or(Duration::from_secs(30));
-    endpoint = endpoint
-        .http2_keep_alive_interval(interval)
-        .keep_alive_timeout(cluster.http2.keepalive_timeout.unwrap_or(Duration::from_secs(20)))
-        .keep_alive_while_idle(true);
+    let (interval, answer) = config.keepalive.unwrap_or((
+        cluster.http2.keepalive_interval.unwrap_or(Duration::from_secs(30)),
+        cluster.http2.keepalive_timeout.unwrap_or(Duration::from_secs(20)),
+    ));
+    endpoint = endpoint.http2_keep_alive_interval(interval).keep_alive_timeout(answer).keep_alive_while_idle(true);
     let connector = Connector { cluster: cluster.clone(), next: next.clone() };
     endpoint.connect_with_connector(connector).await.map_err(|error| chain(&error))
 }

@@ -68,17 +68,24 @@ impl AggregatedDiscoveryService for Scripted {
     }
 }
 
-#[tokio::test]
-async fn asks_answers_and_comes_back() {
+/// A scripted control plane: its port, the requests that it gets with their tokens, and what it is to say.
+async fn control_plane()
+-> (u16, mpsc::Receiver<(Option<String>, DeltaDiscoveryRequest)>, mpsc::Sender<DeltaDiscoveryResponse>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let (requests, mut seen) = mpsc::channel(16);
+    let (requests, seen) = mpsc::channel(16);
     let (respond, responses) = mpsc::channel(16);
     let scripted = Scripted { requests, responses: Arc::new(tokio::sync::Mutex::new(responses)) };
     let server = tonic::transport::Server::builder()
         .add_service(AggregatedDiscoveryServiceServer::new(scripted))
         .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
     tokio::spawn(server);
+    (port, seen, respond)
+}
+
+#[tokio::test]
+async fn asks_answers_and_comes_back() {
+    let (port, mut seen, respond) = control_plane().await;
 
     let mut compiler = compiler();
     let text = ADS.replace("port_value: 5678", &format!("port_value: {port}")).replace(
@@ -139,6 +146,49 @@ async fn asks_answers_and_comes_back() {
     requests.send(ads.next_request().unwrap()).await.unwrap();
     let (_, again) = seen.recv().await.unwrap();
     assert_eq!(again.initial_resource_versions["c"], "v1", "what is held is named");
+}
+
+/// The token of Kuma's proxies on Kubernetes: the file changes before the token in it runs out.
+#[tokio::test]
+async fn google_grpc_reads_its_token_for_every_stream() {
+    let (port, mut seen, respond) = control_plane().await;
+    let directory = tempfile::tempdir().unwrap();
+    let token_file = directory.path().join("token");
+    std::fs::write(&token_file, "token-1\n").unwrap();
+    let google = format!(
+        "grpc_services: [{{ google_grpc: {{ target_uri: '127.0.0.1:{port}', stat_prefix: ads, \
+         credentials_factory_name: envoy.grpc_credentials.file_based_metadata, \
+         call_credentials: [{{ from_plugin: {{ name: envoy.grpc_credentials.file_based_metadata, typed_config: {{ \
+         '@type': type.googleapis.com/envoy.config.grpc_credential.v3.FileBasedMetadataConfig, \
+         secret_data: {{ filename: '{}' }} }} }} }}] }} }}]",
+        token_file.display()
+    );
+    let bootstrap = ADS.replace("grpc_services: [{ envoy_grpc: { cluster_name: ads } }]", &google);
+    assert!(bootstrap.contains("google_grpc"));
+    let mut compiler = compiler();
+    let plan = load(&mut compiler, &bootstrap).unwrap();
+    compiler.build().unwrap();
+    let config = plan.ads.unwrap();
+    let cluster = compiler.cluster("google_grpc.ads");
+    assert!(cluster.is_some() && config.cluster == "google_grpc.ads");
+    let mut ads = Ads::new(&config, plan.node);
+    ads.want(type_url::CLUSTER, Wanted::All);
+    let (events, mut events_in) = mpsc::channel(1);
+    tokio::spawn(run(config, move || cluster.clone(), events));
+    for token in ["token-1", "token-2"] {
+        let Some(Event::Connected { requests }) = events_in.recv().await else { panic!("connected") };
+        ads.connected();
+        requests.send(ads.next_request().unwrap()).await.unwrap();
+        assert_eq!(seen.recv().await.unwrap().0.as_deref(), Some(token));
+        std::fs::write(&token_file, "token-2").unwrap();
+        respond.send(DeltaDiscoveryResponse::default()).await.unwrap();
+        let Some(Event::Accepted) = events_in.recv().await else { panic!("accepted") };
+        let Some(Event::Disconnected { .. }) = events_in.recv().await else { panic!("disconnected") };
+        ads.disconnected();
+    }
+    std::fs::remove_file(&token_file).unwrap();
+    let Some(Event::Disconnected { reason, .. }) = events_in.recv().await else { panic!("no token") };
+    assert!(reason.contains(&token_file.display().to_string()), "{reason}");
 }
 
 #[tokio::test]

@@ -33,6 +33,7 @@ use crate::{
     },
     harmless::HarmlessSeen,
     reject::Reject,
+    runtime::{Layer, Runtime},
     store::Store,
     subscription,
     warm::{Arrived, ClusterSlot, ListenerSlot, Sockets},
@@ -79,6 +80,7 @@ pub struct Compiler {
     pub(crate) secrets: Secrets,
     /// `sds.<name>.` of secrets that something asks for.
     pub(crate) sds: BTreeMap<Arc<str>, SubscriptionStats>,
+    pub(crate) runtime: Runtime,
     pub(crate) cds: Whole,
     pub(crate) lds: Whole,
     pub(crate) stats: ManagerStats,
@@ -131,6 +133,7 @@ impl Compiler {
             tables: HashMap::new(),
             secrets: Secrets::default(),
             sds: BTreeMap::new(),
+            runtime: Runtime::default(),
             cds: Whole::default(),
             lds: Whole::default(),
             changed: false,
@@ -255,6 +258,8 @@ impl Compiler {
         let wanted = self.names(type_url::ROUTE);
         self.tables.retain(|name, _| wanted.contains(name));
         self.store.retain(type_url::ROUTE, |name| wanted.contains(name));
+        let listeners = &self.listeners;
+        self.runtime.retain(|name| listeners.contains_key(name));
         let wanted = self.names(type_url::SECRET);
         self.sds.retain(|name, _| wanted.contains(name));
         for name in &wanted {
@@ -339,7 +344,7 @@ impl Compiler {
         match type_url {
             type_url::CLUSTER => all(&self.cds),
             type_url::LISTENER if self.cds.settled => all(&self.lds),
-            type_url::ENDPOINT | type_url::ROUTE | type_url::SECRET => Wanted::Names(
+            type_url::ENDPOINT | type_url::ROUTE | type_url::SECRET | type_url::RUNTIME => Wanted::Names(
                 self.sources(type_url)
                     .filter(|(_, source)| matches!(source, Source::Ads { .. }))
                     .map(|(name, _)| name)
@@ -356,7 +361,7 @@ impl Compiler {
             .into_iter()
             .filter_map(|(type_url, whole)| Some((type_url.to_owned(), whole.source.clone()?)))
             .chain(
-                [type_url::ENDPOINT, type_url::ROUTE, type_url::SECRET]
+                [type_url::ENDPOINT, type_url::ROUTE, type_url::SECRET, type_url::RUNTIME]
                     .into_iter()
                     .flat_map(|type_url| self.sources(type_url).map(move |(_, source)| (type_url.to_owned(), source))),
             )
@@ -380,6 +385,7 @@ impl Compiler {
             type_url::ROUTE => Box::new(
                 listeners.flat_map(|state| state.route_names()).map(|(name, source)| (name.clone(), source.clone())),
             ),
+            type_url::RUNTIME => Box::new(self.runtime.layers.iter().filter_map(|layer| layer.rtds.clone())),
             type_url::SECRET => {
                 let secrets: BTreeSet<SecretRef> = clusters
                     .flat_map(|state| state.secrets())
@@ -402,6 +408,11 @@ impl Compiler {
             }
             _ => Box::new(std::iter::empty()),
         }
+    }
+
+    /// The layers of runtime values, as they are now.
+    pub fn runtime_layers(&self) -> &[Layer] {
+        &self.runtime.layers
     }
 
     /// Clusters whose endpoints are to be checked: those that wait for it too.

@@ -6,11 +6,13 @@ use std::{
 };
 
 use prost::Message;
+use serde_json::{Map, Value};
 use shika_proto::{
     any,
     envoy::{
         config::{
             bootstrap::v3::{self as proto, Bootstrap, bootstrap::StaticResources, runtime_layer::LayerSpecifier},
+            cluster::v3::Cluster,
             core::v3::{
                 ApiConfigSource, ConfigSource, Node, TypedExtensionConfig, api_config_source::ApiType,
                 grpc_service::TargetSpecifier, node::UserAgentVersionType,
@@ -19,17 +21,20 @@ use shika_proto::{
         },
         extensions::{regex_engines::v3::GoogleRe2, transport_sockets::tls::v3::Secret},
     },
+    google::protobuf::Struct,
     json, type_url,
 };
 
 use crate::{
-    bootstrap::{Admin, AdsConfig, BootstrapPlan, Source, StatsTag, StatsTagValue},
+    bootstrap::{Admin, AdsConfig, BootstrapPlan, Source, StatsTag, StatsTagValue, TagRegex},
+    client::LARGEST_MESSAGE,
     compile::{
         Compiled, Fault, Within, access_log, address, enumeration, flag, non_empty, positive, required, secret, source,
     },
     compiler::{Compiler, Whole},
-    harmless,
+    google_grpc, harmless, overload,
     reject::Reject,
+    runtime::Layer,
     store::{Stored, content_hash},
     warm::timeout_of_source,
 };
@@ -56,7 +61,7 @@ impl Compiler {
         self.local_cluster = bootstrap.node.as_ref().map(|node| node.cluster.clone()).unwrap_or_default();
         let resources = bootstrap.static_resources.take().unwrap_or_default();
         self.static_resources(resources, now, &mut rejects);
-        let plan = match self.rest(&bootstrap) {
+        let plan = match self.rest(&bootstrap, now) {
             Ok(plan) if rejects.is_empty() => plan,
             Ok(_) => return Err(rejects),
             Err(fault) => {
@@ -84,13 +89,6 @@ impl Compiler {
                 rejects.push(refusal(type_url, name, fault));
             }
         };
-        let stored = |type_url: &str, bytes: Vec<u8>| Stored {
-            hash: content_hash(&bytes),
-            resource: shika_proto::google::protobuf::Any { type_url: type_url.into(), value: bytes },
-            version: String::new(),
-            last_updated: SystemTime::now(),
-            warming: true,
-        };
         for (index, one) in resources.secrets.iter().enumerate() {
             let done = (|| {
                 non_empty(&one.name, "name")?;
@@ -109,19 +107,9 @@ impl Compiler {
             }
         }
         for (index, one) in resources.clusters.into_iter().enumerate() {
-            let done = if self.clusters.contains_key(one.name.as_str()) {
-                Err(Fault::new("name", format!("cluster manager: duplicate cluster '{}'", one.name)))
-            } else {
-                self.cluster_update(&one, true, now)
-            };
-            match done {
-                Ok(()) => {
-                    self.store
-                        .of_mut(type_url::CLUSTER)
-                        .fixed
-                        .insert(one.name.clone(), stored(type_url::CLUSTER, one.encode_to_vec()));
-                }
-                Err(fault) => refuse(type_url::CLUSTER, &one.name, "clusters", index, fault),
+            let name = one.name.clone();
+            if let Err(fault) = self.static_cluster(one, now) {
+                refuse(type_url::CLUSTER, &name, "clusters", index, fault);
             }
         }
         let mut names: BTreeSet<String> = BTreeSet::new();
@@ -144,12 +132,22 @@ impl Compiler {
         }
     }
 
+    fn static_cluster(&mut self, one: Cluster, now: Instant) -> Compiled<()> {
+        if self.clusters.contains_key(one.name.as_str()) {
+            return Err(Fault::new("name", format!("cluster manager: duplicate cluster '{}'", one.name)));
+        }
+        self.cluster_update(&one, true, now)?;
+        let stored = stored(type_url::CLUSTER, one.encode_to_vec());
+        self.store.of_mut(type_url::CLUSTER).fixed.insert(one.name, stored);
+        Ok(())
+    }
+
     /// Puts another value of a static secret in force, for whoever gave the first one and has a new one. What uses it has to work with it.
     ///
     /// # Errors
     /// The secret is none of the bootstrap's, or cannot be used; the old value stays.
     pub fn replace_static_secret(&mut self, from: &Secret) -> Result<(), Reject> {
-        let refuse = |reason: String| Reject::new(type_url::SECRET, &from.name, "", reason);
+        let refuse = |reason: String| Reject::new(type_url::SECRET, &from.name, secret::content_field(from), reason);
         if !self.secrets.fixed.contains_key(from.name.as_str()) {
             return Err(refuse("is no static secret".into()));
         }
@@ -166,20 +164,13 @@ impl Compiler {
                 return Err(refuse(reason));
             }
         }
-        let bytes = from.encode_to_vec();
-        let stored = Stored {
-            hash: content_hash(&bytes),
-            resource: shika_proto::google::protobuf::Any { type_url: type_url::SECRET.into(), value: bytes },
-            version: String::new(),
-            last_updated: SystemTime::now(),
-            warming: false,
-        };
+        let stored = Stored { warming: false, ..stored(type_url::SECRET, from.encode_to_vec()) };
         self.store.of_mut(type_url::SECRET).fixed.insert(from.name.clone(), stored);
         Ok(())
     }
 
     /// Everything but the static resources.
-    fn rest(&mut self, bootstrap: &Bootstrap) -> Compiled<BootstrapPlan> {
+    fn rest(&mut self, bootstrap: &Bootstrap, now: Instant) -> Compiled<BootstrapPlan> {
         if let Some(engine) = &bootstrap.default_regex_engine {
             regex_engine(engine).within("default_regex_engine")?;
         }
@@ -190,7 +181,8 @@ impl Compiler {
         let (mut ads, mut cds, mut lds) = (None, None, None);
         if let Some(dynamic) = &bootstrap.dynamic_resources {
             (|| {
-                ads = dynamic.ads_config.as_ref().map(|config| self.ads(config)).transpose().within("ads_config")?;
+                ads =
+                    dynamic.ads_config.as_ref().map(|config| self.ads(config, now)).transpose().within("ads_config")?;
                 let config = |from: &Option<ConfigSource>, field: &str| -> Compiled<Option<Source>> {
                     let Some(from) = from else { return Ok(None) };
                     let source = source::config(from).within(field)?;
@@ -210,20 +202,13 @@ impl Compiler {
             Some(config) => stats(config).within("stats_config")?,
             None => (Vec::new(), true),
         };
-        let mut runtime = Vec::new();
         for (index, layer) in bootstrap.layered_runtime.iter().flat_map(|runtime| &runtime.layers).enumerate() {
-            let values = match &layer.layer_specifier {
-                Some(LayerSpecifier::StaticLayer(values)) => {
-                    let full_name = "google.protobuf.Struct";
-                    json::wire_to_json_value(full_name, &values.encode_to_vec(), json::Names::Proto).map_err(
-                        |error| Fault::new(format!("layered_runtime.layers[{index}].static_layer"), error.to_string()),
-                    )?
-                }
-                Some(LayerSpecifier::DiskLayer(_) | LayerSpecifier::AdminLayer(_) | LayerSpecifier::RtdsLayer(_))
-                | None => serde_json::Value::Object(serde_json::Map::new()),
-            };
-            runtime.push((layer.name.clone(), values));
+            let layer = runtime_layer(layer).at("layers", index).within("layered_runtime")?;
+            self.runtime.layers.push(layer);
         }
+        self.runtime.apply();
+        let overload = bootstrap.overload_manager.as_ref().map(overload::overload).transpose();
+        let overload = overload.within("overload_manager")?;
         Ok(BootstrapPlan {
             node,
             admin,
@@ -232,7 +217,7 @@ impl Compiler {
             lds,
             stats_tags,
             default_tags,
-            runtime,
+            overload,
             stats_flush_interval: positive(&bootstrap.stats_flush_interval, "stats_flush_interval")?
                 .unwrap_or(Duration::from_secs(5)),
         })
@@ -241,12 +226,15 @@ impl Compiler {
     fn admin(&mut self, from: &proto::Admin) -> Compiled<Option<Admin>> {
         let Some(address) = &from.address else { return Ok(None) };
         let address = address::bind(address).within("address")?;
+        if matches!(address, shika_data::model::listener::BindAddress::Udp(_)) {
+            return Err(Fault::new("address.socket_address.protocol", "the admin interface needs TCP"));
+        }
         let access_log = self
             .with_context(&|_| true, |context, _| access_log::access_logs(context, &from.access_log, "access_log"))?;
         Ok(Some(Admin { address, access_log }))
     }
 
-    fn ads(&self, from: &ApiConfigSource) -> Compiled<AdsConfig> {
+    fn ads(&mut self, from: &ApiConfigSource, now: Instant) -> Compiled<AdsConfig> {
         let delta = match enumeration(from.api_type, "api_type")? {
             ApiType::DeltaGrpc | ApiType::AggregatedDeltaGrpc => true,
             ApiType::Grpc | ApiType::AggregatedGrpc => false,
@@ -266,21 +254,40 @@ impl Compiler {
             }
         };
         (|| {
-            let grpc = match &service.target_specifier {
-                Some(TargetSpecifier::EnvoyGrpc(grpc)) => grpc,
-                Some(TargetSpecifier::GoogleGrpc(_)) => {
-                    return Err(Fault::new("google_grpc", "is not supported; use envoy_grpc with a static cluster"));
-                }
-                None => return Err(Fault::new("target_specifier", "value is required")),
+            let mut config = AdsConfig {
+                delta,
+                cluster: String::new(),
+                authority: String::new(),
+                metadata: Vec::with_capacity(service.initial_metadata.len()),
+                node_on_first_message_only: from.set_node_on_first_message_only,
+                token_file: None,
+                keepalive: None,
+                largest_message: LARGEST_MESSAGE,
             };
-            let cluster = non_empty(&grpc.cluster_name, "cluster_name").within("envoy_grpc")?;
-            if !self.clusters.contains_key(cluster) {
-                return Err(Fault::new(
-                    "envoy_grpc.cluster_name",
-                    format!("Unknown gRPC client cluster '{cluster}': it has to be in static_resources"),
-                ));
+            match &service.target_specifier {
+                Some(TargetSpecifier::EnvoyGrpc(grpc)) => {
+                    let cluster = non_empty(&grpc.cluster_name, "cluster_name").within("envoy_grpc")?;
+                    if !self.clusters.contains_key(cluster) {
+                        return Err(Fault::new(
+                            "envoy_grpc.cluster_name",
+                            format!("Unknown gRPC client cluster '{cluster}': it has to be in static_resources"),
+                        ));
+                    }
+                    config.cluster = cluster.to_owned();
+                    config.authority.clone_from(&grpc.authority);
+                }
+                Some(TargetSpecifier::GoogleGrpc(grpc)) => (|| {
+                    let stream = google_grpc::stream(grpc)?;
+                    config.cluster.clone_from(&stream.cluster.name);
+                    config.authority = stream.authority;
+                    config.token_file = stream.token_file;
+                    config.keepalive = stream.keepalive;
+                    config.largest_message = stream.largest_message;
+                    self.static_cluster(stream.cluster, now)
+                })()
+                .within("google_grpc")?,
+                None => return Err(Fault::new("target_specifier", "value is required")),
             }
-            let mut metadata = Vec::with_capacity(service.initial_metadata.len());
             for (index, header) in service.initial_metadata.iter().enumerate() {
                 let name = http::HeaderName::from_bytes(header.key.to_ascii_lowercase().as_bytes());
                 // The value may be a token: it is not repeated.
@@ -290,17 +297,44 @@ impl Compiler {
                         format!("{:?} or its value cannot be a header", header.key),
                     ));
                 }
-                metadata.push((header.key.to_ascii_lowercase(), header.value.clone()));
+                config.metadata.push((header.key.to_ascii_lowercase(), header.value.clone()));
             }
-            Ok(AdsConfig {
-                delta,
-                cluster: cluster.to_owned(),
-                authority: grpc.authority.clone(),
-                metadata,
-                node_on_first_message_only: from.set_node_on_first_message_only,
-            })
+            Ok(config)
         })()
         .at("grpc_services", 0)
+    }
+}
+
+/// A layer of runtime values.
+fn runtime_layer(from: &proto::RuntimeLayer) -> Compiled<Layer> {
+    let name = non_empty(&from.name, "name")?;
+    let mut layer = Layer { name: name.to_owned(), values: Value::Object(Map::new()), rtds: None };
+    match &from.layer_specifier {
+        Some(LayerSpecifier::StaticLayer(values)) => layer.values = struct_value(values).within("static_layer")?,
+        Some(LayerSpecifier::RtdsLayer(rtds)) => {
+            let resource = if rtds.name.is_empty() { name } else { &rtds.name };
+            let source = required(&rtds.rtds_config, "rtds_config").and_then(source::config).within("rtds_layer")?;
+            layer.rtds = Some((resource.into(), source));
+        }
+        Some(LayerSpecifier::DiskLayer(_) | LayerSpecifier::AdminLayer(_)) | None => {}
+    }
+    Ok(layer)
+}
+
+/// A structure as JSON.
+pub(crate) fn struct_value(from: &Struct) -> Compiled<Value> {
+    json::wire_to_json_value("google.protobuf.Struct", &from.encode_to_vec(), json::Names::Proto)
+        .map_err(|error| Fault::new("", error.to_string()))
+}
+
+/// A static resource as it is kept.
+fn stored(type_url: &str, bytes: Vec<u8>) -> Stored {
+    Stored {
+        hash: content_hash(&bytes),
+        resource: shika_proto::google::protobuf::Any { type_url: type_url.into(), value: bytes },
+        version: String::new(),
+        last_updated: SystemTime::now(),
+        warming: true,
     }
 }
 
@@ -344,13 +378,9 @@ fn stats(from: &StatsConfig) -> Compiled<(Vec<StatsTag>, bool)> {
             None => StatsTagValue::Default,
             Some(TagValue::FixedValue(value)) => StatsTagValue::Fixed(value.clone()),
             Some(TagValue::Regex(pattern)) if pattern.is_empty() => StatsTagValue::Default,
-            Some(TagValue::Regex(pattern)) => StatsTagValue::Regex(
-                regex::RegexBuilder::new(pattern).size_limit(1 << 20).build().map_err(|error| {
-                    let why = error.to_string();
-                    let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
-                    Fault::new(format!("stats_tags[{index}].regex"), format!("invalid regex '{pattern}': {why}"))
-                })?,
-            ),
+            Some(TagValue::Regex(pattern)) => StatsTagValue::Regex(TagRegex::new(pattern).map_err(|why| {
+                Fault::new(format!("stats_tags[{index}].regex"), format!("invalid regex '{pattern}': {why}"))
+            })?),
         };
         tags.push(StatsTag { name: tag.tag_name.clone(), value });
     }

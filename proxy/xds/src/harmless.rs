@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::LazyLock};
 
 use foldhash::HashMap;
-use shika_proto::walk::{Found, walk};
+use shika_proto::walk::{Found, WalkError, walk};
 
 use crate::{compile::Fault, support};
 
@@ -141,7 +141,11 @@ pub(crate) fn check(full_name: &str, bytes: &[u8], refuse_unknown: bool) -> Resu
         }
     });
     if let Err(error) = walked {
-        faults.push(Fault::new("", error.to_string()));
+        faults.push(match error {
+            WalkError::Malformed { path } => Fault::new(path, "malformed message"),
+            WalkError::TooDeep { path } => Fault::new(path, "messages are nested too deeply"),
+            WalkError::UnknownMessage(_) => Fault::new("", error.to_string()),
+        });
     }
     if faults.is_empty() { Ok(passed) } else { Err(faults) }
 }

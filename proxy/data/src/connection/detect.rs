@@ -37,8 +37,8 @@ pub(super) async fn detect(
     connection: &mut Connection,
 ) -> Option<(Findings, Option<Box<Early>>)> {
     let proxy_protocol = listener.inspect.proxy_protocol.as_deref();
-    let looks = listener.inspect.tls || listener.inspect.http;
-    if !looks && proxy_protocol.is_none() {
+    let look = listener.inspect.at(connection.local);
+    if !look.tls && !look.http && proxy_protocol.is_none() {
         return Some((Findings::default(), None));
     }
     let _waiting = PreCounted::new(&listener.stats);
@@ -47,9 +47,11 @@ pub(super) async fn detect(
         if let Some(filter) = proxy_protocol {
             // Boxed: connections that begin with their own bytes do without.
             Box::pin(proxied::read(socket, head, filter, connection)).await?;
-            if !looks {
-                return Ok(Findings::default());
-            }
+        }
+        // The header may have said where the connection goes.
+        let look = listener.inspect.at(connection.local);
+        if !look.tls && !look.http {
+            return Ok(Findings::default());
         }
         let connection = &*connection;
         head.reserve(FIRST_BYTES);
@@ -68,11 +70,12 @@ pub(super) async fn detect(
                 }
             }
         }
-        let result = inspect::inspect(socket, head, &listener.inspect).await;
-        if let Some(stats) = &listener.inspect.tls_stats {
+        let result = inspect::inspect(socket, head, look).await;
+        if let Some(stats) = listener.inspect.tls_stats.as_ref().filter(|_| look.tls) {
             count(stats, &result);
         }
         if let (Some(stats), Ok(findings)) = (&listener.inspect.http_stats, &result)
+            && look.http
             && findings.transport != TransportProtocol::Tls
         {
             match findings.application_protocols.first().map(|protocol| &**protocol) {

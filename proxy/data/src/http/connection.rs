@@ -44,7 +44,7 @@ pub async fn serve(io: DownstreamIo, connection: Arc<Connection>, chain: Arc<Fil
             return;
         }
     };
-    let served = if http2 {
+    let (served, active) = if http2 {
         let _counted = CountedCodec::new(&manager, true);
         serve_http2(io, &connection, chain, &manager, &life).await
     } else {
@@ -76,7 +76,7 @@ pub async fn serve(io: DownstreamIo, connection: Arc<Connection>, chain: Arc<Fil
                 stats.downstream_cx_protocol_error().inc();
             }
             stats.downstream_cx_destroy_remote().inc();
-            if error.is_user() || error.is_incomplete_message() {
+            if active || error.is_user() {
                 stats.downstream_cx_destroy_active_rq().inc();
                 stats.downstream_cx_destroy_remote_active_rq().inc();
             }
@@ -105,13 +105,14 @@ fn record_refusal(refused: Refused, connection: &Arc<Connection>, manager: &Arc<
     exchange.complete();
 }
 
+/// How it ended, and whether a request was being served then.
 async fn serve_http1(
     mut io: Wire,
     connection: &Arc<Connection>,
     chain: Arc<FilterChain>,
     manager: &Arc<HttpConnectionManager>,
     life: &Arc<Life>,
-) -> hyper::Result<()> {
+) -> (hyper::Result<()>, bool) {
     io.speak_http1(manager, life);
     let mut builder = conn::http1::Builder::new();
     // The time for the head runs from its first byte, as in Envoy, so hyper's, which runs from the end of the request before, is off.
@@ -148,13 +149,13 @@ async fn serve_http1(
     loop {
         let end = tokio::select! {
             biased;
-            result = serving.as_mut() => return result,
+            result = serving.as_mut() => return (result, life.is_active()),
             end = life.end(connection, manager), if !ending => end,
             () = life.late(manager.timeouts.request_headers) => {
                 life.refuse(Refused::Late);
                 continue;
             }
-            () = connection.drain.closing() => return Ok(()),
+            () = connection.drain.closing() => return (Ok(()), false),
         };
         end.count(manager);
         ending = true;
@@ -162,13 +163,14 @@ async fn serve_http1(
     }
 }
 
+/// How it ended, and whether a request was being served then.
 async fn serve_http2(
     io: Wire,
     connection: &Arc<Connection>,
     chain: Arc<FilterChain>,
     manager: &Arc<HttpConnectionManager>,
     life: &Arc<Life>,
-) -> hyper::Result<()> {
+) -> (hyper::Result<()>, bool) {
     let options = &manager.http2;
     let mut builder = conn::http2::Builder::new(TokioExecutor::new());
     builder
@@ -205,11 +207,11 @@ async fn serve_http2(
     loop {
         let end = tokio::select! {
             biased;
-            result = serving.as_mut() => return result,
+            result = serving.as_mut() => return (result, life.is_active()),
             end = life.end(connection, manager), if !ending => end,
             () = drained(connection), if !ending => End::Drain,
             () = life.is_used_up(), if !ending => if connection.drain.is_draining() { End::Drain } else { End::Used },
-            () = connection.drain.closing() => return Ok(()),
+            () = connection.drain.closing() => return (Ok(()), false),
         };
         end.count(manager);
         ending = true;

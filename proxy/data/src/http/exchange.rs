@@ -346,7 +346,6 @@ impl Exchange {
             upstream_failure: self.upstream_failure.as_deref(),
             downstream_failure: None,
             attempts: self.attempts,
-            stream_id: None,
             traced: self.trace.as_ref().is_some_and(|trace| trace.forced),
             trace: self.trace.as_ref().map(|trace| trace.ids()),
             only_connected: false,

@@ -177,7 +177,6 @@ pub(super) fn expire(
         Expired::Request => {
             stats.downstream_rq_timeout().inc();
             Refusal::new(StatusCode::REQUEST_TIMEOUT, "request timeout", "request_overall_timeout")
-                .flag(ResponseFlag::DownstreamProtocolError)
         }
     };
     reply(exchange, head, Some(matched), refusal)

@@ -25,7 +25,7 @@ use super::{
     request::{Matched, Unanswered, finish_headers, matched_length, reply},
     retry::{Retry, Tries},
     route::path_only,
-    upgrade,
+    strict, upgrade,
 };
 use crate::{
     connection::Connection,
@@ -54,6 +54,14 @@ pub(super) async fn forward(
     action: &Forward,
 ) -> Result<Response<ResponseBody>, Unanswered> {
     let manager = exchange.manager.clone();
+    if !manager.strict_headers.is_empty()
+        && let Some((name, value)) = strict::broken(&manager.strict_headers, &head.headers)
+    {
+        let details = format!("request_headers_failed_strict_check{{{name}}}");
+        let text = format!("invalid header '{name}' with value '{value}'");
+        let refusal = Refusal::new(StatusCode::BAD_REQUEST, text, details).flag(ResponseFlag::InvalidHeader);
+        return Ok(reply(exchange, head, Some(matched), refusal));
+    }
     let switching = match head.upgrade.take() {
         Some(kind) if upgrade::allowed(&kind, &manager.upgrades, &action.upgrades) => Some(kind),
         Some(_) => {
@@ -406,6 +414,8 @@ fn respond(
     client: Option<hyper::upgrade::OnUpgrade>,
 ) -> Response<ResponseBody> {
     let (mut parts, incoming) = response.into_parts();
+    // What the upstream speaks ends here: a client of HTTP/1.1 is answered in HTTP/1.1, and its connection stays.
+    parts.version = Version::HTTP_11;
     let now = Instant::now();
     exchange.response_start = Some(now - exchange.start);
     exchange.status = parts.status.as_u16();

@@ -147,9 +147,14 @@ impl Life {
         self.answering.load(Relaxed)
     }
 
+    /// Whether a request is under way.
+    pub fn is_active(&self) -> bool {
+        self.active.load(Relaxed) > 0
+    }
+
     /// hyper has written all it had.
     pub fn flushed(&self) {
-        if self.active.load(Relaxed) == 0 {
+        if !self.is_active() {
             self.answering.store(false, Relaxed);
         }
     }

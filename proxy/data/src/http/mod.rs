@@ -19,6 +19,7 @@ mod present;
 pub mod request;
 mod retry;
 pub mod route;
+mod strict;
 pub mod trace;
 mod upgrade;
 mod wire;

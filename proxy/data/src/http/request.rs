@@ -57,6 +57,12 @@ pub async fn serve(
     exchange.unfinished = !inbound.is_empty() || head.method == Method::CONNECT;
     exchange.grpc = head.is_grpc();
 
+    if worker::stops_requests() {
+        manager.stats.downstream_rq_overload_close().inc();
+        let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "envoy overloaded", "overload")
+            .flag(crate::error::ResponseFlag::OverloadManager);
+        return Ok(reply(exchange, &head, None, refusal));
+    }
     if let Err(refusal) = head.check(&manager) {
         return Ok(reply(exchange, &head, None, refusal));
     }
@@ -104,7 +110,8 @@ pub async fn serve(
     if must_use_tls(matched.host, &head, &exchange) {
         let refusal = Refusal::new(StatusCode::MOVED_PERMANENTLY, "", "direct_response").to(format!(
             "https://{}{}",
-            without_port(head.authority()),
+            // A port stays, even that of plain text: so does Envoy here, other than for `https_redirect`.
+            head.authority(),
             head.path.as_str()
         ));
         count_direct(&manager);
@@ -134,7 +141,12 @@ pub async fn serve(
             };
             let grpc = exchange.grpc;
             let text = if grpc { String::from_utf8_lossy(&body).into_owned() } else { String::new() };
-            let mut response = Refusal::new(direct.status, text, "direct_response").response(grpc);
+            let mut refusal = Refusal::new(direct.status, text, "direct_response");
+            // Envoy names the place of what was made or is elsewhere (RFC 9110 section 10.2.2): the request's own.
+            if direct.status == StatusCode::CREATED || direct.status.is_redirection() {
+                refusal = refusal.to(format!("{}://{}{}", scheme(&head), head.authority(), head.path.as_str()));
+            }
+            let mut response = closes_after(refusal, &exchange).response(grpc);
             if !grpc && !body.is_empty() {
                 response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
                 response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
@@ -243,13 +255,17 @@ fn must_use_tls(host: &VirtualHost, head: &Head, exchange: &Exchange) -> bool {
     }
 }
 
+/// What the client came by, as it said or as it was found.
+fn scheme(head: &Head) -> &'static str {
+    match head.headers.get(&names::FORWARDED_PROTO) {
+        Some(proto) if proto.as_bytes() == b"https" => "https",
+        Some(_) | None => "http",
+    }
+}
+
 fn location(redirect: &Redirect, matched: &PathMatch, head: &Head) -> String {
     let authority = head.authority();
-    let old_scheme = if head.headers.get(&names::FORWARDED_PROTO).is_some_and(|proto| proto.as_bytes() == b"https") {
-        "https"
-    } else {
-        "http"
-    };
+    let old_scheme = scheme(head);
     let scheme = redirect.scheme.as_deref().unwrap_or(old_scheme);
     let bare = without_port(authority);
     let host = redirect.host.as_deref().unwrap_or(bare);
@@ -284,6 +300,15 @@ pub(super) fn matched_length(matched: &PathMatch, path: &str) -> usize {
     }
 }
 
+/// A 400 of ours says that the messages have gone wrong, which over HTTP/1 only a new connection mends. Source: Envoy `sendLocalReply`.
+fn closes_after(refusal: Refusal, exchange: &Exchange) -> Refusal {
+    if refusal.status == StatusCode::BAD_REQUEST && exchange.version != Version::HTTP_2 {
+        refusal.closing()
+    } else {
+        refusal
+    }
+}
+
 /// Ends a request with a refusal.
 pub(super) fn reply(
     mut exchange: Box<Exchange>,
@@ -295,7 +320,7 @@ pub(super) fn reply(
         exchange.flags.set(flag);
     }
     exchange.details = Some(refusal.details.clone());
-    let response = refusal.response(exchange.grpc);
+    let response = closes_after(refusal, &exchange).response(exchange.grpc);
     local(exchange, head, matched, response)
 }
 

@@ -22,7 +22,7 @@ use super::{
     life::Life,
 };
 use crate::{
-    io::DownstreamIo,
+    io::{Departure, DownstreamIo},
     model::http::{HttpConnectionManager, ServerHeader},
     stats::HttpStats,
     worker,
@@ -31,6 +31,8 @@ use crate::{
 /// How long a peer that may still be sending is read after the last answer: a close with unread bytes becomes a reset, which may overtake the answer.
 /// Source: Envoy `delayed_close_timeout`, default 1 s.
 const LINGER: Duration = Duration::from_secs(1);
+/// How long hyper has not read when the socket begins to be watched. Most pauses, such as those between the pieces of a body, are shorter, and cost nothing.
+const UNREAD: Duration = Duration::from_millis(100);
 /// Ends a head and a chunked body: wherever in them a carriage return may stand, a line feed must follow it. The empty line behind it makes hyper look: of a
 /// head that comes in pieces it waits for the end.
 const POISON: &[u8] = b"\r\0\n\n";
@@ -57,6 +59,20 @@ struct Http1 {
     answer: Option<(Vec<u8>, usize)>,
     linger: Option<Pin<Box<Sleep>>>,
     shut: bool,
+    /// hyper waits for bytes, so it hears of their end.
+    reads: bool,
+    /// hyper has waited for bytes since the watch was last looked at.
+    has_read: bool,
+    watch: Watch,
+}
+
+/// For the end of a connection that is not read.
+#[derive(Debug)]
+enum Watch {
+    Off,
+    /// On once this is over, if hyper reads nothing meanwhile.
+    Soon(Pin<Box<Sleep>>),
+    On(Departure),
 }
 
 impl Wire {
@@ -76,6 +92,9 @@ impl Wire {
             answer: None,
             linger: None,
             shut: false,
+            reads: false,
+            has_read: false,
+            watch: Watch::Off,
         }));
     }
 
@@ -114,6 +133,40 @@ impl Wire {
 }
 
 impl Http1 {
+    /// hyper has asked for bytes; whether there were none.
+    fn note_read(&mut self, blocked: bool) {
+        self.reads = blocked;
+        self.has_read |= blocked;
+    }
+
+    /// Ready once the client of a request that is being served is gone. To be called while hyper does not read.
+    fn poll_departure(&mut self, io: &DownstreamIo, cx: &mut Context<'_>) -> Poll<()> {
+        if self.life.is_raw() {
+            self.watch = Watch::Off;
+        }
+        if self.life.is_raw() || !self.life.is_active() {
+            return Poll::Pending;
+        }
+        loop {
+            self.watch = match &mut self.watch {
+                Watch::Off => {
+                    self.has_read = false;
+                    Watch::Soon(Box::pin(tokio::time::sleep(UNREAD)))
+                }
+                Watch::Soon(sleep) => {
+                    ready!(sleep.as_mut().poll(cx));
+                    if self.has_read {
+                        Watch::Off
+                    } else {
+                        // Without a descriptor it is tried again later.
+                        Departure::new(io.socket()).map_or(Watch::Off, Watch::On)
+                    }
+                }
+                Watch::On(departure) => return departure.poll(cx),
+            };
+        }
+    }
+
     /// What is left of the poison; nothing, the end of the stream, behind it.
     fn serve_poison(&mut self, buf: &mut ReadBuf<'_>) {
         let rest = self.poison.unwrap_or(POISON);
@@ -165,7 +218,11 @@ impl AsyncRead for Wire {
             this.at += n;
         } else {
             let room = buf.remaining();
-            let read = ready!(Pin::new(&mut this.io).poll_read(cx, buf));
+            let read = Pin::new(&mut this.io).poll_read(cx, buf);
+            if let Some(http1) = &mut this.http1 {
+                http1.note_read(read.is_pending());
+            }
+            let read = ready!(read);
             let ended = read.is_err() || (room > 0 && buf.remaining() == room);
             if ended && this.http1.as_ref().is_none_or(|http1| !http1.shut) {
                 this.life.peer_closes();
@@ -232,8 +289,11 @@ impl AsyncWrite for Wire {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if let Some(http1) = &this.http1 {
+        if let Some(http1) = &mut this.http1 {
             http1.life.flushed();
+            if !http1.reads && http1.poll_departure(&this.io, cx).is_ready() {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            }
         }
         Pin::new(&mut this.io).poll_flush(cx)
     }

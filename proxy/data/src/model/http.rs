@@ -10,6 +10,37 @@ use ipnet::IpNet;
 use super::{RouteTableId, access_log::AccessLog, http_filter::HttpFilter, tracing::Tracing};
 use crate::stats::HttpStats;
 
+/// A header that the router's `strict_check_headers` may name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StrictHeader {
+    /// `x-envoy-upstream-rq-timeout-ms`
+    Timeout,
+    /// `x-envoy-upstream-rq-per-try-timeout-ms`
+    PerTryTimeout,
+    /// `x-envoy-max-retries`
+    MaxRetries,
+    /// `x-envoy-retry-on`
+    RetryOn,
+    /// `x-envoy-retry-grpc-on`
+    RetryGrpcOn,
+}
+
+impl StrictHeader {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Timeout, Self::PerTryTimeout, Self::MaxRetries, Self::RetryOn, Self::RetryGrpcOn];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Timeout => "x-envoy-upstream-rq-timeout-ms",
+            Self::PerTryTimeout => "x-envoy-upstream-rq-per-try-timeout-ms",
+            Self::MaxRetries => "x-envoy-max-retries",
+            Self::RetryOn => "x-envoy-retry-on",
+            Self::RetryGrpcOn => "x-envoy-retry-grpc-on",
+        }
+    }
+}
+
 /// Envoy `HttpConnectionManager`. The router is always the last filter and is not listed.
 #[derive(Debug)]
 pub struct HttpConnectionManager {
@@ -23,6 +54,8 @@ pub struct HttpConnectionManager {
     pub filters: Vec<HttpFilter>,
     /// Router option `suppress_envoy_headers`.
     pub suppress_envoy_headers: bool,
+    /// Router option `strict_check_headers`: a request with one of them that does not parse is refused.
+    pub strict_headers: Vec<StrictHeader>,
     /// Written when a request ends.
     pub access_log: Vec<AccessLog>,
     /// Which requests are traced, and where that goes.

@@ -2,17 +2,26 @@
 //!
 //! Source: Envoy `config.listener.v3.Listener` and `FilterChain`.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 
 use super::{
-    ChainId, ListenerId, access_log::AccessLog, chain_match::ChainTable, format::Format, http::HttpConnectionManager,
-    labels::Labels, proxy_protocol::ProxyProtocol, rbac::Rbac, route::ClusterChoice, tls::ServerTls,
+    ChainId, ListenerId, access_log::AccessLog, chain_match::ChainTable, dns::DnsTable, format::Format,
+    http::HttpConnectionManager, labels::Labels, proxy_protocol::ProxyProtocol, rbac::Rbac, route::ClusterChoice,
+    tls::ServerTls,
 };
 use crate::{
     denial::Denials,
-    stats::{HttpInspectorStats, ListenerStats, LocalRateLimitStats, TcpStats, TlsInspectorStats},
+    stats::{HttpInspectorStats, ListenerStats, LocalRateLimitStats, TcpStats, TlsInspectorStats, UdpListenerStats},
     token_bucket::TokenBucket,
 };
 
@@ -45,8 +54,14 @@ pub struct Listener {
     pub inspect_timeout: Option<Duration>,
     /// On expiry of `inspect_timeout`: go on with what is known instead of closing.
     pub continue_on_inspect_timeout: bool,
-    /// Chains and how one is chosen.
+    /// Chains and how one is chosen. A listener of datagrams has none.
     pub chains: ChainTable,
+    /// Most connections at a time.
+    pub connection_limit: Arc<ConnectionLimit>,
+    /// The limit on all connections of the process does not hold here (`ignore_global_conn_limit`).
+    pub ignores_global_limit: bool,
+    /// What becomes of datagrams; set if, and only if, the addresses are [`BindAddress::Udp`].
+    pub datagrams: Option<Datagrams>,
     /// Soft limit on bytes buffered per connection; Envoy's default 1 MiB.
     pub buffer_limit: u32,
     /// Logs of connections, written when one ends.
@@ -72,6 +87,8 @@ pub enum BindAddress {
         /// For `[::]`: also accept IPv4 (`ipv4_compat`). Envoy's default is off.
         ipv4_compat: bool,
     },
+    /// UDP.
+    Udp(SocketAddr),
     /// Unix stream socket; a path that starts with `@` is abstract. A stale file is removed first.
     Unix {
         /// File name.
@@ -79,6 +96,38 @@ pub enum BindAddress {
         /// File mode, where the configuration sets one.
         mode: Option<u32>,
     },
+}
+
+/// The runtime value `envoy.resource_limits.listener.<name>.connection_limit`, which may change while the listener lives.
+#[derive(Debug)]
+pub struct ConnectionLimit(AtomicU64);
+
+impl Default for ConnectionLimit {
+    /// None.
+    fn default() -> Self {
+        ConnectionLimit(AtomicU64::new(u64::MAX))
+    }
+}
+
+impl ConnectionLimit {
+    /// Puts another limit in force; `None` for none. Connections that are there stay.
+    pub fn set(&self, limit: Option<u64>) {
+        self.0.store(limit.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// The limit.
+    pub fn limit(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|limit| *limit != u64::MAX)
+    }
+}
+
+/// What a UDP listener does.
+#[derive(Debug)]
+pub struct Datagrams {
+    /// Answers DNS queries; without it datagrams are read and dropped, as in Envoy.
+    pub dns: Option<DnsTable>,
+    /// `listener.<address or stat_prefix>.udp.*`
+    pub stats: UdpListenerStats,
 }
 
 /// Envoy `core.v3.TrafficDirection`.
@@ -107,6 +156,57 @@ pub struct Inspect {
     pub http: bool,
     /// `http_inspector.*`
     pub http_stats: Option<HttpInspectorStats>,
+    /// Connections whose ClientHello is not looked at: `filter_disabled` of `tls_inspector`.
+    pub tls_disabled: Option<Destinations>,
+    /// Connections whose first line is not looked at: `filter_disabled` of `http_inspector`.
+    pub http_disabled: Option<Destinations>,
+}
+
+impl Inspect {
+    /// What is looked at in a connection with this (restored) destination.
+    pub fn at(&self, destination: Option<SocketAddr>) -> Look {
+        let on = |on: bool, disabled: &Option<Destinations>| {
+            on && !disabled.as_ref().is_some_and(|disabled| disabled.hold(destination))
+        };
+        Look { tls: on(self.tls, &self.tls_disabled), http: on(self.http, &self.http_disabled) }
+    }
+}
+
+/// What of a connection's first bytes is looked at.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Look {
+    /// Transport protocol, SNI, ALPN from a ClientHello.
+    pub tls: bool,
+    /// Application protocol from plain text.
+    pub http: bool,
+}
+
+/// Envoy `ListenerFilterChainMatchPredicate`: which connections are meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destinations {
+    /// `any_match`
+    Any,
+    /// `not_match`
+    Not(Box<Destinations>),
+    /// `and_match`
+    All(Vec<Destinations>),
+    /// `or_match`
+    Either(Vec<Destinations>),
+    /// `destination_port_range`: start inclusive, end exclusive.
+    Ports(std::ops::Range<u32>),
+}
+
+impl Destinations {
+    /// Whether a connection with this destination is meant. One without an IP address has no port.
+    pub fn hold(&self, destination: Option<SocketAddr>) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Not(not) => !not.hold(destination),
+            Self::All(all) => all.iter().all(|one| one.hold(destination)),
+            Self::Either(any) => any.iter().any(|one| one.hold(destination)),
+            Self::Ports(ports) => destination.is_some_and(|address| ports.contains(&u32::from(address.port()))),
+        }
+    }
 }
 
 /// What happens to a connection once its chain is chosen.

@@ -6,6 +6,7 @@
 pub mod access_log;
 pub mod chain_match;
 pub mod cluster;
+pub mod dns;
 pub mod ext_authz;
 pub mod format;
 pub mod hash;

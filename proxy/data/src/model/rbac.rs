@@ -29,7 +29,7 @@ pub struct Rbac {
 pub struct Rules {
     /// What a matching policy means.
     pub action: Action,
-    /// In order of name, as Envoy's map has them: the first match names the decision.
+    /// In order of name, as Envoy's map has them, or of the matcher's list: the first match names the decision.
     pub policies: Vec<Policy>,
 }
 
@@ -42,6 +42,8 @@ pub enum Action {
     Deny,
     /// Allowed always.
     Log,
+    /// The matcher form: the first policy that matches says itself (`Policy::allows`); without one, denied.
+    ByPolicy,
 }
 
 /// Envoy `config.rbac.v3.Policy`: any permission and any principal.
@@ -53,6 +55,8 @@ pub struct Policy {
     pub permissions: Vec<Permission>,
     /// Who asks.
     pub principals: Vec<Principal>,
+    /// What a match means under `Action::ByPolicy`; not looked at otherwise.
+    pub allows: bool,
 }
 
 /// Envoy `config.rbac.v3.Permission`.
@@ -196,6 +200,7 @@ impl Rules {
             Action::Allow => matched.is_some(),
             Action::Deny => matched.is_none(),
             Action::Log => true,
+            Action::ByPolicy => matched.is_some_and(|policy| policy.allows),
         };
         Decision { allowed, policy: matched.map(|policy| policy.name.clone()) }
     }

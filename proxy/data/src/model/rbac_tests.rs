@@ -86,6 +86,7 @@ fn actions_and_the_policy_that_decides() {
         name: name.into(),
         permissions: vec![Permission::Any],
         principals: vec![principal],
+        allows: name != "b",
     };
     let policies = || {
         vec![
@@ -102,6 +103,9 @@ fn actions_and_the_policy_that_decides() {
         (Action::Deny, None, true, None),
         (Action::Log, Some(&a), true, Some("b")),
         (Action::Log, None, true, None),
+        (Action::ByPolicy, Some(&a), false, Some("b")),
+        (Action::ByPolicy, Some(&peer(&["spiffe://mesh/a"], &[], "")), true, Some("a")),
+        (Action::ByPolicy, None, false, None),
     ] {
         let decision = Rules { action, policies: policies() }.decide(&subject(peer));
         assert_eq!((decision.allowed, decision.policy.as_deref()), (allowed, decided), "{action:?} {peer:?}");

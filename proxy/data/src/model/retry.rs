@@ -94,6 +94,17 @@ impl RetryOn {
         ("unavailable", "14", 1 << 14),
     ];
 
+    /// Whether this is a name that `x-envoy-retry-on` knows.
+    pub fn is_http(name: &str) -> bool {
+        // Retries after what HTTP/3 alone has are known, and never happen.
+        name == "http3-post-connect-failure" || !Self::is_grpc(name) && !Self::parse(name).is_empty()
+    }
+
+    /// Whether this is a name that `x-envoy-retry-grpc-on` knows.
+    pub fn is_grpc(name: &str) -> bool {
+        Self::GRPC.iter().any(|(known, ..)| *known == name)
+    }
+
     /// A list as in `retry_on`. A name that Envoy does not know (Kuma writes `canceled`) is passed over, as Envoy does.
     pub fn parse(list: &str) -> Self {
         let mut set = 0;

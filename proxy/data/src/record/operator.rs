@@ -120,7 +120,8 @@ pub(super) fn value<'a>(operator: &'a Operator, record: &'a Record<'a>) -> Optio
         Operator::RouteName => text(record.route?),
         Operator::VirtualHostName => text(record.virtual_host?),
         Operator::ConnectionId => number(connection.id),
-        Operator::StreamId => number(record.stream_id?),
+        // A stream is known by its request's id.
+        Operator::StreamId => text(record.request.as_ref()?.headers.get("x-request-id")?.to_str().ok()?),
         Operator::FilterChainName => {
             text(crate::worker::snapshot().chain(connection.listener, connection.chain)?.name.to_string())
         }

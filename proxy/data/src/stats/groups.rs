@@ -104,6 +104,13 @@ stat_group!(
 );
 
 stat_group!(
+    /// `listener.<address or stat_prefix>.udp.`
+    UdpListenerStats {
+        counter downstream_rx_datagram_dropped = "downstream_rx_datagram_dropped",
+    }
+);
+
+stat_group!(
     /// `listener.<..>.ssl.` and `cluster.<..>.ssl.`
     SslStats {
         counter handshake = "handshake",
@@ -219,6 +226,7 @@ stat_group!(
         counter downstream_rq_timeout = "downstream_rq_timeout",
         counter downstream_rq_header_timeout = "downstream_rq_header_timeout",
         counter downstream_rq_max_duration_reached = "downstream_rq_max_duration_reached",
+        counter downstream_rq_overload_close = "downstream_rq_overload_close",
         counter downstream_rq_too_large = "downstream_rq_too_large",
         counter downstream_rq_non_relative_path = "downstream_rq_non_relative_path",
         counter downstream_rq_failed_path_normalization = "downstream_rq_failed_path_normalization",

@@ -6,6 +6,7 @@
 //! that is alive returns the same cells: counters survive configuration changes.
 
 mod groups;
+mod handle;
 
 use std::{
     cell::Cell,
@@ -21,6 +22,7 @@ use foldhash::{HashMap, HashMapExt};
 use parking_lot::Mutex;
 
 pub use groups::*;
+pub use handle::{Counter, Gauge, Histogram, Level};
 
 thread_local! {
     static SLOT: Cell<usize> = const { Cell::new(0) };
@@ -124,7 +126,7 @@ pub struct Group {
     /// Statistics exist from their first use on, instead of from the start.
     pub sparse: bool,
     /// Groups that were made while requests were served and live as long as this one, by what follows this one's prefix.
-    below: ArcSwap<HashMap<Box<str>, Arc<Group>>>,
+    below: OnceLock<ArcSwap<HashMap<Box<str>, Arc<Group>>>>,
     /// Who lists them.
     registry: Weak<Registry>,
 }
@@ -214,7 +216,7 @@ impl Group {
             zero: Mutex::new(None),
             codes: [OnceLock::new(), OnceLock::new()],
             sparse: false,
-            below: ArcSwap::default(),
+            below: OnceLock::new(),
             registry: Weak::new(),
         }
     }
@@ -224,7 +226,7 @@ impl Group {
 
     /// The group that is called `<this one's prefix><rest>`. `None` if there are too many already.
     fn below(&self, rest: &str, defs: &'static [Def]) -> Option<Arc<Group>> {
-        let known = self.below.load();
+        let known = self.below.get_or_init(ArcSwap::default).load();
         if let Some(group) = known.get(rest) {
             return Some(group.clone());
         }
@@ -232,7 +234,8 @@ impl Group {
     }
 
     fn below_always(&self, rest: &str, defs: &'static [Def]) -> Arc<Group> {
-        if let Some(group) = self.below.load().get(rest) {
+        let below = self.below.get_or_init(ArcSwap::default);
+        if let Some(group) = below.load().get(rest) {
             return group.clone();
         }
         let Scope { prefix, stem, tags } = &self.scope;
@@ -241,7 +244,7 @@ impl Group {
             Some(registry) => registry.find_or_make(scope, defs, true),
             None => Arc::new(Group::new(scope, defs, self.cells.runs.len())),
         };
-        self.below.rcu(|known| {
+        below.rcu(|known| {
             let mut known = HashMap::clone(known);
             known.insert(rest.into(), group.clone());
             known
@@ -385,99 +388,6 @@ pub enum Value {
 impl Default for Value {
     fn default() -> Self {
         Value::Number(0)
-    }
-}
-
-/// A counter's handle.
-#[derive(Clone, Copy, Debug)]
-pub struct Counter<'a>(&'a Group, usize);
-
-impl Counter<'_> {
-    /// Adds one.
-    pub fn inc(self) {
-        self.0.add(self.1, 1);
-    }
-
-    /// Adds `n`.
-    pub fn add(self, n: u64) {
-        self.0.add(self.1, n);
-    }
-
-    /// Sum over all workers, before any reset.
-    pub fn total(self) -> u64 {
-        self.0.sum(self.1)
-    }
-}
-
-/// A gauge's handle.
-#[derive(Clone, Copy, Debug)]
-pub struct Gauge<'a>(&'a Group, usize);
-
-impl Gauge<'_> {
-    /// Adds one.
-    pub fn inc(self) {
-        self.0.add(self.1, 1);
-    }
-
-    /// Takes one away.
-    pub fn dec(self) {
-        self.0.add(self.1 + 1, 1);
-    }
-
-    /// Adds `n`.
-    pub fn add(self, n: u64) {
-        self.0.add(self.1, n);
-    }
-
-    /// Takes `n` away.
-    pub fn sub(self, n: u64) {
-        self.0.add(self.1 + 1, n);
-    }
-
-    /// Its value now.
-    pub fn value(self) -> u64 {
-        self.0.sum(self.1).saturating_sub(self.0.sum(self.1 + 1))
-    }
-}
-
-/// A level's handle: one value for the whole process, set by whoever knows it.
-#[derive(Clone, Copy, Debug)]
-pub struct Level<'a>(&'a Group, usize);
-
-impl Level<'_> {
-    /// Sets it.
-    pub fn set(self, value: u64) {
-        for (at, value) in [(self.1, value), (self.1 + 1, 1)] {
-            if let Some(cell) = self.0.cells.shared(at) {
-                cell.store(value, Relaxed);
-            }
-        }
-    }
-
-    /// Its value now.
-    pub fn value(self) -> u64 {
-        self.0.level(self.1)
-    }
-
-    /// Whether it was ever set.
-    pub fn is_set(self) -> bool {
-        self.0.level(self.1 + 1) > 0
-    }
-}
-
-/// A histogram's handle.
-#[derive(Clone, Copy, Debug)]
-pub struct Histogram<'a>(&'a Group, usize);
-
-impl Histogram<'_> {
-    /// Records one value, in the histogram's unit (milliseconds for all times).
-    pub fn record(self, value: u64) {
-        self.0.cells.record(self.1, value);
-    }
-
-    /// How many values were recorded, over all workers.
-    pub fn count(self) -> u64 {
-        (0..=BUCKETS.len()).map(|bucket| self.0.sum(self.1 + bucket)).sum()
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Source: Envoy `CertificateValidationContext`, `DefaultCertValidator`, `SPIFFEValidator`.
 
+mod names;
+
 use std::{cell::RefCell, fmt, sync::Arc, time::Duration};
 
 use rustls::{
@@ -14,10 +16,11 @@ use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use super::{context::ContextError, info, sni};
-use crate::model::{
-    matcher::StringMatcher,
-    tls::{SanKind, SanMatcher, SubjectAltName, Trust, Validation},
-};
+use crate::model::tls::{SanMatcher, Trust, Validation};
+
+use names::{describe_matcher, san_matches, trust_domain};
+
+pub use names::dns_matches;
 
 thread_local! {
     /// The last refusal whose [`rustls::Error`] has no room for it.
@@ -309,19 +312,6 @@ impl Judge {
     }
 }
 
-/// The trust domain of a certificate's SPIFFE ID; `None` unless it has exactly one URI name and that is a SPIFFE ID (X.509-SVID section 2).
-fn trust_domain(leaf: &CertificateDer<'_>) -> Option<String> {
-    let names = info::subject_alt_names(leaf).ok()?;
-    let mut uris = names.iter().filter_map(|name| match name {
-        SubjectAltName::Uri(uri) => Some(uri),
-        SubjectAltName::Dns(_) | SubjectAltName::Ip(_) | SubjectAltName::Email(_) => None,
-    });
-    let (uri, None) = (uris.next()?, uris.next()) else { return None };
-    let rest = uri.strip_prefix("spiffe://")?;
-    let domain = rest.split('/').next()?;
-    (!domain.is_empty()).then(|| domain.to_owned())
-}
-
 fn explain(error: &webpki::Error) -> String {
     match error {
         webpki::Error::UnknownIssuer => "the certificate is not signed by a trusted authority".into(),
@@ -345,46 +335,6 @@ fn explain(error: &webpki::Error) -> String {
             "the certificate's extended key usage does not allow this side of TLS".into()
         }
         other => other.to_string(),
-    }
-}
-
-fn san_matches(matcher: &SanMatcher, name: &SubjectAltName) -> bool {
-    match (matcher.kind, name) {
-        (SanKind::Uri, SubjectAltName::Uri(text)) | (SanKind::Email, SubjectAltName::Email(text)) => {
-            matcher.matcher.matches(text)
-        }
-        (SanKind::Dns, SubjectAltName::Dns(text)) => match &matcher.matcher {
-            StringMatcher::Exact { value, .. } => dns_matches(value, text),
-            other => other.matches(text),
-        },
-        (SanKind::Ip, SubjectAltName::Ip(ip)) => matcher.matcher.matches(&ip.to_string()),
-        (SanKind::Dns | SanKind::Uri | SanKind::Ip | SanKind::Email, _) => false,
-    }
-}
-
-/// Whether a certificate's DNS name, which may have a wildcard as its whole first label, covers `name` (RFC 6125 section 6.4).
-pub fn dns_matches(name: &str, presented: &str) -> bool {
-    match presented.strip_prefix("*.") {
-        Some(suffix) => {
-            name.split_once('.').is_some_and(|(first, rest)| !first.is_empty() && rest.eq_ignore_ascii_case(suffix))
-        }
-        None => name.eq_ignore_ascii_case(presented),
-    }
-}
-
-fn describe_matcher(matcher: &SanMatcher) -> String {
-    let kind = match matcher.kind {
-        SanKind::Dns => "DNS",
-        SanKind::Uri => "URI",
-        SanKind::Ip => "IP",
-        SanKind::Email => "email",
-    };
-    match &matcher.matcher {
-        StringMatcher::Exact { value, .. } => format!("{kind}:{value}"),
-        StringMatcher::Prefix { value, .. } => format!("{kind}:{value}*"),
-        StringMatcher::Suffix { value, .. } => format!("{kind}:*{value}"),
-        StringMatcher::Contains { value, .. } => format!("{kind}:*{value}*"),
-        StringMatcher::Regex(regex) => format!("{kind}:/{}/", regex.as_str()),
     }
 }
 

@@ -1,4 +1,8 @@
 use super::*;
+use crate::model::{
+    matcher::StringMatcher,
+    tls::{SanKind, SubjectAltName},
+};
 
 #[test]
 fn a_clock_that_is_wrong_is_told_by_how_much() {

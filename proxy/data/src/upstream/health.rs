@@ -211,7 +211,7 @@ fn event(
     };
     let host = match &endpoint.address {
         EndpointAddress::Ip(address) => format!(
-            "{{\"socket_address\":{{\"protocol\":\"TCP\",\"address\":\"{}\",\"port_value\":{},\"resolver_name\":\"\",\"ipv4_compat\":false}}}}",
+            "{{\"socket_address\":{{\"protocol\":\"TCP\",\"address\":\"{}\",\"port_value\":{},\"resolver_name\":\"\",\"ipv4_compat\":false,\"network_namespace_filepath\":\"\"}}}}",
             address.ip(),
             address.port()
         ),

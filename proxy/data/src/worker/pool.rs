@@ -226,9 +226,9 @@ async fn run(
             Command::Listen(id, sockets) => {
                 for socket in sockets {
                     let server = config.server.clone();
-                    match listen::Acceptor::new(id, socket, server) {
-                        Ok(acceptor) => accepting.push((id, tokio::spawn(acceptor.run()).abort_handle())),
-                        Err(error) => tracing::error!(listener = id.0, %error, "cannot accept from a bound socket"),
+                    match listen::start(id, socket, server) {
+                        Ok(task) => accepting.push((id, task)),
+                        Err(error) => tracing::error!(listener = id.0, %error, "cannot serve a bound socket"),
                     }
                 }
             }

@@ -37,22 +37,28 @@ fn port(socket: &SocketAddress) -> Compiled<u16> {
     }
 }
 
+fn is_udp(socket: &SocketAddress) -> Compiled<bool> {
+    Ok(enumeration::<socket_address::Protocol>(socket.protocol, "protocol")? == socket_address::Protocol::Udp)
+}
+
 fn check_tcp(socket: &SocketAddress) -> Compiled<()> {
-    match enumeration::<socket_address::Protocol>(socket.protocol, "protocol")? {
-        socket_address::Protocol::Tcp => Ok(()),
-        socket_address::Protocol::Udp => Err(Fault::new(
-            "protocol",
-            "UDP is not supported; names of the mesh are answered by the sidecar's own DNS server, for which it announces feature-embedded-dns",
-        )),
+    if is_udp(socket)? {
+        return Err(Fault::new("protocol", "UDP is supported for listeners only"));
     }
+    Ok(())
 }
 
 /// An address to bind to.
 pub(crate) fn bind(address: &Address) -> Compiled<BindAddress> {
     match &address.address {
         Some(address::Address::SocketAddress(socket)) => (|| {
-            check_tcp(socket)?;
             let ip = literal(&socket.address)?;
+            if is_udp(socket)? {
+                if socket.ipv4_compat {
+                    return Err(Fault::new("ipv4_compat", "is not supported for UDP; give both addresses"));
+                }
+                return Ok(BindAddress::Udp(SocketAddr::new(ip, port(socket)?)));
+            }
             Ok(BindAddress::Ip { address: SocketAddr::new(ip, port(socket)?), ipv4_compat: socket.ipv4_compat })
         })()
         .within("socket_address"),

@@ -8,7 +8,7 @@ use shika_data::{
         RouteTableId,
         http::{
             Codec, EscapedSlashes, ForwardClientCert, ForwardClientCertMode, Http1Options, HttpConnectionManager,
-            ServerHeader, StripPort, Timeouts, Trust, Underscores,
+            ServerHeader, StrictHeader, StripPort, Timeouts, Trust, Underscores,
         },
         route::RouteTable,
     },
@@ -38,6 +38,17 @@ pub(crate) enum Routes {
 
 /// Gives the id of a route table: that of an RDS name, or with `None` the one of this chain.
 pub(crate) type RouteIds<'a> = &'a mut dyn FnMut(Option<&str>) -> RouteTableId;
+
+/// The router's `strict_check_headers`.
+fn strict_headers(from: &[String]) -> Compiled<Vec<StrictHeader>> {
+    let named = from.iter().map(|name| {
+        StrictHeader::ALL.into_iter().find(|header| header.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
+            let all = StrictHeader::ALL.map(StrictHeader::name).join(", ");
+            Fault::new("strict_check_headers", format!("{name:?} is none of {all}"))
+        })
+    });
+    named.collect::<Compiled<_>>().within("http_filters")
+}
 
 /// A connection manager.
 pub(crate) fn manager(
@@ -118,6 +129,7 @@ pub(crate) fn manager(
         routes: table,
         filters,
         suppress_envoy_headers: router.suppress_envoy_headers,
+        strict_headers: strict_headers(&router.strict_check_headers)?,
         access_log: access_log::access_logs(context, &from.access_log, "access_log")?,
         tracing: match &from.tracing {
             None => None,

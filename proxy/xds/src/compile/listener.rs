@@ -1,5 +1,7 @@
 //! `config.listener.v3.Listener` and its filter chains.
 
+mod tcp;
+
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -9,45 +11,31 @@ use shika_data::{
     model::{
         ChainId, ListenerId, RouteTableId,
         chain_match::{ChainMatch, ChainTable, SourceType},
-        labels::Labels,
-        listener::{BindAddress, FilterChain, Inspect, Listener, NetworkFilter, TcpProxy, Terminal, TrafficDirection},
-        route::{ClusterChoice, WeightedCluster},
+        listener::{BindAddress, FilterChain, Listener, NetworkFilter, Terminal, TrafficDirection},
     },
-    stats::{HttpInspectorStats, ListenerStats, Scope, TcpStats, TlsInspectorStats},
+    stats::{ListenerStats, Scope},
 };
 use shika_proto::{
     any,
     envoy::{
         config::{
             core::v3::TrafficDirection as ProtoDirection,
-            listener::v3::{
-                self as proto, FilterChainMatch, filter, filter_chain_match::ConnectionSourceType, listener_filter,
-            },
+            listener::v3::{self as proto, FilterChainMatch, filter, filter_chain_match::ConnectionSourceType},
         },
-        extensions::filters::{
-            listener::{
-                http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst, proxy_protocol::v3::ProxyProtocol,
-                tls_inspector::v3::TlsInspector,
-            },
-            network::{
-                direct_response::v3::Config as DirectResponse,
-                echo::v3::Echo,
-                http_connection_manager::v3::HttpConnectionManager,
-                local_ratelimit::v3::LocalRateLimit,
-                rbac::v3::Rbac,
-                set_filter_state::v3::Config as SetFilterState,
-                tcp_proxy::v3::{self as proto_tcp, TcpProxy as ProtoTcpProxy, tcp_proxy},
-            },
+        extensions::filters::network::{
+            direct_response::v3::Config as DirectResponse, echo::v3::Echo,
+            http_connection_manager::v3::HttpConnectionManager, local_ratelimit::v3::LocalRateLimit, rbac::v3::Rbac,
+            set_filter_state::v3::Config as SetFilterState, tcp_proxy::v3::TcpProxy as ProtoTcpProxy,
         },
     },
 };
 
 use super::{
-    Compiled, Context, Fault, Within, access_log, address, bound, denials, enumeration,
+    Compiled, Context, Fault, Within, access_log, address, bound, datagram, denials, enumeration,
     filter::{network, rbac},
-    flag, hash,
+    flag,
     http::{self, Routes},
-    kafka, labels, non_empty, positive, proxy_protocol, required, source,
+    kafka, listener_filters, positive, required, source,
     tls::{self, ServerBinding, Transport},
     unpack, wrapped,
 };
@@ -124,7 +112,9 @@ pub(crate) fn listener(
         let more = required(&more.address, "address").and_then(|more| address::bind(more).within("address"));
         addresses.push(more.at("additional_addresses", index)?);
     }
-    if from.filter_chains.is_empty() && from.default_filter_chain.is_none() {
+    let scope = scope(from, addresses.first());
+    let datagrams = datagram::datagrams(context, from, &addresses, &scope)?;
+    if datagrams.is_none() && from.filter_chains.is_empty() && from.default_filter_chain.is_none() {
         return Err(Fault::new(
             "filter_chains",
             format!("error adding listener '{}': no filter chains specified", from.name),
@@ -135,7 +125,6 @@ pub(crate) fn listener(
         ProtoDirection::Inbound => TrafficDirection::Inbound,
         ProtoDirection::Outbound => TrafficDirection::Outbound,
     };
-    let scope = scope(from, addresses.first());
     let old: HashMap<ChainId, &Arc<CompiledChain>> = old.iter().map(|chain| (chain.chain.id, chain)).collect();
     let mut one = |context: &mut Context<'_>, from: &proto::FilterChain, id: ChainId| -> Compiled<Arc<CompiledChain>> {
         let hash = content_hash(&from.encode_to_vec());
@@ -189,7 +178,12 @@ pub(crate) fn listener(
         transparent: flag(&from.transparent, false),
         direction: context.direction,
         use_original_dst: flag(&from.use_original_dst, false),
-        inspect: inspect(context, from)?,
+        // The filter of a UDP listener is none of those that look at connections.
+        inspect: if datagrams.is_none() {
+            listener_filters::inspect(context, from)?
+        } else {
+            shika_data::model::listener::Inspect::default()
+        },
         inspect_timeout: bound(
             &from.listener_filters_timeout,
             "listener_filters_timeout",
@@ -197,6 +191,9 @@ pub(crate) fn listener(
         )?,
         continue_on_inspect_timeout: from.continue_on_listener_filters_timeout,
         chains: table,
+        connection_limit: (context.connection_limit)(&from.name),
+        ignores_global_limit: from.ignore_global_conn_limit,
+        datagrams,
         buffer_limit: wrapped(&from.per_connection_buffer_limit_bytes).unwrap_or(1 << 20),
         access_log: access_log::access_logs(context, &from.access_log, "access_log")?,
         stats: ListenerStats::new(context.registry, scope),
@@ -207,7 +204,7 @@ pub(crate) fn listener(
 /// `listener.<stat_prefix, or the address with : turned into _>.`
 fn scope(from: &proto::Listener, address: Option<&BindAddress>) -> Scope {
     let name = match (from.stat_prefix.as_str(), address) {
-        ("", Some(BindAddress::Ip { address, .. })) => address.to_string(),
+        ("", Some(BindAddress::Ip { address, .. } | BindAddress::Udp(address))) => address.to_string(),
         ("", Some(BindAddress::Unix { path, .. })) => path.display().to_string(),
         (prefix, _) => prefix.to_owned(),
     };
@@ -217,62 +214,6 @@ fn scope(from: &proto::Listener, address: Option<&BindAddress>) -> Scope {
         stem: "listener.".into(),
         tags: vec![("envoy.listener_address", name)],
     }
-}
-
-fn inspect(context: &Context<'_>, from: &proto::Listener) -> Compiled<Inspect> {
-    let mut inspect = Inspect::default();
-    for (index, filter) in from.listener_filters.iter().enumerate() {
-        (|| {
-            let content = match &filter.config_type {
-                Some(listener_filter::ConfigType::TypedConfig(content)) => content,
-                Some(listener_filter::ConfigType::ConfigDiscovery(_)) => {
-                    return Err(Fault::new("config_discovery", "ECDS is not supported; use typed_config"));
-                }
-                None => return Err(Fault::new("typed_config", "value is required")),
-            };
-            if any::is::<TlsInspector>(content) {
-                inspect.tls = true;
-                let scope = Scope { prefix: "tls_inspector.".into(), stem: "tls_inspector.".into(), tags: Vec::new() };
-                inspect.tls_stats = Some(TlsInspectorStats::new(context.registry, scope));
-            } else if any::is::<HttpInspector>(content) {
-                inspect.http = true;
-                let scope =
-                    Scope { prefix: "http_inspector.".into(), stem: "http_inspector.".into(), tags: Vec::new() };
-                inspect.http_stats = Some(HttpInspectorStats::new(context.registry, scope));
-            } else if any::is::<OriginalDst>(content) {
-                if inspect.proxy_protocol.is_some() {
-                    return Err(Fault::new(
-                        "typed_config",
-                        "must come before proxy_protocol, which says where the connection went",
-                    ));
-                }
-                inspect.original_dst = true;
-            } else if any::is::<ProxyProtocol>(content) {
-                let reason = if inspect.proxy_protocol.is_some() {
-                    Some("a connection has one header of the PROXY protocol; leave the second filter out")
-                } else if inspect.tls || inspect.http {
-                    Some("the header comes before what tls_inspector and http_inspector look at; put this filter first")
-                } else if flag(&from.use_original_dst, false) {
-                    Some("is not supported together with use_original_dst; put it into the listeners that take over")
-                } else {
-                    None
-                };
-                if let Some(reason) = reason {
-                    return Err(Fault::new("typed_config", reason));
-                }
-                let compiled = unpack(content).and_then(|config| proxy_protocol::downstream(context, &config));
-                inspect.proxy_protocol = Some(Arc::new(compiled.within("typed_config")?));
-            } else {
-                return Err(Fault::new(
-                    "typed_config",
-                    format!("listener filter {} is not supported", content.type_url),
-                ));
-            }
-            Ok(())
-        })()
-        .at("listener_filters", index)?;
-    }
-    Ok(inspect)
 }
 
 /// `FilterChainMatch`
@@ -424,7 +365,7 @@ fn terminal(
             let (manager, routes) = http::manager(context, &unpack(content)?, route_ids)?;
             Ok((Terminal::Http(Arc::new(manager)), Some(routes)))
         } else if any::is::<ProtoTcpProxy>(content) {
-            Ok((Terminal::Tcp(Arc::new(tcp(context, &unpack(content)?)?)), None))
+            Ok((Terminal::Tcp(Arc::new(tcp::tcp_proxy(context, &unpack(content)?)?)), None))
         } else if any::is::<DirectResponse>(content) {
             let config: DirectResponse = unpack(content)?;
             let bytes = match &config.response {
@@ -447,90 +388,6 @@ fn terminal(
         }
     })()
     .within("typed_config")
-}
-
-/// `filters.network.tcp_proxy.v3.TcpProxy`
-fn tcp(context: &mut Context<'_>, from: &ProtoTcpProxy) -> Compiled<TcpProxy> {
-    let stat_prefix = non_empty(&from.stat_prefix, "stat_prefix")?;
-    let asked = labels::namespace(from.metadata_match.as_ref(), labels::LB);
-    let clusters = match &from.cluster_specifier {
-        Some(tcp_proxy::ClusterSpecifier::Cluster(name)) => {
-            let (id, name) = context.clusters.intern(non_empty(name, "cluster")?);
-            ClusterChoice::One { id, name }
-        }
-        Some(tcp_proxy::ClusterSpecifier::WeightedClusters(weighted)) => {
-            tcp_weighted(context, asked.as_deref(), &weighted.clusters).within("weighted_clusters")?
-        }
-        None => return Err(Fault::new("cluster_specifier", "value is required")),
-    };
-    let max_connect_attempts = match wrapped(&from.max_connect_attempts) {
-        Some(0) => return Err(Fault::new("max_connect_attempts", "value must be greater than or equal to 1")),
-        Some(attempts) => attempts,
-        None => 1,
-    };
-    let (mut log_on_connected, mut on_start, mut interval) =
-        (from.flush_access_log_on_connected, false, from.access_log_flush_interval.is_some());
-    if let Some(options) = &from.access_log_options {
-        log_on_connected |= options.flush_access_log_on_connected;
-        on_start = options.flush_access_log_on_start;
-        interval |= options.access_log_flush_interval.is_some();
-    }
-    if on_start || interval {
-        return Err(Fault::new("access_log_options", "log lines at the start and at intervals are not supported"));
-    }
-    let scope = Scope {
-        prefix: format!("tcp.{stat_prefix}."),
-        stem: "tcp.".into(),
-        tags: vec![("envoy.tcp_prefix", stat_prefix.to_owned())],
-    };
-    Ok(TcpProxy {
-        stats: TcpStats::new(context.registry, scope),
-        clusters,
-        labels: asked,
-        hash_source_ip: hash::source_ip(&from.hash_policy)?,
-        idle_timeout: bound(&from.idle_timeout, "idle_timeout", Some(Duration::from_secs(3_600)))?,
-        max_duration: positive(&from.max_downstream_connection_duration, "max_downstream_connection_duration")?,
-        max_connect_attempts,
-        access_log: access_log::access_logs(context, &from.access_log, "access_log")?,
-        log_on_connected,
-    })
-}
-
-fn tcp_weighted(
-    context: &mut Context<'_>,
-    asked: Option<&Labels>,
-    from: &[proto_tcp::tcp_proxy::weighted_cluster::ClusterWeight],
-) -> Compiled<ClusterChoice> {
-    if from.is_empty() {
-        return Err(Fault::new("clusters", "value must contain at least 1 item(s)"));
-    }
-    let mut total: u32 = 0;
-    let mut clusters = Vec::with_capacity(from.len());
-    for (index, one) in from.iter().enumerate() {
-        let name = non_empty(&one.name, "name").at("clusters", index)?;
-        if one.weight == 0 {
-            return Err(Fault::new(format!("clusters[{index}].weight"), "value must be greater than or equal to 1"));
-        }
-        total = total
-            .checked_add(one.weight)
-            .ok_or_else(|| Fault::new("clusters", "The sum of weights of all weighted clusters exceeds 4294967295"))?;
-        let (id, name) = context.clusters.intern(name);
-        clusters.push(WeightedCluster {
-            id,
-            name,
-            weight: one.weight,
-            labels: match (asked, labels::namespace(one.metadata_match.as_ref(), labels::LB)) {
-                (Some(asked), Some(own)) => Some(Arc::new(asked.clone().with(&own))),
-                (Some(asked), None) => Some(Arc::new(asked.clone())),
-                (None, own) => own,
-            },
-            host_rewrite: None,
-            request_headers: Default::default(),
-            response_headers: Default::default(),
-            filters: Default::default(),
-        });
-    }
-    Ok(ClusterChoice::Weighted { clusters, total })
 }
 
 #[cfg(test)]

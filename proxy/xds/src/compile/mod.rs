@@ -6,6 +6,7 @@
 pub(crate) mod access_log;
 pub(crate) mod address;
 pub(crate) mod cluster;
+mod datagram;
 pub(crate) mod denials;
 pub(crate) mod endpoints;
 pub(crate) mod filter;
@@ -17,6 +18,7 @@ pub(crate) mod http;
 pub(crate) mod kafka;
 pub(crate) mod labels;
 pub(crate) mod listener;
+mod listener_filters;
 pub(crate) mod matcher;
 pub(crate) mod outlier;
 pub(crate) mod proxy_protocol;
@@ -36,7 +38,7 @@ use shika_data::{
     model::{
         ClusterId,
         access_log::{LogCollector, LogSink},
-        listener::TrafficDirection,
+        listener::{ConnectionLimit, TrafficDirection},
         tracing::{Collector, SpanSink},
     },
     stats::Registry,
@@ -112,6 +114,8 @@ pub(crate) struct Context<'a> {
     pub bind_source: Option<std::net::IpAddr>,
     /// Ids of clusters by name; a new name gets one.
     pub clusters: &'a mut ClusterIds,
+    /// The limit on connections of a listener, by its name.
+    pub connection_limit: &'a mut dyn FnMut(&str) -> Arc<ConnectionLimit>,
     /// Whether a cluster of this name exists, warming ones included.
     pub cluster_exists: &'a dyn Fn(&str) -> bool,
     /// Whether the bootstrap has a secret of this name.

@@ -43,6 +43,17 @@ pub(crate) fn secret(from: &Secret) -> Compiled<SecretValue> {
     }
 }
 
+/// The field that holds what the secret is; a fault of the whole of it is there.
+pub(crate) fn content_field(from: &Secret) -> &'static str {
+    match &from.r#type {
+        Some(secret::Type::TlsCertificate(_)) => "tls_certificate",
+        Some(secret::Type::ValidationContext(_)) => "validation_context",
+        Some(secret::Type::SessionTicketKeys(_)) => "session_ticket_keys",
+        Some(secret::Type::GenericSecret(_)) => "generic_secret",
+        None => "type",
+    }
+}
+
 /// A certificate chain and its key.
 pub(crate) fn identity(from: &TlsCertificate) -> Compiled<Identity> {
     let chain = source::data(required(&from.certificate_chain, "certificate_chain")?).within("certificate_chain")?;

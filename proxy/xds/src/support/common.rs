@@ -6,7 +6,7 @@ use super::{CODEC, ENGINE, INFO, Message, NAME, NO_RUNTIME, STATS};
 pub(super) const TABLE: &[Message] = &[
     Message {
         name: "envoy.config.bootstrap.v3.Bootstrap",
-        honoured: "node static_resources dynamic_resources stats_config layered_runtime admin stats_flush_interval default_regex_engine cluster_manager",
+        honoured: "node static_resources dynamic_resources stats_config layered_runtime overload_manager admin stats_flush_interval default_regex_engine cluster_manager",
         harmless: &[
             (
                 "hds_config",
@@ -29,7 +29,7 @@ pub(super) const TABLE: &[Message] = &[
             ("node_context_params", "read by xdstp resource names only, which are refused"),
             ("enable_worker_cpu_affinity", "where threads run"),
         ],
-        refused: &[("overload_manager", "overload actions and limits on all connections are not supported")],
+        refused: &[],
     },
     Message {
         name: "envoy.config.bootstrap.v3.ClusterManager",
@@ -66,9 +66,59 @@ pub(super) const TABLE: &[Message] = &[
     Message { name: "envoy.config.bootstrap.v3.LayeredRuntime", honoured: "layers", harmless: &[], refused: &[] },
     Message {
         name: "envoy.config.bootstrap.v3.RuntimeLayer",
-        honoured: "name static_layer",
+        honoured: "name static_layer rtds_layer",
         harmless: &[("admin_layer", "values cannot be changed by the admin interface"), ("disk_layer", NO_RUNTIME)],
-        refused: &[("rtds_layer", "RTDS is not supported")],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.bootstrap.v3.RuntimeLayer.RtdsLayer",
+        honoured: "name rtds_config",
+        harmless: &[],
+        refused: &[],
+    },
+    Message { name: "envoy.service.runtime.v3.Runtime", honoured: "name layer", harmless: &[], refused: &[] },
+    Message {
+        name: "envoy.config.overload.v3.OverloadManager",
+        honoured: "refresh_interval resource_monitors actions",
+        harmless: &[("buffer_factory_config", "for an action that is refused")],
+        refused: &[("loadshed_points", "load is shed by actions only")],
+    },
+    Message {
+        name: "envoy.config.overload.v3.ResourceMonitor",
+        honoured: "name typed_config",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.overload.v3.OverloadAction",
+        honoured: "name triggers",
+        harmless: &[("typed_config", "when the allocator gives memory back is its own decision")],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.overload.v3.Trigger",
+        honoured: "name threshold scaled",
+        harmless: &[],
+        refused: &[],
+    },
+    Message { name: "envoy.config.overload.v3.ThresholdTrigger", honoured: "value", harmless: &[], refused: &[] },
+    Message {
+        name: "envoy.config.overload.v3.ScaledTrigger",
+        honoured: "saturation_threshold",
+        harmless: &[("scaling_threshold", "the supported actions are in force or not; they do not scale")],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+        honoured: "max_active_downstream_connections",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig",
+        honoured: "max_heap_size_bytes",
+        harmless: &[],
+        refused: &[("max_heap_size_bytes_runtime", "no runtime value of that kind is read")],
     },
     Message { name: "envoy.config.bootstrap.v3.RuntimeLayer.AdminLayer", honoured: "", harmless: &[], refused: &[] },
     Message {
@@ -138,9 +188,64 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.config.core.v3.GrpcService",
-        honoured: "envoy_grpc initial_metadata timeout",
+        honoured: "envoy_grpc google_grpc initial_metadata timeout",
         harmless: &[("retry_policy", "a lost stream is always opened again, with growing pauses; filters refuse it")],
-        refused: &[("google_grpc", "is not supported; use envoy_grpc with a static cluster")],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.core.v3.GrpcService.GoogleGrpc",
+        honoured: "target_uri channel_credentials call_credentials stat_prefix credentials_factory_name channel_args",
+        harmless: &[("per_stream_buffer_limit_bytes", "what waits to be sent has a bound of its own")],
+        refused: &[
+            ("config", "read by no supported credentials factory"),
+            ("channel_credentials_plugin", "is not supported; use channel_credentials"),
+            ("call_credentials_plugin", "is not supported; use call_credentials"),
+        ],
+    },
+    Message {
+        name: "envoy.config.core.v3.GrpcService.GoogleGrpc.ChannelCredentials",
+        honoured: "ssl_credentials",
+        harmless: &[],
+        refused: &[
+            ("google_default", "is not supported; use ssl_credentials"),
+            ("local_credentials", "is not supported; leave them out"),
+        ],
+    },
+    Message {
+        name: "envoy.config.core.v3.GrpcService.GoogleGrpc.SslCredentials",
+        honoured: "root_certs private_key cert_chain",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.core.v3.GrpcService.GoogleGrpc.CallCredentials",
+        honoured: "from_plugin",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.core.v3.GrpcService.GoogleGrpc.CallCredentials.MetadataCredentialsFromPlugin",
+        honoured: "typed_config",
+        harmless: &[("name", NAME)],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.core.v3.GrpcService.GoogleGrpc.ChannelArgs",
+        honoured: "args",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.core.v3.GrpcService.GoogleGrpc.ChannelArgs.Value",
+        honoured: "int_value",
+        harmless: &[],
+        refused: &[("string_value", "only numbers are supported")],
+    },
+    Message {
+        name: "envoy.config.grpc_credential.v3.FileBasedMetadataConfig",
+        honoured: "secret_data header_key header_prefix",
+        harmless: &[],
+        refused: &[],
     },
     Message {
         name: "envoy.config.core.v3.GrpcService.EnvoyGrpc",

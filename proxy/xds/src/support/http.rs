@@ -55,7 +55,7 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.extensions.filters.http.router.v3.Router",
-        honoured: "suppress_envoy_headers start_child_span",
+        honoured: "suppress_envoy_headers start_child_span strict_check_headers",
         harmless: &[("dynamic_stats", STATS), ("suppress_grpc_request_failure_code_stats", STATS)],
         refused: &[("upstream_log", "logs of tries are not supported; use access_log")],
     },

@@ -2,17 +2,13 @@
 
 use super::{ENGINE, INFO, Message, NAME, STATS};
 
-/// What Kuma uses the DNS filter for.
-const DNS: &str = "names of the mesh are answered by the sidecar's own DNS server, which takes them from the document /dns; a control plane sends the \
-                   filter only to a proxy that does not announce feature-embedded-dns";
-
 /// Their part of the table.
 pub(super) const TABLE: &[Message] = &[
     Message {
         name: "envoy.config.listener.v3.Listener",
         honoured: "name address additional_addresses stat_prefix filter_chains use_original_dst default_filter_chain \
                    per_connection_buffer_limit_bytes deprecated_v1 listener_filters listener_filters_timeout continue_on_listener_filters_timeout \
-                   transparent freebind traffic_direction enable_reuse_port access_log tcp_backlog_size bind_to_port",
+                   transparent freebind traffic_direction ignore_global_conn_limit enable_reuse_port access_log tcp_backlog_size bind_to_port",
         harmless: &[
             ("metadata", INFO),
             ("stats_matcher", STATS),
@@ -22,12 +18,11 @@ pub(super) const TABLE: &[Message] = &[
                 "connections are spread over workers by the kernel or by the accepting worker",
             ),
             ("max_connections_to_accept_per_socket_event", "how many connections are taken at a time"),
-            ("ignore_global_conn_limit", "there is no limit on all connections"),
-            ("bypass_overload_manager", "there is no overload manager"),
             ("reuse_port", "deprecated: Envoy too reads enable_reuse_port"),
         ],
         refused: &[
-            ("udp_listener_config", "UDP listeners are not supported"),
+            ("udp_listener_config", "of UDP listeners the DNS filter is supported, with its defaults"),
+            ("bypass_overload_manager", "the overload manager's actions hold for all listeners"),
             ("api_listener", "API listeners are for Envoy as a library"),
             ("socket_options", "raw socket options are not supported"),
             ("filter_chain_matcher", "is not supported; use filter_chain_match"),
@@ -48,9 +43,21 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.config.listener.v3.ListenerFilter",
-        honoured: "typed_config",
+        honoured: "typed_config filter_disabled",
         harmless: &[("name", NAME)],
-        refused: &[("filter_disabled", "listener filters cannot be turned off by a predicate")],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.listener.v3.ListenerFilterChainMatchPredicate",
+        honoured: "or_match and_match not_match any_match destination_port_range",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.config.listener.v3.ListenerFilterChainMatchPredicate.MatchSet",
+        honoured: "rules",
+        harmless: &[],
+        refused: &[],
     },
     Message {
         name: "envoy.config.listener.v3.FilterChain",
@@ -126,10 +133,44 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.extensions.filters.udp.dns_filter.v3.DnsFilterConfig",
-        honoured: "",
+        honoured: "stat_prefix server_config case_insensitive",
         harmless: &[],
-        refused: &[("stat_prefix", DNS), ("server_config", DNS), ("client_config", DNS)],
+        refused: &[
+            ("client_config", "other names are not forwarded: the sidecar's own DNS server does that"),
+            ("access_log", "queries are counted, not logged"),
+        ],
     },
+    Message {
+        name: "envoy.extensions.filters.udp.dns_filter.v3.DnsFilterConfig.ServerContextConfig",
+        honoured: "inline_dns_table",
+        harmless: &[],
+        refused: &[("external_dns_table", "tables in files are not supported; use inline_dns_table")],
+    },
+    Message {
+        name: "envoy.data.dns.v3.DnsTable",
+        honoured: "virtual_domains",
+        harmless: &[
+            ("external_retry_count", "no other server is asked"),
+            ("known_suffixes", "deprecated: Envoy too takes them from the names"),
+        ],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.data.dns.v3.DnsTable.DnsVirtualDomain",
+        honoured: "name endpoint answer_ttl",
+        harmless: &[],
+        refused: &[],
+    },
+    Message {
+        name: "envoy.data.dns.v3.DnsTable.DnsEndpoint",
+        honoured: "address_list",
+        harmless: &[],
+        refused: &[
+            ("cluster_name", "answers from a cluster's endpoints are not supported; give addresses"),
+            ("service_list", "SRV records are not supported; give addresses"),
+        ],
+    },
+    Message { name: "envoy.data.dns.v3.DnsTable.AddressList", honoured: "address", harmless: &[], refused: &[] },
     Message {
         name: "envoy.type.v3.HashPolicy",
         honoured: "source_ip",

@@ -60,7 +60,7 @@ pub(super) async fn hold(
             Err(_) => {
                 exchange.manager.stats.downstream_rq_timeout().inc();
                 let refusal = Refusal::new(StatusCode::REQUEST_TIMEOUT, "request timeout", "request_overall_timeout");
-                return Err(refusal.flag(ResponseFlag::DownstreamProtocolError));
+                return Err(refusal);
             }
         },
         None => held.await,

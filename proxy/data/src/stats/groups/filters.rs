@@ -237,3 +237,42 @@ mod tests {
         assert_eq!(counts.map(|counter| counter.total()), [5, 1, 4, 1, 1], "others have no counter of their own");
     }
 }
+
+stat_group!(
+    /// `dns_filter.<stat_prefix>.`
+    DnsFilterStats {
+        counter a_record_queries = "a_record_queries",
+        counter aaaa_record_queries = "aaaa_record_queries",
+        counter cluster_a_record_answers = "cluster_a_record_answers",
+        counter cluster_aaaa_record_answers = "cluster_aaaa_record_answers",
+        counter cluster_srv_record_answers = "cluster_srv_record_answers",
+        counter cluster_unsupported_answers = "cluster_unsupported_answers",
+        counter downstream_rx_errors = "downstream_rx_errors",
+        counter downstream_rx_invalid_queries = "downstream_rx_invalid_queries",
+        counter downstream_rx_queries = "downstream_rx_queries",
+        counter downstream_tx_responses = "downstream_tx_responses",
+        counter external_a_record_answers = "external_a_record_answers",
+        counter external_a_record_queries = "external_a_record_queries",
+        counter external_aaaa_record_answers = "external_aaaa_record_answers",
+        counter external_aaaa_record_queries = "external_aaaa_record_queries",
+        counter external_unsupported_answers = "external_unsupported_answers",
+        counter external_unsupported_queries = "external_unsupported_queries",
+        counter externally_resolved_queries = "externally_resolved_queries",
+        counter known_domain_queries = "known_domain_queries",
+        counter local_a_record_answers = "local_a_record_answers",
+        counter local_aaaa_record_answers = "local_aaaa_record_answers",
+        counter local_srv_record_answers = "local_srv_record_answers",
+        counter local_unsupported_answers = "local_unsupported_answers",
+        counter queries_with_additional_rrs = "queries_with_additional_rrs",
+        counter queries_with_ans_or_authority_rrs = "queries_with_ans_or_authority_rrs",
+        counter query_buffer_underflow = "query_buffer_underflow",
+        counter query_parsing_failure = "query_parsing_failure",
+        counter record_name_overflow = "record_name_overflow",
+        counter srv_record_queries = "srv_record_queries",
+        counter unanswered_queries = "unanswered_queries",
+        counter unsupported_queries = "unsupported_queries",
+        histogram downstream_rx_bytes = "downstream_rx_bytes",
+        histogram downstream_rx_query_latency = "downstream_rx_query_latency",
+        histogram downstream_tx_bytes = "downstream_tx_bytes",
+    }
+);

@@ -147,3 +147,20 @@ stat_group!(
         gauge write_total_buffered = "write_total_buffered",
     }
 );
+
+stat_group!(
+    /// `overload.<name of the action>.`
+    OverloadActionStats {
+        level active = "active",
+        level scale_percent = "scale_percent",
+    }
+);
+
+stat_group!(
+    /// `overload.<name of the resource monitor>.`
+    ResourceMonitorStats {
+        level pressure = "pressure",
+        counter failed_updates = "failed_updates",
+        counter skipped_updates = "skipped_updates",
+    }
+);

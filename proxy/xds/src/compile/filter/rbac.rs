@@ -1,7 +1,7 @@
 //! RBAC filters of both levels: `config.rbac.v3.RBAC` (`rules`) and the matcher form.
 //!
-//! The matcher form decides by the first predicate that holds. It becomes an `ALLOW` policy for each entry that allows, in order, which also demands that
-//! no earlier entry that denies holds; what no policy takes is denied.
+//! The matcher form decides by the first predicate that holds: each entry, and `on_no_match` at the end, becomes a policy that says what its match means;
+//! what no policy takes is denied.
 
 use std::sync::Arc;
 
@@ -129,6 +129,8 @@ fn policy(name: &str, from: &proto::Policy) -> Compiled<Policy> {
         name: name.into(),
         permissions: permissions(&from.permissions, "permissions", 0)?,
         principals: principals(&from.principals, "principals", 0)?,
+        // The action of the whole set decides.
+        allows: true,
     })
 }
 
@@ -288,45 +290,26 @@ fn ordered(from: &Matcher) -> Compiled<Rules> {
             return Err(Fault::new("matcher_tree", "is not supported; use matcher_list"));
         }
     };
-    let mut denied: Vec<usize> = Vec::new();
-    let mut policies = Vec::new();
-    let predicate_of = |index: usize| -> Compiled<Principal> {
-        let entry = entries.get(index).ok_or_else(|| Fault::new("", "is missing"))?;
-        predicate(required(&entry.predicate, "predicate")?, 0)
-            .within("predicate")
-            .at("matchers", index)
-            .within("matcher_list")
+    let policy = |(name, allows): (Arc<str>, bool), who| Policy {
+        name,
+        permissions: vec![Permission::Any],
+        principals: vec![who],
+        allows,
     };
+    let mut policies = Vec::with_capacity(entries.len() + 1);
     for (index, entry) in entries.iter().enumerate() {
-        let on_match = required(&entry.on_match, "on_match").at("matchers", index).within("matcher_list")?;
-        let (name, allows) = action(on_match).within("on_match").at("matchers", index).within("matcher_list")?;
-        let own = predicate_of(index)?;
-        if !allows {
-            denied.push(index);
-            continue;
-        }
-        policies.push(allowing(name, own, &denied, &predicate_of)?);
+        let compiled = (|| {
+            let on_match = required(&entry.on_match, "on_match")?;
+            let action = action(on_match).within("on_match")?;
+            let who = predicate(required(&entry.predicate, "predicate")?, 0).within("predicate")?;
+            Ok(policy(action, who))
+        })();
+        policies.push(compiled.at("matchers", index).within("matcher_list")?);
     }
     if let Some(on_no_match) = &from.on_no_match {
-        let (name, allows) = action(on_no_match).within("on_no_match")?;
-        if allows {
-            policies.push(allowing(name, Principal::Any, &denied, &predicate_of)?);
-        }
+        policies.push(policy(action(on_no_match).within("on_no_match")?, Principal::Any));
     }
-    Ok(Rules { action: Action::Allow, policies })
-}
-
-fn allowing(
-    name: Arc<str>,
-    own: Principal,
-    denied: &[usize],
-    predicate_of: &dyn Fn(usize) -> Compiled<Principal>,
-) -> Compiled<Policy> {
-    let mut all = vec![own];
-    for index in denied {
-        all.push(Principal::Not(Box::new(predicate_of(*index)?)));
-    }
-    Ok(Policy { name, permissions: vec![Permission::Any], principals: vec![Principal::And(all)] })
+    Ok(Rules { action: Action::ByPolicy, policies })
 }
 
 /// The name of an action and whether it lets through.

@@ -62,6 +62,21 @@ fn the_first_entry_that_holds_decides() {
     ] {
         assert_eq!(allowed(&rbac, peer, ""), expected, "{peer:?}");
     }
+    let decided = |uri: &str| {
+        let names = PeerNames { uris: vec![Arc::from(uri)], ..Default::default() };
+        let subject = Subject {
+            peer: Some(&names),
+            destination: None,
+            remote: None,
+            direct_remote: None,
+            server_name: "",
+            request: None,
+        };
+        rbac.enforced.as_ref().unwrap().decide(&subject).policy
+    };
+    for (peer, name) in [("spiffe://m/bad", "deny-bad"), ("spiffe://m/good", "mesh"), ("spiffe://z/x", "default")] {
+        assert_eq!(decided(peer).as_deref(), Some(name), "the entry that decides names the decision");
+    }
     let nobody = network_rules(&format!("{{ stat_prefix: s., matcher: {{ {DENY} }} }}")).unwrap();
     assert!(!allowed(&nobody, Some("spiffe://m/good"), ""), "no list denies everyone");
 }

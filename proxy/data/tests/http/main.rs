@@ -1,0 +1,7 @@
+//! The life of a request over real sockets: a snapshot built by hand, scripted upstreams, raw clients.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+mod connections;
+mod peer;
+mod requests;
+mod setup;
