@@ -38,7 +38,7 @@ images: ## Static programs and container images (Docker)
 	@scripts/images.sh
 
 test: ## Formatting, clippy, licences, every test, parity with Envoy
-	@scripts/setup.sh build lint deny envoy peers curl netns sovereign
+	@scripts/setup.sh build lint deny envoy peers curl netns sovereign prometheus
 	@scripts/test.sh
 
 test-compose: ## The same with docker compose and a real Prometheus (root where no engine runs)
@@ -73,4 +73,4 @@ lint: ## Formatting, clippy, licences
 	@scripts/test.sh lint
 
 setup: ## Install everything that the other targets need
-	@scripts/setup.sh build lint deny envoy peers curl netns sovereign
+	@scripts/setup.sh build lint deny envoy peers curl netns sovereign prometheus

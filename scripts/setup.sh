@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the named parts of the work need: build, lint, deny, envoy, peers, curl, netns, dnsperf, docker, fuzz, sovereign, go. What is there already is left alone.
+# Installs what the named parts of the work need: build, lint, deny, envoy, peers, curl, netns, dnsperf, docker, fuzz, sovereign, go, prometheus.
+# What is there already is left alone.
 # System packages come from apt where this runs as root; everything else goes to target/tools and can be deleted with it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -156,6 +157,33 @@ setup_go() {
         die "go-control-plane could not be built"
 }
 
+# Prometheus and promtool of the distribution's package, as files: installing it would start a service. Without apt the tests that ask them say that
+# they were skipped.
+setup_prometheus() {
+    have prometheus && have promtool && return
+    if ! have apt-get || ! have dpkg-deb; then
+        say "Prometheus comes from apt, which is not here: what needs it is skipped"
+        return
+    fi
+    local dir="$PWD/$tools/prometheus"
+    rm -rf "$dir" && mkdir -p "$dir"
+    say "unpacking Prometheus into $dir"
+    (cd "$dir" && apt-get download -qq prometheus >&2) || {
+        [ "$(id -u)" = 0 ] && apt-get update -qq >&2
+        (cd "$dir" && apt-get download -qq prometheus >&2) || {
+            say "apt-get could not download prometheus: what needs it is skipped"
+            return
+        }
+    }
+    dpkg-deb -x "$dir"/prometheus_*.deb "$dir" || die "the package of Prometheus cannot be unpacked"
+    rm "$dir"/prometheus_*.deb
+    local program
+    for program in prometheus promtool; do
+        ln -sf "../prometheus/usr/bin/$program" "$tools/bin/$program"
+        "$tools/bin/$program" --version >/dev/null 2>&1 || die "$program does not run: $("$tools/bin/$program" --version 2>&1 | head -n 1)"
+    done
+}
+
 # libFuzzer is C++, and comes with a crate.
 setup_fuzz() {
     have c++ || apt_install "a C++ compiler is missing" g++
@@ -163,7 +191,7 @@ setup_fuzz() {
 
 for part in "$@"; do
     case $part in
-    build | lint | deny | envoy | peers | curl | netns | dnsperf | docker | fuzz | sovereign | go) "setup_$part" ;;
+    build | lint | deny | envoy | peers | curl | netns | dnsperf | docker | fuzz | sovereign | go | prometheus) "setup_$part" ;;
     *) die "no such part: $part" ;;
     esac
 done

@@ -127,6 +127,12 @@ impl Subscriptions {
             client::Event::Connected { requests } => {
                 subscription.ads.connected();
                 subscription.requests = Some(requests);
+                // A stream begins with a request.
+                for (type_url, stats) in [(type_url::CLUSTER, &self.clusters), (type_url::LISTENER, &self.listeners)] {
+                    if subscription.only.is_none_or(|only| only == type_url) {
+                        stats.update_attempt().inc();
+                    }
+                }
             }
             client::Event::Accepted => {
                 info!("the control plane {} answers", subscription.config.cluster);
@@ -205,17 +211,6 @@ impl Subscriptions {
 
     /// Answers a response: what it brought is in force but for `rejects`.
     pub fn acknowledge(&mut self, answer: Answer, rejects: &[Reject]) {
-        let stats = match answer.receipt.type_url.as_str() {
-            type_url::CLUSTER => Some(&self.clusters),
-            type_url::LISTENER => Some(&self.listeners),
-            _ => None,
-        };
-        if let Some(stats) = stats {
-            let now = std::time::SystemTime::now()
-                .duration_since(std::time::UNIX_EPOCH)
-                .map_or(0, |now| now.as_millis() as u64);
-            stats.update_time().set(now);
-        }
         if let Some(subscription) = self.all.iter_mut().find(|subscription| subscription.id == answer.subscription) {
             subscription.ads.acknowledge(answer.receipt, rejects);
         }

@@ -21,6 +21,7 @@ use rand::Rng;
 use shika_data::{
     model::cluster::{Cluster, EndpointAddress},
     proxy_protocol::Addresses,
+    stats::Origin,
     tls,
 };
 use shika_proto::type_url;
@@ -146,7 +147,10 @@ async fn stream(
     next: &Arc<AtomicUsize>,
     events: &mpsc::Sender<Event>,
 ) -> String {
-    let channel = match channel(config, cluster, next).await {
+    let connecting = tokio::time::Instant::now();
+    let channel = channel(config, cluster, next).await;
+    let mut counted = Counted::new(cluster, channel.is_ok(), connecting.elapsed());
+    let channel = match channel {
         Ok(channel) => channel,
         Err(reason) => return reason,
     };
@@ -159,6 +163,7 @@ async fn stream(
     if events.send(Event::Connected { requests }).await.is_err() {
         return "shutting down".into();
     }
+    counted.request();
     let opened = open(config, channel, only, metadata, sent).await;
     let mut responses = match opened {
         Ok(responses) => responses,
@@ -167,6 +172,7 @@ async fn stream(
     if events.send(Event::Accepted).await.is_err() {
         return "shutting down".into();
     }
+    cluster.stats.count_code(Origin::Internal, 200);
     while let Some(response) = responses.next().await {
         match response {
             Ok(response) => {
@@ -174,9 +180,13 @@ async fn stream(
                     return "shutting down".into();
                 }
             }
-            Err(status) => return describe(&status),
+            Err(status) => {
+                counted.by_peer = true;
+                return describe(&status);
+            }
         }
     }
+    counted.by_peer = true;
     "the control plane closed the stream".into()
 }
 
@@ -197,6 +207,58 @@ fn method(only: Option<&str>, delta: bool) -> &'static str {
         (Some(type_url::RUNTIME), true) => "/envoy.service.runtime.v3.RuntimeDiscoveryService/DeltaRuntime",
         (_, false) => "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources",
         (_, true) => "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
+    }
+}
+
+/// `cluster.<..>.upstream_*` of the stream and its connection; the end is counted by `Drop`.
+struct Counted {
+    cluster: Arc<Cluster>,
+    opened: tokio::time::Instant,
+    connected: bool,
+    requested: bool,
+    by_peer: bool,
+}
+
+impl Counted {
+    fn new(cluster: &Arc<Cluster>, connected: bool, took: Duration) -> Counted {
+        let stats = &cluster.stats;
+        stats.upstream_cx_total().inc();
+        stats.upstream_cx_active().inc();
+        stats.upstream_rq_pending_total().inc();
+        if connected {
+            stats.upstream_cx_http2_total().inc();
+            stats.upstream_cx_connect_ms().record(took.as_millis() as u64);
+        } else {
+            stats.upstream_cx_connect_fail().inc();
+            stats.upstream_rq_pending_failure_eject().inc();
+        }
+        let opened = tokio::time::Instant::now();
+        Counted { cluster: cluster.clone(), opened, connected, requested: false, by_peer: !connected }
+    }
+
+    fn request(&mut self) {
+        self.requested = true;
+        self.cluster.stats.upstream_rq_total().inc();
+        self.cluster.stats.upstream_rq_active().inc();
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let stats = &self.cluster.stats;
+        stats.upstream_cx_active().dec();
+        stats.upstream_cx_destroy().inc();
+        match self.by_peer {
+            true => stats.upstream_cx_destroy_remote().inc(),
+            false => stats.upstream_cx_destroy_local().inc(),
+        }
+        stats.upstream_cx_length_ms().record(self.opened.elapsed().as_millis() as u64);
+        if self.connected {
+            stats.upstream_rq_per_cx().record(u64::from(self.requested));
+        }
+        if self.requested {
+            stats.upstream_rq_active().dec();
+        }
     }
 }
 

@@ -36,6 +36,7 @@ use crate::{
     reject::Reject,
     runtime::{Layer, Runtime},
     store::Store,
+    subscription,
     warm::{Arrived, ClusterSlot, ListenerSlot, Sockets},
 };
 
@@ -80,6 +81,8 @@ pub struct Compiler {
     pub(crate) assignments: HashMap<Arc<str>, Assignment>,
     pub(crate) tables: HashMap<Arc<str>, Arc<RouteTable>>,
     pub(crate) secrets: Secrets,
+    /// `sds.<name>.` of secrets that something asks for.
+    pub(crate) sds: BTreeMap<Arc<str>, SubscriptionStats>,
     pub(crate) runtime: Runtime,
     pub(crate) cds: Whole,
     pub(crate) lds: Whole,
@@ -133,6 +136,7 @@ impl Compiler {
             assignments: HashMap::new(),
             tables: HashMap::new(),
             secrets: Secrets::default(),
+            sds: BTreeMap::new(),
             runtime: Runtime::default(),
             cds: Whole::default(),
             lds: Whole::default(),
@@ -261,6 +265,11 @@ impl Compiler {
         let listeners = &self.listeners;
         self.runtime.retain(|name| listeners.contains_key(name));
         let wanted = self.names(type_url::SECRET);
+        self.sds.retain(|name, _| wanted.contains(name));
+        for name in &wanted {
+            let stats = || subscription::secret(&self.registry, name);
+            self.sds.entry(name.clone()).or_insert_with(stats);
+        }
         self.secrets.dynamic.retain(|name, _| wanted.contains(name));
         self.store.retain(type_url::SECRET, |name| wanted.contains(name));
     }
@@ -291,6 +300,9 @@ impl Compiler {
             if !state.timed_out && due(state.deadline) && (state.compiled.eds.is_some() || !state.secrets().is_empty())
             {
                 state.timed_out = true;
+                if let Some(stats) = &state.compiled.eds_stats {
+                    stats.init_fetch_timeout().inc();
+                }
                 any = true;
             }
         }
@@ -440,6 +452,14 @@ impl Compiler {
     /// whether a cluster was waiting for it: then there is something to [`Self::build`].
     pub fn set_dns(&mut self, cluster: &str, hostname: &str, addresses: Option<&[IpAddr]>) -> bool {
         let Some(slot) = self.clusters.get_mut(cluster) else { return false };
+        if let Some(state) = slot.active.as_ref().or(slot.warming.as_ref()) {
+            let stats = &state.compiled.cluster.stats;
+            stats.update_attempt().inc();
+            match addresses {
+                Some(_) => stats.update_success().inc(),
+                None => stats.update_failure().inc(),
+            }
+        }
         if let Some(state) = &mut slot.active {
             state.answer(hostname, addresses);
         }

@@ -27,6 +27,7 @@ mod rest;
 pub mod runtime;
 pub mod sotw;
 pub mod store;
+mod subscription;
 pub mod support;
 mod update;
 mod warm;

@@ -8,9 +8,10 @@ use prost::Message;
 use rustls::CipherSuite;
 use shika_data::{
     model::tls::{
-        ClientTls, ClientTlsSpec, Identity, Parameters, ServerTls, ServerTlsSpec, TlsVersion, Trust, Validation,
+        CertificateInfo, ClientTls, ClientTlsSpec, Identity, Parameters, ServerContext, ServerTls, ServerTlsSpec,
+        TlsVersion, Trust, Validation,
     },
-    stats::{Scope, SslStats},
+    stats::{CertificateStats, Registry, Scope, SslFactoryStats, SslStats},
 };
 use shika_proto::{
     any,
@@ -78,6 +79,7 @@ pub(crate) struct ServerBinding {
     pub handle: Arc<ServerTls>,
     /// Hash of all that a peer has to prove.
     pub demands: u64,
+    expiry: Expiry,
     common: Common,
     require_client_certificate: bool,
     stateless_resumption: bool,
@@ -91,6 +93,59 @@ pub(crate) struct ClientBinding {
     common: Common,
     sni: Option<String>,
     max_session_keys: usize,
+}
+
+/// `listener.<..>.ssl.certificate.<name>.expiration_unix_time_seconds`, by the secret's name.
+#[derive(Debug)]
+struct Expiry {
+    /// In the order of the certificates.
+    own: Vec<CertificateStats>,
+    trusted: Option<CertificateStats>,
+}
+
+impl Expiry {
+    /// `scope` is that of `ssl.`.
+    fn new(registry: &Registry, scope: &Scope, common: &Common) -> Expiry {
+        // Envoy's words for what has no name.
+        let stats = |secret: Option<&SecretRef>, unnamed: &str| {
+            let name = secret.map_or_else(|| unnamed.to_owned(), |secret| secret.name.replace(':', "_"));
+            let scope = Scope {
+                prefix: format!("{}certificate.{name}.", scope.prefix),
+                stem: format!("{}certificate.", scope.stem),
+                tags: [&scope.tags[..], &[("envoy.tls_certificate", name)]].concat(),
+            };
+            CertificateStats::new(registry, scope)
+        };
+        let own = common.identities.iter().map(|identity| match identity {
+            IdentityFrom::Inline(_) => stats(None, "unnamed_cert_e3b0c442"),
+            IdentityFrom::Secret(secret) => stats(Some(secret), ""),
+        });
+        let trusted = match &common.validation {
+            ValidationFrom::None => None,
+            ValidationFrom::Inline(_) => Some(stats(None, "unnamed_ca_cert_e3b0c442")),
+            ValidationFrom::Secret(secret) | ValidationFrom::Combined(_, secret) => Some(stats(Some(secret), "")),
+        };
+        Expiry { own: own.collect(), trusted }
+    }
+
+    fn note(&self, context: &ServerContext) {
+        let seconds = |certificate: &CertificateInfo| u64::try_from(certificate.not_after).unwrap_or(0);
+        for (stats, certificate) in self.own.iter().zip(&context.certificates) {
+            stats.expiration_unix_time_seconds().set(seconds(certificate));
+        }
+        if let Some(stats) = &self.trusted
+            && let Some(first) = context.authorities.iter().map(seconds).min()
+        {
+            stats.expiration_unix_time_seconds().set(first);
+        }
+    }
+}
+
+/// `scope` is that of `ssl.`; `factory` stands in its place.
+fn factory(registry: &Registry, scope: &Scope, factory: &str) -> SslFactoryStats {
+    let renamed = |name: &str| format!("{}{factory}.", name.strip_suffix("ssl.").unwrap_or(name));
+    let scope = Scope { prefix: renamed(&scope.prefix), stem: renamed(&scope.stem), tags: scope.tags.clone() };
+    SslFactoryStats::new(registry, scope)
 }
 
 /// Secrets by name, static ones apart.
@@ -170,9 +225,18 @@ pub(crate) fn downstream(
             }
         };
         let demands = demands(&tls);
+        let factory = factory(context.registry, &scope, "server_ssl_socket_factory");
+        let expiry = Expiry::new(context.registry, &scope, &common);
         let stats = SslStats::new(context.registry, scope);
-        let handle = Arc::new(ServerTls { context: ArcSwapOption::empty(), stats });
-        Ok(Transport::Tls(ServerBinding { handle, demands, common, require_client_certificate, stateless_resumption }))
+        let handle = Arc::new(ServerTls { context: ArcSwapOption::empty(), stats, factory });
+        Ok(Transport::Tls(ServerBinding {
+            handle,
+            demands,
+            expiry,
+            common,
+            require_client_certificate,
+            stateless_resumption,
+        }))
     })()
     .within("typed_config")
 }
@@ -223,8 +287,9 @@ pub(crate) fn upstream(
         if tls.sni.len() > 255 {
             return Err(Fault::new("sni", "value length must be at most 255 bytes"));
         }
+        let factory = factory(context.registry, &scope, "client_ssl_socket_factory");
         let stats = SslStats::new(context.registry, scope);
-        let handle = Arc::new(ClientTls { context: ArcSwapOption::empty(), stats });
+        let handle = Arc::new(ClientTls { context: ArcSwapOption::empty(), stats, factory });
         Ok(Transport::Tls(ClientBinding {
             handle,
             common,
@@ -455,6 +520,16 @@ impl ServerBinding {
         shika_data::model::tls::ServerContext::build(&spec)
             .map(|context| Some(Arc::new(context)))
             .map_err(|error| error.to_string())
+    }
+}
+
+impl ServerBinding {
+    /// Puts a context in force.
+    pub fn put_in_force(&self, context: Option<Arc<ServerContext>>) {
+        if let Some(context) = &context {
+            self.expiry.note(context);
+        }
+        self.handle.context.store(context);
     }
 }
 
