@@ -10,7 +10,7 @@ SECONDS ?= 600
 # Tools installed under target/tools win over those of the machine.
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
-.PHONY: help demo demo-zones zone-faults images test test-compose bench bench-sidecar load fuzz fmt lint setup
+.PHONY: help demo demo-zones zone-faults control-planes images test test-compose bench bench-sidecar load fuzz fmt lint setup
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -27,12 +27,18 @@ zone-faults: ## What each fault costs (root): two zones under load, every proces
 	@scripts/setup.sh build curl netns
 	@loadtest/zone-faults.sh
 
+control-planes: ## Public control planes (go-control-plane, sovereign) drive Shika and Envoy; what each makes of them is compared
+	@scripts/setup.sh build envoy sovereign go
+	cargo build --locked -p shika-proxy
+	loadtest/control-planes/run.py sovereign
+	loadtest/control-planes/run.py go-control-plane
+
 images: ## Static programs and container images (Docker)
 	@scripts/setup.sh build docker
 	@scripts/images.sh
 
 test: ## Formatting, clippy, licences, every test, parity with Envoy
-	@scripts/setup.sh build lint deny envoy peers curl netns
+	@scripts/setup.sh build lint deny envoy peers curl netns sovereign prometheus
 	@scripts/test.sh
 
 test-compose: ## The same with docker compose and a real Prometheus (root where no engine runs)
@@ -67,4 +73,4 @@ lint: ## Formatting, clippy, licences
 	@scripts/test.sh lint
 
 setup: ## Install everything that the other targets need
-	@scripts/setup.sh build lint deny envoy peers curl netns
+	@scripts/setup.sh build lint deny envoy peers curl netns sovereign prometheus

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the named parts of the work need: build, lint, deny, envoy, peers, curl, netns, dnsperf, docker, fuzz. What is there already is left alone.
+# Installs what the named parts of the work need: build, lint, deny, envoy, peers, curl, netns, dnsperf, docker, fuzz, sovereign, go, prometheus.
+# What is there already is left alone.
 # System packages come from apt where this runs as root; everything else goes to target/tools and can be deleted with it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,6 +8,7 @@ cd "$(dirname "$0")/.."
 # The version that every comparison is made with.
 ENVOY_VERSION=1.40.0
 CARGO_DENY_VERSION=0.20.2
+SOVEREIGN_VERSION=0.32.12
 # Clients and servers by others, from PyPI, that talk through the proxy in its tests.
 PEERS=(grpcio==1.85.1 websockets==17.4 h2==4.4.1)
 
@@ -138,6 +140,50 @@ setup_docker() {
     have debootstrap || apt_install "debootstrap is missing" debootstrap
 }
 
+# A public control plane in Python. The tests that it is for say so where it cannot be had.
+setup_sovereign() {
+    if "$tools/venv/bin/pip" --disable-pip-version-check show sovereign 2>/dev/null | grep -q "^Version: $SOVEREIGN_VERSION$"; then
+        return
+    fi
+    say "installing sovereign $SOVEREIGN_VERSION into $tools"
+    venv_pip install "sovereign==$SOVEREIGN_VERSION" || say "pip could not install sovereign==$SOVEREIGN_VERSION"
+}
+
+# A public control plane in Go: go-control-plane, at the version that go.mod pins.
+setup_go() {
+    PATH="$PATH:/usr/local/go/bin"
+    have go || apt_install "go is missing" golang-go
+    (cd loadtest/control-planes/go-control-plane && go build -trimpath -o "$OLDPWD/$tools/bin/go-control-plane" .) ||
+        die "go-control-plane could not be built"
+}
+
+# Prometheus and promtool of the distribution's package, as files: installing it would start a service. Without apt the tests that ask them say that
+# they were skipped.
+setup_prometheus() {
+    have prometheus && have promtool && return
+    if ! have apt-get || ! have dpkg-deb; then
+        say "Prometheus comes from apt, which is not here: what needs it is skipped"
+        return
+    fi
+    local dir="$PWD/$tools/prometheus"
+    rm -rf "$dir" && mkdir -p "$dir"
+    say "unpacking Prometheus into $dir"
+    (cd "$dir" && apt-get download -qq prometheus >&2) || {
+        [ "$(id -u)" = 0 ] && apt-get update -qq >&2
+        (cd "$dir" && apt-get download -qq prometheus >&2) || {
+            say "apt-get could not download prometheus: what needs it is skipped"
+            return
+        }
+    }
+    dpkg-deb -x "$dir"/prometheus_*.deb "$dir" || die "the package of Prometheus cannot be unpacked"
+    rm "$dir"/prometheus_*.deb
+    local program
+    for program in prometheus promtool; do
+        ln -sf "../prometheus/usr/bin/$program" "$tools/bin/$program"
+        "$tools/bin/$program" --version >/dev/null 2>&1 || die "$program does not run: $("$tools/bin/$program" --version 2>&1 | head -n 1)"
+    done
+}
+
 # libFuzzer is C++, and comes with a crate.
 setup_fuzz() {
     have c++ || apt_install "a C++ compiler is missing" g++
@@ -145,7 +191,7 @@ setup_fuzz() {
 
 for part in "$@"; do
     case $part in
-    build | lint | deny | envoy | peers | curl | netns | dnsperf | docker | fuzz) "setup_$part" ;;
+    build | lint | deny | envoy | peers | curl | netns | dnsperf | docker | fuzz | sovereign | go | prometheus) "setup_$part" ;;
     *) die "no such part: $part" ;;
     esac
 done

@@ -66,6 +66,15 @@ two_zones() {
     return 1
 }
 
+# A public control plane drives the proxy that the tests were built with, beside Envoy.
+sovereign() {
+    if [ ! -x target/tools/venv/bin/sovereign ]; then
+        echo "sovereign is not installed: scripts/setup.sh sovereign says why"
+        return "$not_checked"
+    fi
+    loadtest/control-planes/run.py sovereign --updates 6
+}
+
 step "formatting" cargo fmt --all --check
 step "clippy" cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 step "licences, bans, sources" cargo deny --locked check licenses bans sources
@@ -75,6 +84,7 @@ if [ "${1:-}" != lint ]; then
     if grep -q 'NOTHING WAS CHECKED' "$out/cargo-test.log" 2>/dev/null; then
         unchecked+=("redirection in network namespaces: $(grep -m 1 -o 'NOTHING WAS CHECKED: .*' "$out/cargo-test.log")")
     fi
+    step "sovereign drives Shika and Envoy" sovereign
     step "two zones in network namespaces" two_zones
 fi
 

@@ -24,7 +24,6 @@ use tracing::{error, info, warn};
 pub use beside::Credentials;
 
 use crate::{
-    ads::{self, AdsLink},
     files::Files,
     health::Health,
     overload::OverloadWatch,
@@ -33,6 +32,7 @@ use crate::{
     sidecar::documents::Documents,
     signals::{Event, Signals},
     state::{Command, State},
+    subscriptions::{self, Subscriptions},
 };
 
 /// How often levels that nobody sets on change are brought up to date.
@@ -60,7 +60,7 @@ pub struct Control {
     listening: BTreeSet<ListenerId>,
     resolver: Resolver,
     answers: mpsc::Receiver<Answer>,
-    ads: Option<AdsLink>,
+    subscriptions: Subscriptions,
     files: Files,
     documents: Documents,
     credentials: Credentials,
@@ -73,13 +73,14 @@ impl Control {
     /// A loop that has published nothing yet. Has to be made in a [`tokio::task::LocalSet`].
     pub fn new(state: Rc<State>, workers: Workers, credentials: Credentials) -> Self {
         let (resolver, answers) = Resolver::new();
+        let subscriptions = Subscriptions::new(&state);
         Control {
             state,
             workers,
             listening: BTreeSet::new(),
             resolver,
             answers,
-            ads: None,
+            subscriptions,
             files: Files::new(),
             documents: Documents::default(),
             credentials,
@@ -98,7 +99,7 @@ impl Control {
             return Err(rejects);
         }
         self.read_documents();
-        self.ads = AdsLink::start(&self.state);
+        self.subscriptions.start();
         self.files.watch(self.state.compiler.borrow().wanted_files());
         self.follow_up();
         Ok(())
@@ -138,7 +139,7 @@ impl Control {
                         return End::Quit;
                     }
                 }
-                event = AdsLink::next(&mut self.ads) => self.ads_event(event).await,
+                event = self.subscriptions.next() => self.subscription_event(event).await,
                 Some(update) = self.files.next() => self.file_update(update).await,
                 Some(answer) = self.answers.recv() => self.resolved(answer).await,
                 cluster = self.health.next() => {
@@ -163,17 +164,15 @@ impl Control {
                     server_stats::refresh(&self.state);
                     self.look_at_credentials();
                     // What a slow stream did not take before.
-                    if let Some(link) = &mut self.ads {
-                        link.send();
-                    }
+                    self.subscriptions.send();
                 }
             }
         }
     }
 
-    async fn ads_event(&mut self, event: ads::Event) {
+    async fn subscription_event(&mut self, event: subscriptions::Event) {
         match event {
-            ads::Event::Update { update, receipt } => {
+            subscriptions::Event::Update { update, receipt } => {
                 let applied = self.state.compiler.borrow_mut().apply(update, Instant::now());
                 let mut rejects = applied.rejects;
                 for reject in &rejects {
@@ -183,11 +182,9 @@ impl Control {
                     rejects.extend(self.publish_and_log().await);
                 }
                 // Acknowledged last: what the control plane takes for accepted is in force on every worker.
-                if let Some(link) = &mut self.ads {
-                    link.acknowledge(receipt, &rejects);
-                }
+                self.subscriptions.acknowledge(receipt, &rejects);
             }
-            ads::Event::Nothing => {}
+            subscriptions::Event::Nothing => {}
         }
         self.follow_up();
     }
@@ -215,9 +212,7 @@ impl Control {
         self.resolver.update(compiler.dns_targets());
         self.files.watch(compiler.wanted_files());
         self.health.check(compiler.health_targets());
-        if let Some(link) = &mut self.ads {
-            link.want(&compiler);
-        }
+        self.subscriptions.want(&compiler);
         let initialized = compiler.initialized();
         drop(compiler);
         if initialized && !self.state.initialized.replace(true) {
@@ -226,9 +221,7 @@ impl Control {
             self.state.groups.listeners.workers_started().set(1);
             info!("all dependencies initialized after {} ms", took.as_millis());
         }
-        if let Some(link) = &mut self.ads {
-            link.send();
-        }
+        self.subscriptions.send();
     }
 
     async fn publish_and_log(&mut self) -> Vec<Reject> {
@@ -262,6 +255,12 @@ impl Control {
                 None => break,
             }
         }
+        // Before the snapshot: whoever looks meanwhile is not shown a port 0.
+        for bound in &bound {
+            if let Some(listener) = plan.snapshot.listener(bound.id) {
+                self.state.listening(bound, &listener.addresses);
+            }
+        }
         *self.state.snapshot.borrow_mut() = plan.snapshot.clone();
         self.state.telemetry.publish(plan.snapshot.clone());
         self.workers.publish(plan.snapshot.clone()).await;
@@ -270,9 +269,6 @@ impl Control {
         }
         for bound in bound {
             let id = bound.id;
-            if let Some(listener) = plan.snapshot.listener(id) {
-                self.state.listening(&bound, &listener.addresses);
-            }
             // New sockets are bound already: the old ones may close, and no connection is refused between.
             if self.listening.contains(&id) {
                 self.workers.stop_listening(id).await;

@@ -4,7 +4,6 @@
 //! control plane for its bootstrap and runs it in the same process, and `shika-proxy install transparent-proxy` hands it the host's traffic. [`app`] tells how it starts and ends.
 
 mod admin;
-mod ads;
 mod app;
 mod bootstrap;
 mod control;
@@ -22,6 +21,7 @@ mod server_stats;
 mod sidecar;
 mod signals;
 mod state;
+mod subscriptions;
 mod validate;
 mod version;
 

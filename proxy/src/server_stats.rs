@@ -2,10 +2,18 @@
 //!
 //! Source: Envoy documentation, "Statistics" of server, listener manager and cluster manager.
 
-use std::{fs, sync::Arc, time::SystemTime};
+use std::{
+    fs,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::SystemTime,
+};
 
-use shika_data::stats::{
-    ClusterManagerStats, ControlPlaneStats, FilesystemStats, ListenerManagerStats, Registry, Scope, ServerStats,
+use shika_data::{
+    model::cluster::Cluster,
+    stats::{
+        ClusterManagerStats, ControlPlaneStats, FilesystemStats, ListenerManagerStats, Registry, RuntimeStats, Scope,
+        ServerStats,
+    },
 };
 
 use crate::{admin::certs, state::State, version};
@@ -22,6 +30,8 @@ pub struct ServerGroups {
     pub control_plane: ControlPlaneStats,
     /// `filesystem.`
     pub files: FilesystemStats,
+    /// `runtime.`
+    pub runtime: RuntimeStats,
 }
 
 impl ServerGroups {
@@ -34,7 +44,12 @@ impl ServerGroups {
             clusters: ClusterManagerStats::new(registry, scope("cluster_manager.")),
             control_plane: ControlPlaneStats::new(registry, scope("control_plane.")),
             files: FilesystemStats::new(registry, scope("filesystem.")),
+            runtime: RuntimeStats::new(registry, scope("runtime.")),
         };
+        groups.runtime.load_success().inc();
+        groups.runtime.override_dir_not_exists().inc();
+        groups.runtime.deprecated_feature_seen_since_process_start().set(0);
+        groups.runtime.admin_overrides_active().set(0);
         groups.server.version().set(version::number());
         groups.server.hot_restart_generation().set(1);
         groups.server.parent_connections().set(0);
@@ -65,6 +80,47 @@ pub fn refresh(state: &State) {
     let snapshot = Arc::clone(&state.snapshot.borrow());
     groups.listeners.total_listeners_active().set(snapshot.listeners.iter().flatten().count() as u64);
     groups.clusters.active_clusters().set(snapshot.clusters.iter().flatten().count() as u64);
+    for cluster in snapshot.clusters.iter().flatten() {
+        breakers(cluster);
+    }
+}
+
+/// Which circuit breakers of a cluster are open, and what is left until they are.
+fn breakers(cluster: &Cluster) {
+    let stats = &cluster.stats;
+    let default = [
+        stats.default_cx_open(),
+        stats.default_rq_pending_open(),
+        stats.default_rq_open(),
+        stats.default_rq_retry_open(),
+    ];
+    let high = [stats.high_cx_open(), stats.high_rq_pending_open(), stats.high_rq_open(), stats.high_rq_retry_open()];
+    // As in Envoy they are there from the first connection, request or retry on; most clusters never see one and need no cells for it.
+    let (connected, asked) = (stats.upstream_cx_total().total() > 0, stats.upstream_rq_total().total() > 0);
+    let touched = [connected, connected, asked, stats.upstream_rq_retry().total() > 0];
+    if connected && !stats.default_cx_pool_open().is_set() {
+        stats.default_cx_pool_open().set(0);
+    }
+    for (limits, open, touched) in [(&cluster.limits, default, touched), (&cluster.high_limits, high, [false; 4])] {
+        let used = [
+            (&limits.connections, limits.max_connections),
+            (&limits.pending, limits.max_pending),
+            (&limits.requests, limits.max_requests),
+            (&limits.retries, limits.max_retries),
+        ]
+        .map(|(now, most)| (now.load(Relaxed), most));
+        for ((open, touched), (now, most)) in open.into_iter().zip(touched).zip(used) {
+            let is_open = u64::from(now >= most && now > 0);
+            if open.value() != is_open || (touched && !open.is_set()) {
+                open.set(is_open);
+            }
+        }
+        if let Some(remaining) = &limits.remaining {
+            let left = used.map(|(now, most)| u64::from(most.saturating_sub(now)));
+            let gauges = [remaining.cx(), remaining.pending(), remaining.rq(), remaining.retries()];
+            gauges.into_iter().zip(left).for_each(|(gauge, left)| gauge.set(left));
+        }
+    }
 }
 
 /// Envoy's value where there is no certificate: 2³² − 1.

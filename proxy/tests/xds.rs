@@ -182,7 +182,7 @@ async fn a_listener_waits_for_its_routes() {
     let ack = stream.send(type_url::LISTENER, "1", vec![("web", by_rds())]).await;
     assert!(ack.error_detail.is_none());
     let wanted = stream.request(type_url::ROUTE).await;
-    assert_eq!(wanted.resource_names_subscribe, ["r"]);
+    assert_eq!(wanted.names, ["r"]);
     assert_eq!(get(&proxy.admin, "/ready").body, "INITIALIZING\n");
     assert_eq!(get(&proxy.admin, "/listeners").body, "");
     assert!(get(&proxy.admin, "/init_dump").body.contains("web"));

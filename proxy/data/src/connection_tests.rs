@@ -21,7 +21,7 @@ use crate::{
         listener::{Inspect, TcpProxy},
         tls::{ClientContext, ClientTls, ClientTlsSpec, Identity, Parameters, SanKind, ServerContext, Validation},
     },
-    stats::{RbacStats, Registry, ServerStats, SslStats},
+    stats::{RbacStats, Registry, ServerStats, SslFactoryStats, SslStats},
     testing::{
         self, Ca, allow_only, chain, cluster, endpoint, exact, listener, server_spec, server_tls, snapshot, tcp_proxy,
     },
@@ -100,6 +100,7 @@ fn client_tls(registry: &Registry, identity: Option<Identity>, validation: Optio
     ClientTls {
         context: ArcSwapOption::from_pointee(ClientContext::build(&spec).unwrap()),
         stats: SslStats::new(registry, testing::scope("cluster.client.ssl.")),
+        factory: SslFactoryStats::new(registry, testing::scope("cluster.client.client_ssl_socket_factory.")),
     }
 }
 

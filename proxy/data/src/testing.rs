@@ -123,6 +123,7 @@ pub fn server_tls(registry: &Registry, spec: &ServerTlsSpec) -> Arc<ServerTls> {
     Arc::new(ServerTls {
         context: ArcSwapOption::from_pointee(ServerContext::build(spec).unwrap()),
         stats: SslStats::new(registry, scope("listener.test.ssl.")),
+        factory: SslFactoryStats::new(registry, scope("listener.test.server_ssl_socket_factory.")),
     })
 }
 

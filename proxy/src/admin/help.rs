@@ -93,7 +93,13 @@ pub const ENDPOINTS: &[Endpoint] = &[
     ),
     with(
         get("/stats/prometheus", "print server stats in prometheus format"),
-        &[USED_ONLY, FILTER, INVERT, ("text_readouts", "Accepted; there are no text readouts")],
+        &[
+            USED_ONLY,
+            FILTER,
+            INVERT,
+            ("text_readouts", "Accepted; there are no text readouts"),
+            ("histogram_buckets", "One of (cumulative, summary)"),
+        ],
     ),
     get("/stats/recentlookups", "stat-name lookups: not recorded"),
     get("/unsupported", "fields of the configuration that were passed over as harmless, and why"),

@@ -211,8 +211,16 @@ async fn prometheus_stats(state: &State, query: &Query) -> Response<Body> {
         Ok(selection) => selection,
         Err(text) => return reply(StatusCode::BAD_REQUEST, TEXT, text),
     };
+    let summaries = match query.value("histogram_buckets") {
+        None | Some("" | "cumulative") => false,
+        Some("summary") => true,
+        Some(_) => return reply(StatusCode::BAD_REQUEST, TEXT, "unsupported prometheus histogram bucket mode".into()),
+    };
     server_stats::refresh(state);
     let mut exposition = prometheus::Exposition::new(state.registry.groups(), state.tags.clone(), &selection).await;
+    if summaries {
+        exposition.summarize();
+    }
     if let Some(dns) = &state.dns
         && query.value("filter").is_none_or(str::is_empty)
     {

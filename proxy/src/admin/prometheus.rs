@@ -13,6 +13,7 @@ use std::{
 use shika_data::stats::{BUCKETS, Def, Group, Kind, Reading, Value};
 
 use super::{
+    histogram::{self, QUANTILES},
     readings::{GroupStats, Orders},
     stats::Selection,
     tags::{Extracted, Tags},
@@ -34,6 +35,8 @@ pub struct Exposition {
     sample: usize,
     /// Families that are not Envoy's, last.
     rest: String,
+    /// Histograms are shown by their quantiles.
+    summaries: bool,
 }
 
 /// A group, and the labels that all that it defines has, where that is so.
@@ -133,7 +136,12 @@ impl Exposition {
         let mut families = families.list;
         families.retain(|family| !family.samples.is_empty());
         families.sort_unstable_by(|a, b| (a.sort(), &a.name).cmp(&(b.sort(), &b.name)));
-        Exposition { tags, groups: indexed, families, family: 0, sample: 0, rest: String::new() }
+        Exposition { tags, groups: indexed, families, family: 0, sample: 0, rest: String::new(), summaries: false }
+    }
+
+    /// Shows histograms as summaries: their quantiles since the start instead of buckets.
+    pub fn summarize(&mut self) {
+        self.summaries = true;
     }
 
     /// Adds families in the same format, to be written last.
@@ -149,7 +157,11 @@ impl Exposition {
                 return false;
             };
             if self.sample == 0 {
-                let _ = writeln!(out, "# TYPE envoy_{} {}", family.name, family.sort().1);
+                let kind = match family.kind {
+                    Kind::Histogram if self.summaries => "summary",
+                    _ => family.sort().1,
+                };
+                let _ = writeln!(out, "# TYPE envoy_{} {kind}", family.name);
             }
             let Some((group, at)) = family.samples.get(self.sample) else {
                 self.family += 1;
@@ -167,7 +179,7 @@ impl Exposition {
                 }
             };
             let labels = own.as_deref().or(common.as_deref()).unwrap_or_default();
-            sample(out, &family.name, labels, &reading);
+            sample(out, &family.name, labels, &reading, self.summaries);
         }
         true
     }
@@ -183,9 +195,19 @@ fn labels(extracted: &Extracted<'_>) -> String {
     labels
 }
 
-fn sample(out: &mut String, family: &str, labels: &str, reading: &Reading) {
+fn sample(out: &mut String, family: &str, labels: &str, reading: &Reading, summaries: bool) {
     match &reading.value {
         Value::Number(value) => line(out, family, "", labels, None, *value),
+        Value::Histogram { buckets, sum } if summaries => {
+            let comma = if labels.is_empty() { "" } else { "," };
+            for percent in QUANTILES {
+                let value = histogram::quantile(buckets, percent).unwrap_or(f64::NAN);
+                let quantile = percent / 100.0;
+                let _ = writeln!(out, "envoy_{family}{{{labels}{comma}quantile=\"{quantile}\"}} {value}");
+            }
+            line(out, family, "_sum", labels, None, *sum);
+            line(out, family, "_count", labels, None, buckets.iter().sum());
+        }
         Value::Histogram { buckets, sum } => {
             let mut count = 0;
             for (bound, bucket) in BOUNDS.iter().zip(buckets) {

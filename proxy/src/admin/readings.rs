@@ -23,7 +23,7 @@ pub struct Stat {
 /// The statistics of one group, in the order of their names.
 ///
 /// What Envoy keeps as counters per response code is derived here: `upstream_rq_<code>`, `upstream_rq_<class>xx` and `upstream_rq_completed`, in total
-/// and under `internal.` and `external.`; as in Envoy they exist from the first response on.
+/// and under `internal.` and `external.`; as in Envoy they exist from the first response on. So is what listeners have worker by worker.
 pub struct GroupStats {
     group: Arc<Group>,
     entries: Entries,
@@ -36,10 +36,9 @@ enum Entries {
     Mixed(Vec<(Cow<'static, str>, Entry)>),
 }
 
-#[derive(Clone, Copy)]
 enum Entry {
     Defined(usize),
-    Derived(u64),
+    Derived(Kind, Box<Reading>),
 }
 
 /// Orders of definitions, by the definitions' address: there are few kinds of groups and many groups.
@@ -73,7 +72,11 @@ impl GroupStats {
             let mut mixed: Vec<(Cow<'static, str>, Entry)> = order
                 .iter()
                 .filter_map(|index| Some((Cow::Borrowed(group.defs.get(*index)?.name), Entry::Defined(*index))))
-                .chain(derived.into_iter().map(|(name, count)| (Cow::Owned(name), Entry::Derived(count))))
+                .chain(
+                    derived
+                        .into_iter()
+                        .map(|(name, kind, reading)| (Cow::Owned(name), Entry::Derived(kind, Box::new(reading)))),
+                )
                 .collect();
             mixed.sort_unstable_by(|a, b| a.0.cmp(&b.0));
             Entries::Mixed(mixed)
@@ -97,7 +100,7 @@ impl GroupStats {
             Entries::Plain(order) => order.get(at).copied(),
             Entries::Mixed(mixed) => match mixed.get(at)?.1 {
                 Entry::Defined(index) => Some(index),
-                Entry::Derived(_) => None,
+                Entry::Derived(..) => None,
             },
         }
     }
@@ -124,20 +127,24 @@ impl GroupStats {
 
     /// Kind and value of the one at `at`.
     pub fn read(&self, at: usize) -> Option<(Kind, Reading)> {
-        let entry = match &self.entries {
-            Entries::Plain(order) => Entry::Defined(*order.get(at)?),
-            Entries::Mixed(mixed) => mixed.get(at)?.1,
+        let index = match &self.entries {
+            Entries::Plain(order) => *order.get(at)?,
+            Entries::Mixed(mixed) => match &mixed.get(at)?.1 {
+                Entry::Defined(index) => *index,
+                Entry::Derived(kind, reading) => return Some((*kind, Reading::clone(reading))),
+            },
         };
-        Some(match entry {
-            Entry::Defined(index) => (self.group.defs.get(index)?.kind, self.group.read(index)),
-            Entry::Derived(count) => (Kind::Counter, Reading { value: Value::Number(count), used: true }),
-        })
+        Some((self.group.defs.get(index)?.kind, self.group.read(index)))
     }
 }
 
-fn derived(group: &Group) -> Vec<(String, u64)> {
+fn derived(group: &Group) -> Vec<(String, Kind, Reading)> {
+    let mut derived = by_worker(group);
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     for (origin, prefix) in [(Origin::Internal, "internal."), (Origin::External, "external.")] {
+        if let Some(times) = group.times(origin) {
+            derived.push((format!("{prefix}upstream_rq_time"), Kind::Histogram, times));
+        }
         for (code, count) in group.codes(origin) {
             for prefix in [prefix, ""] {
                 *counts.entry(format!("{prefix}upstream_rq_{code}")).or_default() += count;
@@ -146,7 +153,22 @@ fn derived(group: &Group) -> Vec<(String, u64)> {
             }
         }
     }
-    counts.into_iter().collect()
+    let counter = |(name, count)| (name, Kind::Counter, Reading { value: Value::Number(count), used: true });
+    derived.extend(counts.into_iter().map(counter));
+    derived
+}
+
+/// `worker_<n>.downstream_cx_active` and `_total` of a listener's own group.
+fn by_worker(group: &Group) -> Vec<(String, Kind, Reading)> {
+    let names = ["downstream_cx_total", "downstream_cx_active"];
+    let of_listener =
+        group.scope.prefix.starts_with("listener.") && group.defs.iter().zip(names).all(|(def, name)| def.name == name);
+    let mut derived = Vec::new();
+    for (index, def) in group.defs.iter().enumerate().take(if of_listener { names.len() } else { 0 }) {
+        let workers = group.read_by_worker(index).into_iter().enumerate();
+        derived.extend(workers.map(|(worker, reading)| (format!("worker_{worker}.{}", def.name), def.kind, reading)));
+    }
+    derived
 }
 
 /// All statistics by name. A group's prefix may be the start of another's name, so groups are merged as they open.

@@ -65,6 +65,7 @@ impl Tags {
                     .checked_sub(7)
                     .and_then(|at| name.get(at..))
                     .is_some_and(|tail| tail.starts_with("_rq_"));
+                let code = code || (behind == "ssl." && CHOICES.iter().any(|(kind, _)| name.starts_with(kind)));
                 if self.custom.is_empty() {
                     return !code;
                 }
@@ -114,6 +115,8 @@ fn response_code<'a>(name: &'a str, cut: &mut Vec<Range<usize>>, tags: &mut Vec<
 
 /// Tags by the place in the tree of names: cluster, connection manager, listener, TCP proxy, RBAC, rate limits.
 fn places<'a>(name: &'a str, cut: &mut Vec<Range<usize>>, tags: &mut Vec<(Cow<'a, str>, Cow<'a, str>)>) {
+    // What is cut out and is no value.
+    let mut also = None;
     let mut tag = |tag: &'static str, start: usize, end: usize| {
         if let Some(value) = name.get(start..end).filter(|value| !value.is_empty()) {
             cut.push(start..end + 1);
@@ -127,6 +130,7 @@ fn places<'a>(name: &'a str, cut: &mut Vec<Range<usize>>, tags: &mut Vec<(Cow<'a
     match root {
         "cluster" => {
             if let Some(end) = next() {
+                ssl(name, end, &mut tag);
                 // `grpc.<service>.<method>.<statistic>`: one word each, whatever dots the service's name has.
                 let at = end + ".grpc.".len();
                 if let Some(call) = name.get(end..).and_then(|tail| tail.strip_prefix(".grpc."))
@@ -157,8 +161,10 @@ fn places<'a>(name: &'a str, cut: &mut Vec<Range<usize>>, tags: &mut Vec<(Cow<'a
         }
         "listener" if !rest.starts_with("admin.") => {
             if let Some(length) = address(rest) {
-                tag("envoy_listener_address", start, start + length);
                 let after = start + length;
+                ssl(name, after, &mut tag);
+                worker(name, after + 1, &mut tag);
+                tag("envoy_listener_address", start, after);
                 if let Some(http) = name.get(after..).and_then(|tail| tail.strip_prefix(".http.")) {
                     let start = name.len() - http.len();
                     if let Some(end) = http.find('.') {
@@ -167,6 +173,27 @@ fn places<'a>(name: &'a str, cut: &mut Vec<Range<usize>>, tags: &mut Vec<(Cow<'a
                 }
             }
         }
+        "sds" => {
+            if let Some(last) = name.rfind('.').filter(|last| *last > start) {
+                tag("envoy_xds_resource_name", start, last);
+            }
+        }
+        "proxy_proto" => {
+            // `[<stat_prefix>.]versions.v<version>.<statistic>`; the prefix is a tag too.
+            let versions = name.find("versions.v").filter(|at| *at == start || name[..*at].ends_with('.'));
+            let (prefix, version) = match versions {
+                Some(at) => (at, name[at..].rfind('.').map(|last| (at, at + last))),
+                None => (name.rfind('.').map_or(start, |last| last + 1), None),
+            };
+            if prefix > start {
+                tag("envoy_proxy_protocol_prefix", start, prefix - 1);
+            }
+            if let Some((at, last)) = version {
+                tag("envoy_proxy_protocol_version", at + "versions.v".len(), last);
+                also = Some(at..at + "versions.v".len());
+            }
+        }
+        "server" => worker(name, start, &mut tag),
         "dns_filter" => {
             if let Some(end) = next() {
                 tag("envoy_dns_filter_prefix", start, end);
@@ -180,6 +207,42 @@ fn places<'a>(name: &'a str, cut: &mut Vec<Range<usize>>, tags: &mut Vec<(Cow<'a
         _ if rest.starts_with("http_local_rate_limit.") => tag("envoy_local_http_ratelimit_prefix", 0, root.len()),
         _ if rest.starts_with("rbac.") => tag("envoy_rbac_prefix", 0, root.len()),
         _ => {}
+    }
+    cut.extend(also);
+}
+
+/// Below `ssl.`: kinds of things that a handshake agrees on, and their tags.
+const CHOICES: [(&str, &str); 4] = [
+    ("versions.", "envoy_ssl_version"),
+    ("ciphers.", "envoy_ssl_cipher"),
+    ("curves.", "envoy_ssl_curve"),
+    ("sigalgs.", "envoy_ssl_sigalg"),
+];
+
+/// What handshakes agreed on, and certificates, in `.ssl.<kind>.<value>` at `at`.
+fn ssl(name: &str, at: usize, tag: &mut impl FnMut(&'static str, usize, usize)) {
+    let Some(rest) = name.get(at..).and_then(|tail| tail.strip_prefix(".ssl.")) else { return };
+    let start = name.len() - rest.len();
+    for (kind, label) in CHOICES {
+        if rest.starts_with(kind) {
+            tag(label, start + kind.len(), name.len());
+        }
+    }
+    if rest.starts_with("certificate.")
+        && let Some(last) = rest.rfind('.')
+    {
+        tag("envoy_tls_certificate", start + "certificate.".len(), start + last);
+    }
+}
+
+/// `worker_<n>.` at `at`.
+fn worker(name: &str, at: usize, tag: &mut impl FnMut(&'static str, usize, usize)) {
+    let Some(rest) = name.get(at..).and_then(|tail| tail.strip_prefix("worker_")) else { return };
+    let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+    if rest.as_bytes().get(digits) == Some(&b'.') {
+        let start = at + "worker_".len();
+        // `worker_0.x` is left as `worker_x`.
+        tag("envoy_worker_id", start, start + digits);
     }
 }
 
@@ -349,6 +412,35 @@ mod tests {
                 &[("listener", "http.in"), ("envoy_http_conn_manager_prefix", "in")],
             ),
             ("server.live", "server.live", &[]),
+            ("server.worker_panic", "server.worker_panic", &[]),
+            (
+                "listener.10.0.0.1_80.worker_12.downstream_cx_total",
+                "listener.downstream_cx_total",
+                &[("worker", "12"), ("envoy_worker_id", "12"), ("envoy_listener_address", "10.0.0.1_80")],
+            ),
+            (
+                "listener.10.0.0.1_80.ssl.versions.TLSv1.3",
+                "listener.ssl.versions",
+                &[("envoy_ssl_version", "TLSv1.3"), ("envoy_listener_address", "10.0.0.1_80")],
+            ),
+            (
+                "cluster.a.ssl.ciphers.ECDHE-RSA-AES128-GCM-SHA256",
+                "cluster.ssl.ciphers",
+                &[("envoy_ssl_cipher", "ECDHE-RSA-AES128-GCM-SHA256"), ("envoy_cluster_name", "a")],
+            ),
+            (
+                "listener.10.0.0.1_80.ssl.certificate.mesh.ca.expiration_unix_time_seconds",
+                "listener.ssl.certificate.expiration_unix_time_seconds",
+                &[("envoy_tls_certificate", "mesh.ca"), ("envoy_listener_address", "10.0.0.1_80")],
+            ),
+            ("sds.a.b.update_success", "sds.update_success", &[("envoy_xds_resource_name", "a.b")]),
+            (
+                "proxy_proto.edge.versions.v2.found",
+                "proxy_proto.found",
+                &[("envoy_proxy_protocol_prefix", "edge"), ("envoy_proxy_protocol_version", "2")],
+            ),
+            ("proxy_proto.versions.v1.error", "proxy_proto.error", &[("envoy_proxy_protocol_version", "1")]),
+            ("proxy_proto.not_found_allowed", "proxy_proto.not_found_allowed", &[]),
             ("cluster.", "cluster.", &[]),
             ("é_rq_", "é_rq_", &[]),
         ] {

@@ -51,10 +51,8 @@ impl Control {
 
     /// Uses a token or CA that is another since it was looked at last.
     pub(super) fn look_at_credentials(&mut self) {
-        if self.credentials.token.as_mut().is_some_and(Watched::changed)
-            && let Some(link) = &mut self.ads
-        {
-            link.renew_token();
+        if self.credentials.token.as_mut().is_some_and(Watched::changed) {
+            self.subscriptions.renew_token();
         }
         let Some(ca) = self.credentials.ca.as_mut() else { return };
         if !ca.changed() {

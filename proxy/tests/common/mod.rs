@@ -2,7 +2,9 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
 pub mod control_plane;
+pub mod planes;
 pub mod sidecar;
+pub mod upstream;
 
 use std::{
     fs,

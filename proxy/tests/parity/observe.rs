@@ -153,7 +153,7 @@ fn side_matches(expected: Option<&str>, value: Option<&String>) -> bool {
 }
 
 /// Whether `pattern`, in which `*` stands for any run of characters, covers the whole of `text`.
-fn glob(pattern: &str, text: &str) -> bool {
+pub fn glob(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
     let Some(rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
     let mut parts: Vec<&str> = parts.collect();

@@ -1,7 +1,7 @@
 //! One run: one case on one subject.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -89,81 +89,114 @@ pub struct Outcome {
 
 /// Runs a case on a subject in a directory of its own.
 pub async fn run(subject: Subject, case: Case, certs: Arc<Certs>, certs_dir: &Path, dir: &Path) -> Result<Outcome> {
-    let mut placeholders = Placeholders::new();
-    let log = dir.join("access.log");
-    placeholders.insert("LISTENER".into(), subject::free_port()?.to_string());
-    placeholders.insert("CERTS".into(), certs_dir.display().to_string());
-    placeholders.insert("LOG".into(), log.display().to_string());
-    placeholders.insert("DIR".into(), dir.display().to_string());
-    for file in certs::files() {
-        let text = std::fs::read_to_string(certs_dir.join(&file))?;
-        placeholders.insert(format!("BASE64:{file}"), BASE64_STANDARD.encode(&text));
-        placeholders.insert(format!("TEXT:{file}"), text);
-    }
+    let stage = Stage::start(subject, case, certs, certs_dir, dir).await?;
+    stage.play().await?;
+    stage.finish().await
+}
 
-    let mut sockets = Vec::new();
-    let mut refusing = Vec::new();
-    for (name, upstream) in &case.upstreams {
-        if upstream.pipe {
-            let path = dir.join(format!("{name}.sock"));
-            placeholders.insert(bootstrap::placeholder(name), path.display().to_string());
-            sockets.push((name.clone(), Listening::Pipe(UnixListener::bind(path)?)));
-            continue;
+/// A subject that serves a case's bootstrap, with the case's upstreams.
+pub struct Stage {
+    /// What all parts of the run share.
+    pub run: Arc<Run>,
+    running: Running,
+    upstreams: JoinSet<()>,
+    log: PathBuf,
+    /// Kept bound to the end.
+    _refusing: Vec<TcpSocket>,
+}
+
+impl Stage {
+    /// Starts upstreams and subject, and waits until it is live.
+    pub async fn start(subject: Subject, case: Case, certs: Arc<Certs>, certs_dir: &Path, dir: &Path) -> Result<Stage> {
+        let mut placeholders = Placeholders::new();
+        let log = dir.join("access.log");
+        placeholders.insert("LISTENER".into(), subject::free_port()?.to_string());
+        placeholders.insert("CERTS".into(), certs_dir.display().to_string());
+        placeholders.insert("LOG".into(), log.display().to_string());
+        placeholders.insert("DIR".into(), dir.display().to_string());
+        for file in certs::files() {
+            let text = std::fs::read_to_string(certs_dir.join(&file))?;
+            placeholders.insert(format!("BASE64:{file}"), BASE64_STANDARD.encode(&text));
+            placeholders.insert(format!("TEXT:{file}"), text);
         }
-        let socket = TcpSocket::new_v4()?;
-        socket.bind("127.0.0.1:0".parse()?)?;
-        placeholders.insert(bootstrap::placeholder(name), socket.local_addr()?.port().to_string());
-        match upstream.protocol {
-            // Bound and not listening: connects are refused and nobody else can take the port.
-            Protocol::Refuse => refusing.push(socket),
-            Protocol::H1 | Protocol::H2 | Protocol::Tcp => {
-                sockets.push((name.clone(), Listening::Tcp(socket.listen(128)?)))
+
+        let mut sockets = Vec::new();
+        let mut refusing = Vec::new();
+        for (name, upstream) in &case.upstreams {
+            if upstream.pipe {
+                let path = dir.join(format!("{name}.sock"));
+                placeholders.insert(bootstrap::placeholder(name), path.display().to_string());
+                sockets.push((name.clone(), Listening::Pipe(UnixListener::bind(path)?)));
+                continue;
+            }
+            let socket = TcpSocket::new_v4()?;
+            socket.bind("127.0.0.1:0".parse()?)?;
+            placeholders.insert(bootstrap::placeholder(name), socket.local_addr()?.port().to_string());
+            match upstream.protocol {
+                // Bound and not listening: connects are refused and nobody else can take the port.
+                Protocol::Refuse => refusing.push(socket),
+                Protocol::H1 | Protocol::H2 | Protocol::Tcp => {
+                    sockets.push((name.clone(), Listening::Tcp(socket.listen(128)?)))
+                }
             }
         }
-    }
-    std::fs::write(dir.join("bootstrap.yaml"), bootstrap::build(&case, &placeholders)?)?;
-    let mut running = Running::start(subject, dir, certs_dir).await?;
-    placeholders.insert("ADMIN".into(), running.admin.rsplit(':').next().unwrap_or_default().to_owned());
+        std::fs::write(dir.join("bootstrap.yaml"), bootstrap::build(&case, &placeholders)?)?;
+        let running = Running::start(subject, dir, certs_dir).await?;
+        placeholders.insert("ADMIN".into(), running.admin.rsplit(':').next().unwrap_or_default().to_owned());
 
-    let normalizer = Normalizer::new(
-        placeholders.iter().filter(|(name, _)| !name.contains(':')).map(|(k, v)| (k.as_str(), v.as_str())),
-        &case.source,
-    );
-    let seen = case.upstreams.keys().map(|name| (name.clone(), watch::Sender::new(Seen::default()))).collect();
-    let admin = running.admin.clone();
-    let mut serving = BTreeMap::new();
-    for (name, upstream) in case.upstreams.iter().filter(|(_, upstream)| !upstream.xds.is_empty()) {
-        let resources = upstream.xds.iter().map(|resource| bootstrap::filled(resource, &placeholders));
-        let served = Served::new(&resources.collect::<Result<Vec<_>>>()?)?;
-        serving.insert(name.clone(), watch::Sender::new(served));
-    }
-    let run = Arc::new(Run { recorder: Recorder::new(normalizer), case, placeholders, certs, admin, seen, serving });
-
-    let mut upstreams = JoinSet::new();
-    for (name, listener) in sockets {
-        upstreams.spawn(upstream::serve(run.clone(), name, listener));
-    }
-    running.live().await?;
-    for index in 0..run.case.connections.len() {
-        client::run(&run, index).await;
-    }
-    settle_upstreams(&run).await;
-    check_stats(&run, &run.case.stats, "stats").await?;
-    let tail = running.tail();
-    match running.stop().await {
-        Ok(status) => run.recorder.note("exit", &status.to_string()),
-        Err(error) => {
-            run.recorder.note("exit", "not in order");
-            run.recorder.miss(format!("{error:#}"));
+        let normalizer = Normalizer::new(
+            placeholders.iter().filter(|(name, _)| !name.contains(':')).map(|(k, v)| (k.as_str(), v.as_str())),
+            &case.source,
+        );
+        let seen = case.upstreams.keys().map(|name| (name.clone(), watch::Sender::new(Seen::default()))).collect();
+        let admin = running.admin.clone();
+        let mut serving = BTreeMap::new();
+        for (name, upstream) in case.upstreams.iter().filter(|(_, upstream)| !upstream.xds.is_empty()) {
+            let resources = upstream.xds.iter().map(|resource| bootstrap::filled(resource, &placeholders));
+            let served = Served::new(&resources.collect::<Result<Vec<_>>>()?)?;
+            serving.insert(name.clone(), watch::Sender::new(served));
         }
+        let run =
+            Arc::new(Run { recorder: Recorder::new(normalizer), case, placeholders, certs, admin, seen, serving });
+
+        let mut upstreams = JoinSet::new();
+        for (name, listener) in sockets {
+            upstreams.spawn(upstream::serve(run.clone(), name, listener));
+        }
+        let mut stage = Stage { run, running, upstreams, log, _refusing: refusing };
+        stage.running.live().await?;
+        Ok(stage)
     }
-    upstreams.abort_all();
-    check_access_log(&run, &log);
-    for (name, _) in run.case.upstreams.iter().filter(|(_, upstream)| upstream.unobserved) {
-        run.recorder.forget(&format!("upstream.{name}."));
+
+    /// Runs the case's clients, and waits until its upstreams and statistics have seen what they must.
+    pub async fn play(&self) -> Result<()> {
+        let run = &self.run;
+        for index in 0..run.case.connections.len() {
+            client::run(run, index).await;
+        }
+        settle_upstreams(run).await;
+        check_stats(run, &run.case.stats, "stats").await
     }
-    let (observed, missed) = run.recorder.take();
-    Ok(Outcome { observed, missed, tail })
+
+    /// Stops the subject; what was seen.
+    pub async fn finish(mut self) -> Result<Outcome> {
+        let run = self.run;
+        let tail = self.running.tail();
+        match self.running.stop().await {
+            Ok(status) => run.recorder.note("exit", &status.to_string()),
+            Err(error) => {
+                run.recorder.note("exit", "not in order");
+                run.recorder.miss(format!("{error:#}"));
+            }
+        }
+        self.upstreams.abort_all();
+        check_access_log(&run, &self.log);
+        for (name, _) in run.case.upstreams.iter().filter(|(_, upstream)| upstream.unobserved) {
+            run.recorder.forget(&format!("upstream.{name}."));
+        }
+        let (observed, missed) = run.recorder.take();
+        Ok(Outcome { observed, missed, tail })
+    }
 }
 
 /// Values for every placeholder of a case that is only looked at.

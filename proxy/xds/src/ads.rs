@@ -1,4 +1,4 @@
-//! One ADS stream's protocol, delta or state of the world, behind one surface.
+//! One subscription's protocol, delta or state of the world, behind one surface: ADS, or a single type of resource.
 //!
 //! Sans-io: what was received goes in, requests come out. The order of use:
 //!
@@ -14,7 +14,7 @@ use shika_proto::envoy::{
 };
 
 use crate::{
-    bootstrap::AdsConfig,
+    bootstrap::{ApiConfig, ApiType},
     compiler::{Update, Wanted},
     delta::Delta,
     reject::Reject,
@@ -61,7 +61,7 @@ pub struct Receipt {
     pub version: String,
 }
 
-/// Protocol state of one ADS subscription; outlives its streams.
+/// Protocol state of one subscription; outlives its streams.
 #[derive(Debug)]
 pub enum Ads {
     /// Delta.
@@ -72,11 +72,12 @@ pub enum Ads {
 
 impl Ads {
     /// State before the first stream.
-    pub fn new(config: &AdsConfig, node: Node) -> Self {
-        if config.delta {
-            Ads::Delta(Box::new(Delta::new(node, config.node_on_first_message_only)))
-        } else {
-            Ads::Sotw(Box::new(Sotw::new(node, config.node_on_first_message_only)))
+    pub fn new(config: &ApiConfig, node: Node) -> Self {
+        match config.api_type {
+            ApiType::DeltaGrpc => Ads::Delta(Box::new(Delta::new(node, config.node_on_first_message_only))),
+            ApiType::Grpc => Ads::Sotw(Box::new(Sotw::new(node, config.node_on_first_message_only))),
+            // Each question stands alone.
+            ApiType::Rest { .. } => Ads::Sotw(Box::new(Sotw::new(node, false))),
         }
     }
 

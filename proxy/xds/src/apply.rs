@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use prost::{Message, Name};
@@ -40,6 +40,7 @@ use crate::{
     harmless,
     reject::Reject,
     store::{Stored, content_hash},
+    subscription,
     warm::{ClusterState, ListenerSlot, ListenerState},
 };
 
@@ -59,6 +60,7 @@ impl Compiler {
     /// [`Self::build`] says what to publish.
     pub fn apply(&mut self, update: Update, now: Instant) -> Applied {
         let mut applied = Applied::default();
+        let began = Instant::now();
         let kind = update.type_url.as_str();
         if !matches!(
             kind,
@@ -84,7 +86,14 @@ impl Compiler {
         };
         let mut seen: BTreeSet<String> = BTreeSet::new();
         for resource in update.resources {
-            let name = match resource_name(kind, &resource) {
+            let resource = match resource.unwrapped() {
+                Ok(resource) => resource,
+                Err((name, fault)) => {
+                    applied.rejects.push(Reject::new(kind, &name, fault.path, fault.reason));
+                    continue;
+                }
+            };
+            let name = match resource.own_name(kind) {
                 Ok(name) => name,
                 Err(fault) => {
                     applied.rejects.push(Reject::new(kind, &resource.name, fault.path, fault.reason));
@@ -98,6 +107,9 @@ impl Compiler {
             } else {
                 self.one(kind, &name, &resource, now)
             };
+            if !matches!(outcome, Ok(Outcome::Unwanted)) {
+                self.arrived(kind, &name, &resource.version, outcome.is_ok(), began.elapsed());
+            }
             match outcome {
                 Ok(Outcome::Changed) => applied.changed = true,
                 Ok(Outcome::Unchanged) => applied.unchanged += 1,
@@ -115,6 +127,8 @@ impl Compiler {
             UpdateKind::Delta => update.removed,
             UpdateKind::FullState => match kind {
                 type_url::CLUSTER | type_url::LISTENER => {
+                    // What was refused and is not sent any more is refused no more.
+                    self.store.of_mut(kind).errors.retain(|name, _| seen.contains(name));
                     let held = self.store.of(kind).into_iter().flat_map(|store| store.dynamic.keys());
                     held.filter(|name| !seen.contains(*name)).cloned().collect()
                 }
@@ -125,11 +139,38 @@ impl Compiler {
         for name in removed {
             applied.changed |= self.remove(kind, &name);
         }
-        self.finish(kind, &update.version, &mut applied);
+        self.finish(kind, &update.version, &mut applied, began.elapsed());
         applied
     }
 
-    fn finish(&mut self, kind: &str, version: &str, applied: &mut Applied) {
+    /// Counts what became of a resource that something asked for by its name.
+    fn arrived(&self, kind: &str, name: &str, version: &str, accepted: bool, took: Duration) {
+        match kind {
+            // Those that are accepted are counted where they are put to use.
+            type_url::ENDPOINT if !accepted => {
+                let states = self.clusters.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
+                for state in states.filter(|state| state.compiled.eds.as_ref().is_some_and(|(eds, _)| **eds == *name)) {
+                    if let Some(eds) = &state.compiled.eds_stats {
+                        subscription::endpoints(&state.compiled.cluster.stats, eds, version, accepted, took);
+                    }
+                }
+            }
+            type_url::ROUTE => {
+                let states = self.listeners.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
+                for rds in states.flat_map(|state| &state.compiled.chains).filter_map(|chain| chain.rds.as_ref()) {
+                    rds.arrived(name, version, accepted, took);
+                }
+            }
+            type_url::SECRET => {
+                if let Some(stats) = self.sds.get(name) {
+                    subscription::arrived(stats, version, accepted, took);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn finish(&mut self, kind: &str, version: &str, applied: &mut Applied, took: Duration) {
         let (whole, stats) = match kind {
             type_url::CLUSTER => (&mut self.cds, &self.stats.cds),
             type_url::LISTENER => (&mut self.lds, &self.stats.lds),
@@ -145,13 +186,9 @@ impl Compiler {
             // An empty first response too lets the start go on.
             applied.changed = true;
         }
-        stats.update_attempt().inc();
+        subscription::arrived(stats, version, applied.rejects.is_empty(), took);
         if applied.rejects.is_empty() {
-            stats.update_success().inc();
-            stats.version().set(content_hash(version.as_bytes()));
             self.store.of_mut(kind).version = version.to_owned();
-        } else {
-            stats.update_rejected().inc();
         }
         self.changed |= applied.changed;
     }
@@ -165,11 +202,11 @@ impl Compiler {
                 "a static resource of the bootstrap has this name and cannot be changed",
             )]);
         }
-        if let Some(stored) = store.dynamic.get_mut(name)
+        // It keeps the version that it came with, as in Envoy: the one in force is that of its last change.
+        if let Some(stored) = store.dynamic.get(name)
             && stored.hash == hash
             && stored.resource.value == resource.resource.value
         {
-            stored.version.clone_from(&resource.version);
             store.errors.remove(name);
             return Ok(Outcome::Unchanged);
         }
@@ -190,7 +227,9 @@ impl Compiler {
             type_url::LISTENER => {
                 self.listener_update(&decode(&resource.resource)?, name, stored.clone(), false, now).map(|()| true)
             }
-            type_url::ENDPOINT => self.assignment(&decode(&resource.resource)?, name).map(|()| false),
+            type_url::ENDPOINT => {
+                self.assignment(&decode(&resource.resource)?, name, &resource.version).map(|()| false)
+            }
             type_url::ROUTE => self.route_table(&decode(&resource.resource)?, name).map(|()| false),
             type_url::RUNTIME => self.runtime_layer(&decode(&resource.resource)?, name).map(|()| false),
             _ => self.secret(&decode(&resource.resource)?, name).map(|()| false),
@@ -340,16 +379,20 @@ impl Compiler {
                 .build(&self.secrets)
                 .map_err(|reason| Fault::new("transport_socket.typed_config", reason))
                 .at("filter_chains", index)?;
-            tls.handle.context.store(context);
+            tls.put_in_force(context);
         }
         Ok(())
     }
 
-    fn assignment(&mut self, from: &ClusterLoadAssignment, name: &str) -> Compiled<()> {
+    fn assignment(&mut self, from: &ClusterLoadAssignment, name: &str, version: &str) -> Compiled<()> {
+        let began = Instant::now();
         let assignment = endpoints::assignment(from, Names::Refused)?;
         for state in self.clusters.values().flat_map(|slot| slot.active.iter().chain(&slot.warming)) {
             if state.compiled.eds.as_ref().is_some_and(|(wanted, _)| &**wanted == name) {
                 state.assign(&assignment, None);
+                if let Some(eds) = &state.compiled.eds_stats {
+                    subscription::endpoints(&state.compiled.cluster.stats, eds, version, true, began.elapsed());
+                }
             }
         }
         self.assignments.insert(name.into(), assignment);
@@ -449,6 +492,7 @@ impl Compiler {
             clusters: &mut self.cluster_ids,
             connection_limit: &mut |listener| runtime.limit(listener),
             cluster_exists,
+            servers: &self.servers,
             static_secret_exists: &|name| fixed.contains_key(name),
         };
         let ids = &mut self.route_ids;
@@ -470,11 +514,11 @@ impl NewContext<'_> {
         match self {
             NewContext::Client(tls, context) => {
                 tls.handle.context.store(Some(context));
-                tls.handle.stats.context_update_by_sds().inc();
+                tls.handle.factory.context_update_by_sds().inc();
             }
             NewContext::Server(tls, context) => {
-                tls.handle.context.store(Some(context));
-                tls.handle.stats.context_update_by_sds().inc();
+                tls.put_in_force(Some(context));
+                tls.handle.factory.context_update_by_sds().inc();
             }
         }
     }
@@ -482,31 +526,4 @@ impl NewContext<'_> {
 
 fn decode<M: Message + Name + Default>(resource: &Any) -> Result<M, Vec<Fault>> {
     any::unpack(resource).map_err(|error| vec![Fault::new("", error.to_string())])
-}
-
-/// The name in the resource, which has to be that of its wrapper.
-fn resource_name(kind: &str, resource: &Resource) -> Result<String, Fault> {
-    fn field<M: Message + Name + Default>(resource: &Any, name: fn(M) -> String) -> Result<String, Fault> {
-        any::unpack::<M>(resource).map(name).map_err(|error| Fault::new("", error.to_string()))
-    }
-    let any = &resource.resource;
-    let (name, path) = match kind {
-        type_url::CLUSTER => (field::<clusters::Cluster>(any, |cluster| cluster.name)?, "name"),
-        type_url::LISTENER => (field::<listeners::Listener>(any, |listener| listener.name)?, "name"),
-        type_url::ENDPOINT => {
-            (field::<ClusterLoadAssignment>(any, |assignment| assignment.cluster_name)?, "cluster_name")
-        }
-        type_url::ROUTE => (field::<RouteConfiguration>(any, |table| table.name)?, "name"),
-        type_url::RUNTIME => (field::<proto_runtime::Runtime>(any, |layer| layer.name)?, "name"),
-        _ => (field::<Secret>(any, |secret| secret.name)?, "name"),
-    };
-    // A listener may leave its name to the wrapper.
-    match (name.as_str(), resource.name.as_str()) {
-        ("", "") => Err(Fault::new(path, "value length must be at least 1 characters")),
-        ("", wrapper) if kind == type_url::LISTENER => Ok(wrapper.to_owned()),
-        ("", _) => Err(Fault::new(path, "value length must be at least 1 characters")),
-        (_, "") => Ok(name),
-        (own, wrapper) if own == wrapper => Ok(name),
-        (own, wrapper) => Err(Fault::new(path, format!("{own:?} is not the name that it was sent under, {wrapper:?}"))),
-    }
 }

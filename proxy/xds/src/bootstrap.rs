@@ -1,6 +1,6 @@
 //! What a bootstrap asks for besides its static resources.
 
-use std::{ops::Range, path::PathBuf, time::Duration};
+use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::overload::Overload;
 use shika_proto::envoy::config::core::v3::Node;
@@ -15,7 +15,7 @@ pub struct BootstrapPlan {
     /// `admin`, if there is any.
     pub admin: Option<Admin>,
     /// `dynamic_resources.ads_config`
-    pub ads: Option<AdsConfig>,
+    pub ads: Option<ApiConfig>,
     /// `dynamic_resources.cds_config`
     pub cds: Option<Source>,
     /// `dynamic_resources.lds_config`
@@ -105,7 +105,7 @@ pub enum StatsTagValue {
 }
 
 /// Where a type of resource comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
     /// The ADS stream.
     Ads {
@@ -121,14 +121,37 @@ pub enum Source {
         /// `initial_fetch_timeout`; `None` waits for ever. Envoy's default 15 s.
         initial_fetch_timeout: Option<Duration>,
     },
+    /// `api_config_source`: a subscription to this type alone. All names of a type that come from the same server share one.
+    Api {
+        /// The server, and how it is asked.
+        api: Arc<ApiConfig>,
+        /// `initial_fetch_timeout`; `None` waits for ever. Envoy's default 15 s.
+        initial_fetch_timeout: Option<Duration>,
+    },
 }
 
-/// `ads_config`
-#[derive(Clone, Debug, PartialEq)]
-pub struct AdsConfig {
-    /// `DELTA_GRPC`; otherwise state of the world.
-    pub delta: bool,
-    /// `envoy_grpc.cluster_name`: a static cluster.
+/// `ApiConfigSource.api_type`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ApiType {
+    /// A stream, state of the world.
+    Grpc,
+    /// A stream of what changes.
+    DeltaGrpc,
+    /// Asked again and again over HTTP with JSON, state of the world.
+    Rest {
+        /// `refresh_delay`: from an answer to the next question, plus up to a second at random, as in Envoy.
+        refresh: Duration,
+        /// `request_timeout`. Envoy's default 1 s.
+        timeout: Duration,
+    },
+}
+
+/// `ApiConfigSource`: a control plane, and how it is asked.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ApiConfig {
+    /// `api_type`
+    pub api_type: ApiType,
+    /// `envoy_grpc.cluster_name`, for REST `cluster_names`.
     pub cluster: String,
     /// `envoy_grpc.authority`; the cluster's name if empty.
     pub authority: String,
@@ -145,7 +168,7 @@ pub struct AdsConfig {
 }
 
 /// `config.grpc_credential.v3.FileBasedMetadataConfig`
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TokenFile {
     /// Where it is.
     pub path: PathBuf,

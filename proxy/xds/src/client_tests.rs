@@ -97,7 +97,7 @@ async fn asks_answers_and_comes_back() {
     let config = plan.ads.unwrap();
     let cluster = compiler.cluster("ads");
     let (events, mut events_in) = mpsc::channel(16);
-    tokio::spawn(run(config.clone(), move || cluster.clone(), events));
+    tokio::spawn(run(config.clone(), None, move || cluster.clone(), events));
     let mut ads = Ads::new(&config, plan.node);
     ads.want(type_url::CLUSTER, Wanted::All);
 
@@ -174,7 +174,7 @@ async fn google_grpc_reads_its_token_for_every_stream() {
     let mut ads = Ads::new(&config, plan.node);
     ads.want(type_url::CLUSTER, Wanted::All);
     let (events, mut events_in) = mpsc::channel(1);
-    tokio::spawn(run(config, move || cluster.clone(), events));
+    tokio::spawn(run(config, None, move || cluster.clone(), events));
     for token in ["token-1", "token-2"] {
         let Some(Event::Connected { requests }) = events_in.recv().await else { panic!("connected") };
         ads.connected();
@@ -201,7 +201,7 @@ async fn says_why_it_cannot_connect() {
     compiler.build().unwrap();
     let cluster = compiler.cluster("ads");
     let (events, mut events_in) = mpsc::channel(1);
-    tokio::spawn(run(plan.ads.unwrap(), move || cluster.clone(), events));
+    tokio::spawn(run(plan.ads.unwrap(), None, move || cluster.clone(), events));
     let Some(Event::Disconnected { reason, .. }) = events_in.recv().await else { panic!("disconnected") };
     assert!(reason.contains(&format!("127.0.0.1:{port}")) && reason.contains("refused"), "{reason}");
 }

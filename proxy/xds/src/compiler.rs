@@ -13,7 +13,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use shika_data::{
@@ -25,16 +25,18 @@ use shika_proto::type_url;
 
 pub use crate::update::*;
 use crate::{
-    bootstrap::Source,
+    bootstrap::{ApiConfig, Source},
     compile::{
         ClusterIds,
+        config_source::Servers,
         endpoints::Assignment,
-        tls::{SecretRef, SecretSource, Secrets},
+        tls::{SecretRef, Secrets},
     },
     harmless::HarmlessSeen,
     reject::Reject,
     runtime::{Layer, Runtime},
     store::Store,
+    subscription,
     warm::{Arrived, ClusterSlot, ListenerSlot, Sockets},
 };
 
@@ -69,6 +71,8 @@ pub struct Compiler {
     pub(crate) cluster_ids: ClusterIds,
     /// `cluster_manager.upstream_bind_config` of the bootstrap.
     pub(crate) bind_source: Option<IpAddr>,
+    /// What of the bootstrap sources of resources may lead to.
+    pub(crate) servers: Servers,
     /// `node.cluster` of the bootstrap.
     pub(crate) local_cluster: String,
     pub(crate) route_ids: HashMap<RouteKey, RouteTableId>,
@@ -77,6 +81,8 @@ pub struct Compiler {
     pub(crate) assignments: HashMap<Arc<str>, Assignment>,
     pub(crate) tables: HashMap<Arc<str>, Arc<RouteTable>>,
     pub(crate) secrets: Secrets,
+    /// `sds.<name>.` of secrets that something asks for.
+    pub(crate) sds: BTreeMap<Arc<str>, SubscriptionStats>,
     pub(crate) runtime: Runtime,
     pub(crate) cds: Whole,
     pub(crate) lds: Whole,
@@ -122,6 +128,7 @@ impl Compiler {
             harmless: HarmlessSeen::default(),
             cluster_ids: ClusterIds::default(),
             bind_source: None,
+            servers: Servers::default(),
             local_cluster: String::new(),
             route_ids: HashMap::new(),
             clusters: BTreeMap::new(),
@@ -129,6 +136,7 @@ impl Compiler {
             assignments: HashMap::new(),
             tables: HashMap::new(),
             secrets: Secrets::default(),
+            sds: BTreeMap::new(),
             runtime: Runtime::default(),
             cds: Whole::default(),
             lds: Whole::default(),
@@ -257,6 +265,11 @@ impl Compiler {
         let listeners = &self.listeners;
         self.runtime.retain(|name| listeners.contains_key(name));
         let wanted = self.names(type_url::SECRET);
+        self.sds.retain(|name, _| wanted.contains(name));
+        for name in &wanted {
+            let stats = || subscription::secret(&self.registry, name);
+            self.sds.entry(name.clone()).or_insert_with(stats);
+        }
         self.secrets.dynamic.retain(|name, _| wanted.contains(name));
         self.store.retain(type_url::SECRET, |name| wanted.contains(name));
     }
@@ -287,6 +300,9 @@ impl Compiler {
             if !state.timed_out && due(state.deadline) && (state.compiled.eds.is_some() || !state.secrets().is_empty())
             {
                 state.timed_out = true;
+                if let Some(stats) = &state.compiled.eds_stats {
+                    stats.init_fetch_timeout().inc();
+                }
                 any = true;
             }
         }
@@ -327,19 +343,37 @@ impl Compiler {
 
     /// Which resources of a type are wanted on the ADS stream now. LDS waits until the first CDS response is warm.
     pub fn wanted(&self, type_url: &str) -> Wanted {
-        let all =
-            |whole: &Whole| if matches!(whole.source, Some(Source::Ads { .. })) { Wanted::All } else { Wanted::None };
+        let ads = |source: &Source| matches!(source, Source::Ads { .. });
         match type_url {
-            type_url::CLUSTER => all(&self.cds),
-            type_url::LISTENER if self.cds.settled => all(&self.lds),
-            type_url::ENDPOINT | type_url::ROUTE | type_url::SECRET | type_url::RUNTIME => Wanted::Names(
-                self.sources(type_url)
-                    .filter(|(_, source)| matches!(source, Source::Ads { .. }))
-                    .map(|(name, _)| name)
-                    .collect(),
-            ),
+            type_url::CLUSTER if self.cds.source.as_ref().is_some_and(ads) => Wanted::All,
+            type_url::LISTENER if self.cds.settled && self.lds.source.as_ref().is_some_and(ads) => Wanted::All,
+            type_url::ENDPOINT | type_url::ROUTE | type_url::SECRET | type_url::RUNTIME => {
+                Wanted::Names(self.sources(type_url).filter(|(_, source)| ads(source)).map(|(name, _)| name).collect())
+            }
             _ => Wanted::None,
         }
+    }
+
+    /// What is wanted now of servers of single types (`api_config_source`), by server and type; LDS waits as in [`Self::wanted`].
+    pub fn wanted_apis(&self) -> BTreeMap<(Arc<ApiConfig>, &'static str), Wanted> {
+        let mut wanted = BTreeMap::new();
+        for (type_url, whole) in [(type_url::CLUSTER, &self.cds), (type_url::LISTENER, &self.lds)] {
+            if let Some(Source::Api { api, .. }) = &whole.source
+                && (type_url == type_url::CLUSTER || self.cds.settled)
+            {
+                wanted.insert((api.clone(), type_url), Wanted::All);
+            }
+        }
+        for type_url in [type_url::ENDPOINT, type_url::ROUTE, type_url::SECRET, type_url::RUNTIME] {
+            for (name, source) in self.sources(type_url) {
+                let Source::Api { api, .. } = source else { continue };
+                let names = wanted.entry((api, type_url)).or_insert_with(|| Wanted::Names(BTreeSet::new()));
+                if let Wanted::Names(names) = names {
+                    names.insert(name);
+                }
+            }
+        }
+        wanted
     }
 
     /// Files to watch, with the type of what is in them.
@@ -379,20 +413,7 @@ impl Compiler {
                     .flat_map(|state| state.secrets())
                     .chain(listeners.flat_map(|state| state.secrets()))
                     .collect();
-                Box::new(secrets.into_iter().filter_map(|secret| {
-                    let source = match secret.source {
-                        SecretSource::Static => return None,
-                        SecretSource::Ads(timeout) => {
-                            Source::Ads { initial_fetch_timeout: timeout.map(Duration::from_millis) }
-                        }
-                        SecretSource::File(path, watched_directory, timeout) => Source::File {
-                            path,
-                            watched_directory,
-                            initial_fetch_timeout: timeout.map(Duration::from_millis),
-                        },
-                    };
-                    Some((secret.name, source))
-                }))
+                Box::new(secrets.into_iter().filter_map(|secret| Some((secret.name, secret.source?))))
             }
             _ => Box::new(std::iter::empty()),
         }
@@ -431,6 +452,14 @@ impl Compiler {
     /// whether a cluster was waiting for it: then there is something to [`Self::build`].
     pub fn set_dns(&mut self, cluster: &str, hostname: &str, addresses: Option<&[IpAddr]>) -> bool {
         let Some(slot) = self.clusters.get_mut(cluster) else { return false };
+        if let Some(state) = slot.active.as_ref().or(slot.warming.as_ref()) {
+            let stats = &state.compiled.cluster.stats;
+            stats.update_attempt().inc();
+            match addresses {
+                Some(_) => stats.update_success().inc(),
+                None => stats.update_failure().inc(),
+            }
+        }
         if let Some(state) = &mut slot.active {
             state.answer(hostname, addresses);
         }

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::time::Duration;
+
 use shika_proto::envoy::{
     config::{
         cluster::v3::Cluster as ProtoCluster, endpoint::v3::ClusterLoadAssignment,
@@ -449,4 +451,38 @@ static_resources:
     assert!(Arc::ptr_eq(&second, &context()));
     let other = secret(&validation(&certificate("three").0).replace("name: ca", "name: other"));
     assert!(compiler.replace_static_secret(&other).unwrap_err().reason.contains("no static secret"));
+}
+
+#[test]
+fn a_wrapper_is_taken_off_and_a_time_to_live_refused() {
+    use shika_proto::envoy::service::discovery::v3::Resource as Wrapper;
+    let mut compiler = compiler();
+    load(&mut compiler, ADS).unwrap();
+    let cluster = shika_proto::any::pack(&shika_proto::envoy::config::cluster::v3::Cluster {
+        name: "c".into(),
+        ..Default::default()
+    });
+    let mut send = |wrapper: &Wrapper| {
+        compiler.apply(
+            Update {
+                type_url: type_url::CLUSTER.into(),
+                resources: vec![Resource {
+                    name: String::new(),
+                    version: "1".into(),
+                    resource: shika_proto::any::pack(wrapper),
+                }],
+                removed: Vec::new(),
+                kind: UpdateKind::FullState,
+                version: "1".into(),
+            },
+            Instant::now(),
+        )
+    };
+    let wrapper = Wrapper { name: "c".into(), resource: Some(cluster), ..Default::default() };
+    let ttl = Some(shika_proto::google::protobuf::Duration { seconds: 60, nanos: 0 });
+    let refused = send(&Wrapper { ttl, ..wrapper.clone() });
+    let found: Vec<String> = refused.rejects.iter().map(ToString::to_string).collect();
+    assert_eq!(found, ["Cluster \"c\": ttl: resources with a time to live are not supported"]);
+    let taken = send(&wrapper);
+    assert!(taken.rejects.is_empty() && taken.changed);
 }

@@ -18,6 +18,7 @@ use std::{
 };
 
 use shika_proto::{
+    any,
     envoy::{
         config::core::v3::Node,
         service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
@@ -119,9 +120,14 @@ impl Delta {
         let mut resources = Vec::with_capacity(response.resources.len());
         for resource in response.resources {
             // A resource without content is a heartbeat of one with a time to live, or a placeholder for an alias.
-            let Some(content) = resource.resource else { continue };
+            if resource.resource.is_none() {
+                continue;
+            }
             pending.versions.push((resource.name.clone(), resource.version.clone()));
-            resources.push(Resource { name: resource.name, version: resource.version, resource: content });
+            let (name, version) = (resource.name.clone(), resource.version.clone());
+            // With a time to live it stays in its wrapper, so that it is refused for that.
+            let content = if resource.ttl.is_some() { Some(any::pack(&resource)) } else { resource.resource };
+            resources.extend(content.map(|resource| Resource { name, version, resource }));
         }
         state.pending.push((response.nonce.clone(), pending));
         let update = Update {
@@ -143,8 +149,10 @@ impl Delta {
         let Some(at) = state.pending.iter().position(|(nonce, _)| *nonce == receipt.nonce) else { return };
         let (_, pending) = state.pending.remove(at);
         for (name, version) in pending.versions {
-            // A refused resource keeps the version of the one in force, so that a new stream is sent the refused one again.
-            if !rejects.iter().any(|reject| reject.name == name) {
+            // A refused resource keeps the version of the one in force, so that a new stream is sent the refused one again. One that nothing asks for was
+            // passed over.
+            let wanted = state.wanted.names().is_none_or(|names| names.contains(name.as_str()));
+            if wanted && !rejects.iter().any(|reject| reject.name == name) {
                 state.versions.insert(name, version);
             }
         }

@@ -121,3 +121,19 @@ fn passes_over_what_is_not_for_it() {
     assert_eq!(request.response_nonce, "", "a receipt of the stream before is not sent on this one");
     assert!(request.initial_resource_versions.is_empty());
 }
+
+#[test]
+fn what_nothing_asks_for_is_not_held() {
+    let mut state = state();
+    state.want(ENDPOINT, names(&["a"]));
+    state.connected();
+    state.next_request().unwrap();
+    let (_, receipt) = state.received(response(ENDPOINT, "1", &[("a", "1"), ("b", "1")], &[])).unwrap();
+    state.acknowledge(receipt, &[]);
+    // Asked for later, on another stream: it has never been taken, and has to be sent.
+    state.want(ENDPOINT, names(&["a", "b"]));
+    state.disconnected();
+    state.connected();
+    let again = state.next_request().unwrap();
+    assert_eq!(again.initial_resource_versions.into_keys().collect::<Vec<_>>(), ["a"]);
+}

@@ -13,10 +13,7 @@ use shika_proto::{
         config::{
             bootstrap::v3::{self as proto, Bootstrap, bootstrap::StaticResources, runtime_layer::LayerSpecifier},
             cluster::v3::Cluster,
-            core::v3::{
-                ApiConfigSource, ConfigSource, Node, TypedExtensionConfig, api_config_source::ApiType,
-                grpc_service::TargetSpecifier, node::UserAgentVersionType,
-            },
+            core::v3::{ApiConfigSource, ConfigSource, Node, TypedExtensionConfig, node::UserAgentVersionType},
             metrics::v3::{StatsConfig, tag_specifier::TagValue},
         },
         extensions::{regex_engines::v3::GoogleRe2, transport_sockets::tls::v3::Secret},
@@ -26,13 +23,14 @@ use shika_proto::{
 };
 
 use crate::{
-    bootstrap::{Admin, AdsConfig, BootstrapPlan, Source, StatsTag, StatsTagValue, TagRegex},
-    client::LARGEST_MESSAGE,
+    bootstrap::{Admin, ApiConfig, ApiType, BootstrapPlan, Source, StatsTag, StatsTagValue, TagRegex},
     compile::{
-        Compiled, Fault, Within, access_log, address, enumeration, flag, non_empty, positive, required, secret, source,
+        Compiled, Fault, Within, access_log, address,
+        config_source::{self, Servers, Through},
+        flag, non_empty, positive, required, secret,
     },
     compiler::{Compiler, Whole},
-    google_grpc, harmless, overload,
+    harmless, overload,
     reject::Reject,
     runtime::Layer,
     store::{Stored, content_hash},
@@ -58,6 +56,7 @@ impl Compiler {
             Ok(source) => self.bind_source = source.flatten(),
             Err(fault) => rejects.push(refusal(type_url::BOOTSTRAP, "", fault)),
         }
+        self.servers = Servers::of(&bootstrap);
         self.local_cluster = bootstrap.node.as_ref().map(|node| node.cluster.clone()).unwrap_or_default();
         let resources = bootstrap.static_resources.take().unwrap_or_default();
         self.static_resources(resources, now, &mut rejects);
@@ -185,11 +184,7 @@ impl Compiler {
                     dynamic.ads_config.as_ref().map(|config| self.ads(config, now)).transpose().within("ads_config")?;
                 let config = |from: &Option<ConfigSource>, field: &str| -> Compiled<Option<Source>> {
                     let Some(from) = from else { return Ok(None) };
-                    let source = source::config(from).within(field)?;
-                    if matches!(source, Source::Ads { .. }) && ads.is_none() {
-                        return Err(Fault::new(field, "ads is set, but dynamic_resources.ads_config is not"));
-                    }
-                    Ok(Some(source))
+                    config_source::config(from, &self.servers, Through::Primary).within(field).map(Some)
                 };
                 cds = config(&dynamic.cds_config, "cds_config")?;
                 lds = config(&dynamic.lds_config, "lds_config")?;
@@ -197,13 +192,14 @@ impl Compiler {
             })()
             .within("dynamic_resources")?;
         }
-        let node = node(bootstrap.node.as_ref(), ads.is_some()).within("node")?;
+        let served = |source: &Option<Source>| matches!(source, Some(Source::Api { .. }));
+        let node = node(bootstrap.node.as_ref(), ads.is_some() || served(&cds) || served(&lds)).within("node")?;
         let (stats_tags, default_tags) = match &bootstrap.stats_config {
             Some(config) => stats(config).within("stats_config")?,
             None => (Vec::new(), true),
         };
         for (index, layer) in bootstrap.layered_runtime.iter().flat_map(|runtime| &runtime.layers).enumerate() {
-            let layer = runtime_layer(layer).at("layers", index).within("layered_runtime")?;
+            let layer = runtime_layer(layer, &self.servers).at("layers", index).within("layered_runtime")?;
             self.runtime.layers.push(layer);
         }
         self.runtime.apply();
@@ -234,86 +230,29 @@ impl Compiler {
         Ok(Some(Admin { address, access_log }))
     }
 
-    fn ads(&mut self, from: &ApiConfigSource, now: Instant) -> Compiled<AdsConfig> {
-        let delta = match enumeration(from.api_type, "api_type")? {
-            ApiType::DeltaGrpc | ApiType::AggregatedDeltaGrpc => true,
-            ApiType::Grpc | ApiType::AggregatedGrpc => false,
-            ApiType::Rest | ApiType::DeprecatedAndUnavailableDoNotUse => {
-                return Err(Fault::new("api_type", "ADS needs GRPC or DELTA_GRPC"));
-            }
-        };
-        source::check_version(from.transport_api_version, "transport_api_version")?;
-        let service = match from.grpc_services.as_slice() {
-            [service] => service,
-            [] => return Err(Fault::new("grpc_services", "value must contain exactly 1 item(s), not 0")),
-            more => {
-                return Err(Fault::new(
-                    "grpc_services",
-                    format!("value must contain exactly 1 item(s), not {}", more.len()),
-                ));
-            }
-        };
-        (|| {
-            let mut config = AdsConfig {
-                delta,
-                cluster: String::new(),
-                authority: String::new(),
-                metadata: Vec::with_capacity(service.initial_metadata.len()),
-                node_on_first_message_only: from.set_node_on_first_message_only,
-                token_file: None,
-                keepalive: None,
-                largest_message: LARGEST_MESSAGE,
-            };
-            match &service.target_specifier {
-                Some(TargetSpecifier::EnvoyGrpc(grpc)) => {
-                    let cluster = non_empty(&grpc.cluster_name, "cluster_name").within("envoy_grpc")?;
-                    if !self.clusters.contains_key(cluster) {
-                        return Err(Fault::new(
-                            "envoy_grpc.cluster_name",
-                            format!("Unknown gRPC client cluster '{cluster}': it has to be in static_resources"),
-                        ));
-                    }
-                    config.cluster = cluster.to_owned();
-                    config.authority.clone_from(&grpc.authority);
-                }
-                Some(TargetSpecifier::GoogleGrpc(grpc)) => (|| {
-                    let stream = google_grpc::stream(grpc)?;
-                    config.cluster.clone_from(&stream.cluster.name);
-                    config.authority = stream.authority;
-                    config.token_file = stream.token_file;
-                    config.keepalive = stream.keepalive;
-                    config.largest_message = stream.largest_message;
-                    self.static_cluster(stream.cluster, now)
-                })()
-                .within("google_grpc")?,
-                None => return Err(Fault::new("target_specifier", "value is required")),
-            }
-            for (index, header) in service.initial_metadata.iter().enumerate() {
-                let name = http::HeaderName::from_bytes(header.key.to_ascii_lowercase().as_bytes());
-                // The value may be a token: it is not repeated.
-                if name.is_err() || http::HeaderValue::from_str(&header.value).is_err() {
-                    return Err(Fault::new(
-                        format!("initial_metadata[{index}]"),
-                        format!("{:?} or its value cannot be a header", header.key),
-                    ));
-                }
-                config.metadata.push((header.key.to_ascii_lowercase(), header.value.clone()));
-            }
-            Ok(config)
-        })()
-        .at("grpc_services", 0)
+    fn ads(&mut self, from: &ApiConfigSource, now: Instant) -> Compiled<ApiConfig> {
+        let (config, cluster) = config_source::api(from, &self.servers, Through::Primary)?;
+        if matches!(config.api_type, ApiType::Rest { .. }) {
+            return Err(Fault::new("api_type", "ADS needs GRPC or DELTA_GRPC"));
+        }
+        if let Some(cluster) = cluster {
+            self.static_cluster(cluster, now).within("google_grpc").at("grpc_services", 0)?;
+        }
+        Ok(config)
     }
 }
 
 /// A layer of runtime values.
-fn runtime_layer(from: &proto::RuntimeLayer) -> Compiled<Layer> {
+fn runtime_layer(from: &proto::RuntimeLayer, servers: &Servers) -> Compiled<Layer> {
     let name = non_empty(&from.name, "name")?;
     let mut layer = Layer { name: name.to_owned(), values: Value::Object(Map::new()), rtds: None };
     match &from.layer_specifier {
         Some(LayerSpecifier::StaticLayer(values)) => layer.values = struct_value(values).within("static_layer")?,
         Some(LayerSpecifier::RtdsLayer(rtds)) => {
             let resource = if rtds.name.is_empty() { name } else { &rtds.name };
-            let source = required(&rtds.rtds_config, "rtds_config").and_then(source::config).within("rtds_layer")?;
+            let source = required(&rtds.rtds_config, "rtds_config")
+                .and_then(|from| config_source::config(from, servers, Through::Primary).within("rtds_config"))
+                .within("rtds_layer")?;
             layer.rtds = Some((resource.into(), source));
         }
         Some(LayerSpecifier::DiskLayer(_) | LayerSpecifier::AdminLayer(_)) | None => {}

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use prost::{Message, Name};
 use shika_data::{
     model::{
         ListenerId,
@@ -10,9 +11,21 @@ use shika_data::{
     },
     snapshot::Snapshot,
 };
-use shika_proto::google::protobuf::Any;
+use shika_proto::{
+    any,
+    envoy::{
+        config::{
+            cluster::v3 as clusters, endpoint::v3::ClusterLoadAssignment, listener::v3 as listeners,
+            route::v3::RouteConfiguration,
+        },
+        extensions::transport_sockets::tls::v3::Secret,
+        service::{discovery::v3::Resource as Wrapper, runtime::v3::Runtime},
+    },
+    google::protobuf::Any,
+    type_url,
+};
 
-use crate::reject::Reject;
+use crate::{compile::Fault, reject::Reject};
 
 /// What the compiler needs to know of the process.
 pub struct CompileOptions {
@@ -48,6 +61,56 @@ pub struct Resource {
     pub version: String,
     /// The resource.
     pub resource: Any,
+}
+
+impl Resource {
+    /// A resource without its wrapper, which it may have in state of the world too. Refusals come with the wrapper's name.
+    pub(crate) fn unwrapped(self) -> Result<Resource, (String, Fault)> {
+        if !any::is::<Wrapper>(&self.resource) {
+            return Ok(self);
+        }
+        let wrapper: Wrapper =
+            any::unpack(&self.resource).map_err(|error| (self.name, Fault::new("", error.to_string())))?;
+        if wrapper.ttl.is_some() {
+            return Err((wrapper.name, Fault::new("ttl", "resources with a time to live are not supported")));
+        }
+        match wrapper.resource {
+            Some(content) => {
+                let version = if wrapper.version.is_empty() { self.version } else { wrapper.version };
+                Ok(Resource { name: wrapper.name, version, resource: content })
+            }
+            None => Err((wrapper.name, Fault::new("resource", "value is required"))),
+        }
+    }
+
+    /// The name in the resource, which has to be that of its wrapper.
+    pub(crate) fn own_name(&self, kind: &str) -> Result<String, Fault> {
+        fn field<M: Message + Name + Default>(resource: &Any, name: fn(M) -> String) -> Result<String, Fault> {
+            any::unpack::<M>(resource).map(name).map_err(|error| Fault::new("", error.to_string()))
+        }
+        let any = &self.resource;
+        let (name, path) = match kind {
+            type_url::CLUSTER => (field::<clusters::Cluster>(any, |cluster| cluster.name)?, "name"),
+            type_url::LISTENER => (field::<listeners::Listener>(any, |listener| listener.name)?, "name"),
+            type_url::ENDPOINT => {
+                (field::<ClusterLoadAssignment>(any, |assignment| assignment.cluster_name)?, "cluster_name")
+            }
+            type_url::ROUTE => (field::<RouteConfiguration>(any, |table| table.name)?, "name"),
+            type_url::RUNTIME => (field::<Runtime>(any, |layer| layer.name)?, "name"),
+            _ => (field::<Secret>(any, |secret| secret.name)?, "name"),
+        };
+        // A listener may leave its name to the wrapper.
+        match (name.as_str(), self.name.as_str()) {
+            ("", "") => Err(Fault::new(path, "value length must be at least 1 characters")),
+            ("", wrapper) if kind == type_url::LISTENER => Ok(wrapper.to_owned()),
+            ("", _) => Err(Fault::new(path, "value length must be at least 1 characters")),
+            (_, "") => Ok(name),
+            (own, wrapper) if own == wrapper => Ok(name),
+            (own, wrapper) => {
+                Err(Fault::new(path, format!("{own:?} is not the name that it was sent under, {wrapper:?}")))
+            }
+        }
+    }
 }
 
 /// One xDS response, or the content of one file.

@@ -28,7 +28,7 @@ use crate::{
         endpoints::{Assignment, Resolved},
         http::Routes,
         listener::{ChainIds, CompiledListener},
-        tls::{SecretRef, SecretSource},
+        tls::SecretRef,
     },
     reject::short_type,
     store::Stored,
@@ -133,15 +133,14 @@ pub(crate) fn deadline(now: Instant, timeouts: impl Iterator<Item = Option<Durat
 }
 
 fn timeout_of(secret: &SecretRef) -> Option<Duration> {
-    match &secret.source {
-        SecretSource::Static => Some(Duration::ZERO),
-        SecretSource::Ads(timeout) | SecretSource::File(_, _, timeout) => timeout.map(Duration::from_millis),
-    }
+    secret.source.as_ref().map_or(Some(Duration::ZERO), timeout_of_source)
 }
 
 pub(crate) fn timeout_of_source(source: &Source) -> Option<Duration> {
     match source {
-        Source::Ads { initial_fetch_timeout } | Source::File { initial_fetch_timeout, .. } => *initial_fetch_timeout,
+        Source::Ads { initial_fetch_timeout }
+        | Source::File { initial_fetch_timeout, .. }
+        | Source::Api { initial_fetch_timeout, .. } => *initial_fetch_timeout,
     }
 }
 

@@ -15,10 +15,10 @@ use crate::{
     inspect::{self, Findings, InspectError},
     io::Socket,
     model::{
-        chain_match::ConnectionFacts,
+        chain_match::{ConnectionFacts, TransportProtocol},
         listener::{Listener, TcpProxy, Terminal},
     },
-    stats::ListenerStats,
+    stats::{ListenerStats, TlsInspectorStats},
     tcp::proxy::Early,
 };
 
@@ -70,7 +70,22 @@ pub(super) async fn detect(
                 }
             }
         }
-        inspect::inspect(socket, head, look).await
+        let result = inspect::inspect(socket, head, look).await;
+        if let Some(stats) = listener.inspect.tls_stats.as_ref().filter(|_| look.tls) {
+            count(stats, &result);
+        }
+        if let (Some(stats), Ok(findings)) = (&listener.inspect.http_stats, &result)
+            && look.http
+            && findings.transport != TransportProtocol::Tls
+        {
+            match findings.application_protocols.first().map(|protocol| &**protocol) {
+                Some("http/1.0") => stats.http10_found().inc(),
+                Some("http/1.1") => stats.http11_found().inc(),
+                Some(_) => stats.http2_found().inc(),
+                None => stats.http_not_found().inc(),
+            }
+        }
+        result
     };
     let result = match listener.inspect_timeout {
         None => Ok(detection.await),
@@ -95,6 +110,27 @@ pub(super) async fn detect(
             listener.stats.downstream_pre_cx_timeout().inc();
             listener.continue_on_inspect_timeout.then(|| (Findings::default(), early))
         }
+    }
+}
+
+/// Counts what the TLS inspector found.
+fn count(stats: &TlsInspectorStats, result: &Result<Findings, InspectError>) {
+    let findings = match result {
+        Ok(findings) => findings,
+        Err(InspectError::TooLarge) => return stats.client_hello_too_large().inc(),
+        Err(_) => return,
+    };
+    if findings.transport != TransportProtocol::Tls {
+        return stats.tls_not_found().inc();
+    }
+    stats.tls_found().inc();
+    match findings.server_name.is_empty() {
+        true => stats.sni_not_found().inc(),
+        false => stats.sni_found().inc(),
+    }
+    match findings.application_protocols.is_empty() {
+        true => stats.alpn_not_found().inc(),
+        false => stats.alpn_found().inc(),
     }
 }
 

@@ -124,7 +124,11 @@ pub(super) fn decide(chain: &FilterChain, connection: &Connection) -> Option<Str
                 }
                 rbac.stats.allowed().inc();
                 if enforced.action == Action::Log {
-                    if decision.policy.is_some() { rbac.stats.logged().inc() } else { rbac.stats.not_logged().inc() }
+                    if decision.policy.is_some() {
+                        rbac.stats.log().logged().inc()
+                    } else {
+                        rbac.stats.log().not_logged().inc()
+                    }
                 }
             }
             NetworkFilter::LocalRateLimit(_) | NetworkFilter::SetFilterState(_) => {}

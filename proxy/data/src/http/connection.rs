@@ -36,14 +36,14 @@ pub async fn serve(io: DownstreamIo, connection: Arc<Connection>, chain: Arc<Fil
     let Terminal::Http(manager) = &chain.terminal else { return };
     let manager = manager.clone();
     let _counted = Counted::new(&manager, connection.tls.is_some());
-    let (io, http2) = match choose_codec(io, &manager, &connection).await {
+    let life = Arc::new(Life::default());
+    let (io, http2) = match choose_codec(io, &manager, &connection, &life).await {
         Ok(chosen) => chosen,
         Err(_) => {
             manager.stats.downstream_cx_destroy_remote().inc();
             return;
         }
     };
-    let life = Arc::new(Life::default());
     let (served, active) = if http2 {
         let _counted = CountedCodec::new(&manager, true);
         serve_http2(io, &connection, chain, &manager, &life).await
@@ -65,7 +65,10 @@ pub async fn serve(io: DownstreamIo, connection: Arc<Connection>, chain: Arc<Fil
             if let Some(upgrade) = upgrade {
                 let _ = upgrade.await;
             }
-            stats.downstream_cx_destroy_local().inc();
+            match life.peer_closed() {
+                true => stats.downstream_cx_destroy_remote().inc(),
+                false => stats.downstream_cx_destroy_local().inc(),
+            }
         }
         Err(_) if refused.is_some() => stats.downstream_cx_destroy_local().inc(),
         Err(error) => {
@@ -225,6 +228,7 @@ async fn choose_codec(
     mut io: DownstreamIo,
     manager: &HttpConnectionManager,
     connection: &Arc<Connection>,
+    life: &Arc<Life>,
 ) -> io::Result<(Wire, bool)> {
     let by_alpn = match connection.alpn.as_deref() {
         Some(b"h2") => Some(true),
@@ -237,7 +241,7 @@ async fn choose_codec(
         Codec::Auto => by_alpn,
     };
     if let Some(http2) = known {
-        return Ok((Wire::new(io, Vec::new(), manager.stats.clone()), http2));
+        return Ok((Wire::new(io, Vec::new(), manager.stats.clone(), life), http2));
     }
     let mut seen = Vec::with_capacity(PREFACE.len());
     while seen.len() < PREFACE.len() && PREFACE.starts_with(&seen) {
@@ -254,7 +258,7 @@ async fn choose_codec(
         seen.extend_from_slice(&more[..read]);
     }
     let http2 = seen == PREFACE;
-    Ok((Wire::new(io, seen, manager.stats.clone()), http2))
+    Ok((Wire::new(io, seen, manager.stats.clone(), life), http2))
 }
 
 /// Resolves once a drain has left the connection time for one more request.

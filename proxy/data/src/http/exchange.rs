@@ -146,7 +146,6 @@ impl UpstreamRequest {
     pub fn new(cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>, high_priority: bool) -> Self {
         let limits = if high_priority { &cluster.high_limits } else { &cluster.limits };
         limits.requests.fetch_add(1, Relaxed);
-        cluster.stats.upstream_rq_total().inc();
         cluster.stats.upstream_rq_active().inc();
         endpoint.stats.rq_total.fetch_add(1, Relaxed);
         endpoint.stats.rq_active.fetch_add(1, Relaxed);
@@ -411,14 +410,10 @@ impl Drop for Exchange {
         let now = Instant::now();
         stats.downstream_rq_time().record((now - self.start).as_millis() as u64);
         if let Some(upstream) = &self.upstream
-            && self.status > 0
+            && self.response_start.is_some()
         {
             let took = (now - upstream.start).as_millis() as u64;
-            upstream.cluster.stats.upstream_rq_time().record(took);
-            match self.origin {
-                Origin::Internal => upstream.cluster.stats.internal_upstream_rq_time().record(took),
-                Origin::External => upstream.cluster.stats.external_upstream_rq_time().record(took),
-            }
+            upstream.cluster.stats.record_time(self.origin, took);
         }
         if self.logs() {
             record::write(&self.manager.access_log, &self.record());

@@ -67,7 +67,9 @@ pub(super) fn fail(
             let (reason, flag, status) = classify(error);
             match flag {
                 ResponseFlag::UpstreamProtocolError => cluster.stats.upstream_cx_protocol_error().inc(),
-                _ => cluster.stats.upstream_rq_rx_reset().inc(),
+                ResponseFlag::UpstreamRemoteReset => cluster.stats.upstream_rq_rx_reset().inc(),
+                // The end of a connection is no reset of a stream.
+                _ => {}
             }
             (reason, flag, status)
         }

@@ -80,6 +80,7 @@ pub(super) async fn forward(
     }
 
     let weighted = matched.weighted;
+    manager.stats.rq_total().inc();
     let cluster = match choose_cluster(snapshot, &action.clusters, weighted, head) {
         Some(cluster) => cluster,
         None => {
@@ -89,7 +90,6 @@ pub(super) async fn forward(
         }
     };
     exchange.cluster = Some(cluster.clone());
-    manager.stats.rq_total().inc();
 
     let timeout = request_timeout(head, exchange.origin, action);
     let stream = match &action.max_stream_duration {

@@ -44,6 +44,7 @@ pub struct Life {
     is_refused: AtomicBool,
     head_since: Mutex<Option<Instant>>,
     used_up: Notify,
+    peer_closed: AtomicBool,
 }
 
 impl Default for Life {
@@ -59,6 +60,7 @@ impl Default for Life {
             is_refused: AtomicBool::new(false),
             head_since: Mutex::default(),
             used_up: Notify::new(),
+            peer_closed: AtomicBool::new(false),
         }
     }
 }
@@ -97,6 +99,16 @@ impl Life {
     /// The last request that the connection may carry is being answered.
     pub fn used_up(&self) {
         self.used_up.notify_one();
+    }
+
+    /// The peer has closed its side, before we closed ours.
+    pub fn peer_closes(&self) {
+        self.peer_closed.store(true, Relaxed);
+    }
+
+    /// Whether the peer closed first.
+    pub fn peer_closed(&self) -> bool {
+        self.peer_closed.load(Relaxed)
     }
 
     /// Waits for [`Life::used_up`].

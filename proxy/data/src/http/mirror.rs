@@ -94,6 +94,7 @@ async fn send(
         return;
     }
     let Ok(endpoint) = pick::choose(&cluster, &PickContext::default()) else { return };
+    let began = std::time::Instant::now();
     let mut upstream = UpstreamRequest::new(&cluster, &endpoint, false);
     let exchange = async {
         let sent: Result<(Response<Incoming>, Lease), Failure> =
@@ -104,7 +105,7 @@ async fn send(
         };
         let code = response.status().as_u16();
         upstream.ended(Report::Response(code));
-        cluster.stats.count_code(crate::stats::Origin::External, code);
+        cluster.stats.count_code(crate::stats::Origin::Internal, code);
         let mut body = response.into_body();
         while !body.is_end_stream() {
             match std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await {
@@ -113,6 +114,7 @@ async fn send(
                 None => break,
             }
         }
+        cluster.stats.record_time(crate::stats::Origin::Internal, began.elapsed().as_millis() as u64);
         lease.give_back();
     };
     match timeout {

@@ -114,7 +114,7 @@ pub async fn serve(
             head.authority(),
             head.path.as_str()
         ));
-        manager.stats.rq_redirect().inc();
+        count_direct(&manager);
         return Ok(reply(exchange, &head, None, refusal));
     }
     match &matched.route.action {
@@ -122,13 +122,13 @@ pub async fn serve(
             forward::forward(&snapshot, exchange, &mut head, extensions, inbound, matched, action).await
         }
         RouteAction::Redirect(redirect) => {
-            manager.stats.rq_redirect().inc();
+            count_direct(&manager);
             let refusal =
                 Refusal::new(redirect.status, "", "direct_response").to(location(redirect, &matched.route.path, &head));
             Ok(reply(exchange, &head, Some(matched), refusal))
         }
         RouteAction::Direct(direct) => {
-            manager.stats.rq_direct_response().inc();
+            count_direct(&manager);
             let mut text = String::new();
             let body = match &direct.format {
                 Some(format) => {
@@ -238,6 +238,12 @@ fn draw(route: &Route) -> Option<&WeightedCluster> {
 fn chain<'a>(snapshot: &'a Snapshot, connection: &Connection, pinned: &'a FilterChain) -> &'a FilterChain {
     let current = snapshot.chain(connection.listener, connection.chain).filter(|chain| chain.demands == pinned.demands);
     current.map_or(pinned, |chain| chain)
+}
+
+/// A route that answers by itself, be it with a redirect.
+fn count_direct(manager: &crate::model::http::HttpConnectionManager) {
+    manager.stats.rq_total().inc();
+    manager.stats.rq_direct_response().inc();
 }
 
 fn must_use_tls(host: &VirtualHost, head: &Head, exchange: &Exchange) -> bool {

@@ -44,6 +44,7 @@ pub struct Wire {
     seen: Vec<u8>,
     at: usize,
     stats: HttpStats,
+    life: Arc<Life>,
     http1: Option<Box<Http1>>,
 }
 
@@ -76,8 +77,8 @@ enum Watch {
 
 impl Wire {
     /// `seen` was read already.
-    pub fn new(io: DownstreamIo, seen: Vec<u8>, stats: HttpStats) -> Self {
-        Wire { io, seen, at: 0, stats, http1: None }
+    pub fn new(io: DownstreamIo, seen: Vec<u8>, stats: HttpStats, life: &Arc<Life>) -> Self {
+        Wire { io, seen, at: 0, stats, life: life.clone(), http1: None }
     }
 
     /// Turns the guard on.
@@ -216,11 +217,17 @@ impl AsyncRead for Wire {
             buf.put_slice(&rest[..n]);
             this.at += n;
         } else {
+            let room = buf.remaining();
             let read = Pin::new(&mut this.io).poll_read(cx, buf);
             if let Some(http1) = &mut this.http1 {
                 http1.note_read(read.is_pending());
             }
-            ready!(read)?;
+            let read = ready!(read);
+            let ended = read.is_err() || (room > 0 && buf.remaining() == room);
+            if ended && this.http1.as_ref().is_none_or(|http1| !http1.shut) {
+                this.life.peer_closes();
+            }
+            read?;
         }
         let new = buf.filled().get(before..).unwrap_or_default();
         this.stats.downstream_cx_rx_bytes_total().add(new.len() as u64);

@@ -25,7 +25,7 @@ use super::{
     proxy_protocol::UpstreamProxyProtocol,
     tls::ClientTls,
 };
-use crate::stats::{ClusterStats, EndpointStats};
+use crate::stats::{ClusterStats, EndpointStats, RemainingStats};
 
 mod membership;
 
@@ -201,6 +201,8 @@ pub struct Limits {
     pub retry_budget: Option<RetryBudget>,
     /// Gauges `remaining_*` are kept.
     pub track_remaining: bool,
+    /// These gauges.
+    pub remaining: Option<Box<RemainingStats>>,
     /// Live connections.
     pub connections: AtomicU32,
     /// Requests that wait for a connection.
@@ -220,6 +222,7 @@ impl Default for Limits {
             max_retries: 3,
             retry_budget: None,
             track_remaining: false,
+            remaining: None,
             connections: AtomicU32::new(0),
             pending: AtomicU32::new(0),
             requests: AtomicU32::new(0),

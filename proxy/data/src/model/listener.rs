@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     denial::Denials,
-    stats::{ListenerStats, LocalRateLimitStats, TcpStats, UdpListenerStats},
+    stats::{HttpInspectorStats, ListenerStats, LocalRateLimitStats, TcpStats, TlsInspectorStats, UdpListenerStats},
     token_bucket::TokenBucket,
 };
 
@@ -150,8 +150,12 @@ pub struct Inspect {
     pub original_dst: bool,
     /// `tls_inspector`: transport protocol, SNI, ALPN from the ClientHello.
     pub tls: bool,
+    /// `tls_inspector.*`
+    pub tls_stats: Option<TlsInspectorStats>,
     /// `http_inspector`: application protocol from the first bytes of plain text.
     pub http: bool,
+    /// `http_inspector.*`
+    pub http_stats: Option<HttpInspectorStats>,
     /// Connections whose ClientHello is not looked at: `filter_disabled` of `tls_inspector`.
     pub tls_disabled: Option<Destinations>,
     /// Connections whose first line is not looked at: `filter_disabled` of `http_inspector`.

@@ -8,15 +8,17 @@ use arc_swap::ArcSwapOption;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use super::matcher::StringMatcher;
-use crate::stats::SslStats;
+use crate::stats::{SslFactoryStats, SslStats};
 
 /// A downstream TLS context. The secret behind it is swapped alone: a rotation serves new handshakes and touches no connection.
 #[derive(Debug)]
 pub struct ServerTls {
-    /// What a handshake uses now; `None` while a secret is missing: the connection is closed and `ssl_context_not_ready` counted.
+    /// What a handshake uses now; `None` while a secret is missing: the connection is closed and `downstream_context_secrets_not_ready` counted.
     pub context: ArcSwapOption<ServerContext>,
     /// `listener.<..>.ssl.*`
     pub stats: SslStats,
+    /// `listener.<..>.server_ssl_socket_factory.*`
+    pub factory: SslFactoryStats,
 }
 
 /// An upstream TLS context.
@@ -26,6 +28,8 @@ pub struct ClientTls {
     pub context: ArcSwapOption<ClientContext>,
     /// `cluster.<..>.ssl.*`
     pub stats: SslStats,
+    /// `cluster.<..>.client_ssl_socket_factory.*`
+    pub factory: SslFactoryStats,
 }
 
 /// Everything one downstream handshake needs.

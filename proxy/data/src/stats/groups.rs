@@ -141,9 +141,63 @@ stat_group!(
         counter fail_verify_error = "fail_verify_error",
         counter fail_verify_san = "fail_verify_san",
         counter fail_verify_cert_hash = "fail_verify_cert_hash",
-        counter context_not_ready = "context_not_ready",
-        counter context_update_by_sds = "context_update_by_sds",
-        level expiration_unix_time_seconds = "certificate_expiration_unix_time_seconds",
+    }
+);
+
+stat_group!(
+    /// `listener.<..>.ssl.` and `cluster.<..>.ssl.`: what handshakes agreed on. Each exists from its first use on.
+    SslChoiceStats {
+        counter tls_1_2 = "versions.TLSv1.2",
+        counter tls_1_3 = "versions.TLSv1.3",
+        counter aes_128_gcm = "ciphers.TLS_AES_128_GCM_SHA256",
+        counter aes_256_gcm = "ciphers.TLS_AES_256_GCM_SHA384",
+        counter chacha20 = "ciphers.TLS_CHACHA20_POLY1305_SHA256",
+        counter ecdsa_aes_128_gcm = "ciphers.ECDHE-ECDSA-AES128-GCM-SHA256",
+        counter ecdsa_aes_256_gcm = "ciphers.ECDHE-ECDSA-AES256-GCM-SHA384",
+        counter ecdsa_chacha20 = "ciphers.ECDHE-ECDSA-CHACHA20-POLY1305",
+        counter rsa_aes_128_gcm = "ciphers.ECDHE-RSA-AES128-GCM-SHA256",
+        counter rsa_aes_256_gcm = "ciphers.ECDHE-RSA-AES256-GCM-SHA384",
+        counter rsa_chacha20 = "ciphers.ECDHE-RSA-CHACHA20-POLY1305",
+        counter x25519_mlkem768 = "curves.X25519MLKEM768",
+        counter x25519 = "curves.X25519",
+        counter p_256 = "curves.P-256",
+        counter p_384 = "curves.P-384",
+    }
+);
+
+impl SslStats {
+    /// Counts what a handshake agreed on: version and cipher by their names, and the group of the key exchange.
+    pub fn agreed_on(&self, version: &str, cipher: &str, curve: Option<rustls::NamedGroup>) {
+        let choices = self.0.below_always("", SslChoiceStats::DEFS);
+        let curve = match curve {
+            Some(rustls::NamedGroup::X25519MLKEM768) => "X25519MLKEM768",
+            Some(rustls::NamedGroup::X25519) => "X25519",
+            Some(rustls::NamedGroup::secp256r1) => "P-256",
+            Some(rustls::NamedGroup::secp384r1) => "P-384",
+            Some(_) | None => "",
+        };
+        for (kind, value) in [("versions.", version), ("ciphers.", cipher), ("curves.", curve)] {
+            let chosen = SslChoiceStats::DEFS.iter().find(|def| def.name.strip_prefix(kind) == Some(value));
+            if let Some(chosen) = chosen {
+                Counter(&choices, chosen.at).inc();
+            }
+        }
+    }
+}
+
+stat_group!(
+    /// `listener.<..>.server_ssl_socket_factory.` and `cluster.<..>.client_ssl_socket_factory.`
+    SslFactoryStats {
+        counter context_update_by_sds = "ssl_context_update_by_sds",
+        counter downstream_secrets_not_ready = "downstream_context_secrets_not_ready",
+        counter upstream_secrets_not_ready = "upstream_context_secrets_not_ready",
+    }
+);
+
+stat_group!(
+    /// `listener.<..>.ssl.certificate.<name>.`
+    CertificateStats {
+        level expiration_unix_time_seconds = "expiration_unix_time_seconds",
     }
 );
 
@@ -320,8 +374,7 @@ stat_group!(
         counter upstream_rq_retry_backoff_ratelimited = "upstream_rq_retry_backoff_ratelimited",
         counter retry_or_shadow_abandoned = "retry_or_shadow_abandoned",
         histogram upstream_rq_time = "upstream_rq_time",
-        histogram internal_upstream_rq_time = "internal.upstream_rq_time",
-        histogram external_upstream_rq_time = "external.upstream_rq_time",
+        histogram upstream_rq_per_cx = "upstream_rq_per_cx",
         counter upstream_flow_control_paused_reading_total = "upstream_flow_control_paused_reading_total",
         counter upstream_flow_control_resumed_reading_total = "upstream_flow_control_resumed_reading_total",
         counter upstream_flow_control_backed_up_total = "upstream_flow_control_backed_up_total",
@@ -344,21 +397,35 @@ stat_group!(
         counter update_failure = "update_failure",
         counter update_empty = "update_empty",
         counter update_no_rebuild = "update_no_rebuild",
-        counter update_rejected = "update_rejected",
-        counter init_fetch_timeout = "init_fetch_timeout",
         level default_cx_open = "circuit_breakers.default.cx_open",
         level default_cx_pool_open = "circuit_breakers.default.cx_pool_open",
         level default_rq_open = "circuit_breakers.default.rq_open",
         level default_rq_pending_open = "circuit_breakers.default.rq_pending_open",
         level default_rq_retry_open = "circuit_breakers.default.rq_retry_open",
-        level default_remaining_cx = "circuit_breakers.default.remaining_cx",
-        level default_remaining_rq = "circuit_breakers.default.remaining_rq",
-        level default_remaining_pending = "circuit_breakers.default.remaining_pending",
-        level default_remaining_retries = "circuit_breakers.default.remaining_retries",
         level high_cx_open = "circuit_breakers.high.cx_open",
         level high_rq_open = "circuit_breakers.high.rq_open",
         level high_rq_pending_open = "circuit_breakers.high.rq_pending_open",
         level high_rq_retry_open = "circuit_breakers.high.rq_retry_open",
+    }
+);
+
+stat_group!(
+    /// `cluster.<name or alt_stat_name>.circuit_breakers.<priority>.`, where `track_remaining` asks for it.
+    RemainingStats {
+        level cx = "remaining_cx",
+        level rq = "remaining_rq",
+        level pending = "remaining_pending",
+        level retries = "remaining_retries",
+    }
+);
+
+stat_group!(
+    /// `cluster.<name or alt_stat_name>.`, of a cluster whose endpoints come by EDS.
+    EdsStats {
+        counter update_rejected = "update_rejected",
+        counter init_fetch_timeout = "init_fetch_timeout",
+        level update_time = "update_time",
+        histogram update_duration = "update_duration",
     }
 );
 
@@ -421,5 +488,11 @@ impl ClusterStats {
     /// Counts a response: `upstream_rq_<code>`, its class, `upstream_rq_completed`, and the `internal.`/`external.` copies, all derived on read.
     pub fn count_code(&self, origin: Origin, code: u16) {
         self.0.count_code(origin, code);
+    }
+
+    /// Records how long a response took, in milliseconds: `upstream_rq_time`, and its `internal.` or `external.` copy.
+    pub fn record_time(&self, origin: Origin, millis: u64) {
+        self.upstream_rq_time().record(millis);
+        self.0.codes_of(origin).cells.record(super::COMMON_CODES.len(), millis);
     }
 }

@@ -92,6 +92,11 @@ impl Level<'_> {
     pub fn value(self) -> u64 {
         self.0.level(self.1)
     }
+
+    /// Whether it was ever set.
+    pub fn is_set(self) -> bool {
+        self.0.level(self.1 + 1) > 0
+    }
 }
 
 /// A histogram's handle.
@@ -101,9 +106,7 @@ pub struct Histogram<'a>(pub(super) &'a Group, pub(super) usize);
 impl Histogram<'_> {
     /// Records one value, in the histogram's unit (milliseconds for all times).
     pub fn record(self, value: u64) {
-        let bucket = BUCKETS.partition_point(|bound| *bound < value as f64);
-        self.0.add(self.1 + bucket, 1);
-        self.0.add(self.1 + BUCKETS.len() + 1, value);
+        self.0.cells.record(self.1, value);
     }
 
     /// How many values were recorded, over all workers.

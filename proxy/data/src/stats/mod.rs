@@ -173,14 +173,32 @@ impl Cells {
         self.run(0)?.get(at)
     }
 
+    /// The histogram whose cells begin at `at`.
+    fn histogram(&self, at: usize) -> Reading {
+        let mut buckets = [0; BUCKETS.len() + 1];
+        for (i, bucket) in buckets.iter_mut().enumerate() {
+            *bucket = self.sum(at + i);
+        }
+        let used = buckets.iter().any(|count| *count > 0);
+        Reading { value: Value::Histogram { buckets, sum: self.sum(at + BUCKETS.len() + 1) }, used }
+    }
+
+    /// Records a value in the histogram whose cells begin at `at`.
+    fn record(&self, at: usize, value: u64) {
+        let bucket = BUCKETS.partition_point(|bound| *bound < value as f64);
+        self.add(at + bucket, 1);
+        self.add(at + BUCKETS.len() + 1, value);
+    }
+
     fn sum(&self, at: usize) -> u64 {
         self.written().filter_map(|run| run.get(at)).map(|cell| cell.load(Relaxed)).fold(0, u64::wrapping_add)
     }
 }
 
-/// Responses by code: `upstream_rq_200`, their classes and their total.
+/// Responses by code: `upstream_rq_200`, their classes and their total; and how long they took, `upstream_rq_time`.
 #[derive(Debug)]
 struct Codes {
+    /// Those of the codes, then the histogram's.
     cells: Cells,
     /// Codes that are not in [`COMMON_CODES`].
     rare: Mutex<BTreeMap<u16, u64>>,
@@ -282,15 +300,23 @@ impl Group {
                 Reading { value: Value::Number(up.saturating_sub(down)), used: up > 0 }
             }
             Kind::Level => Reading { value: Value::Number(self.level(at)), used: self.level(at + 1) > 0 },
-            Kind::Histogram => {
-                let mut buckets = [0; BUCKETS.len() + 1];
-                for (i, bucket) in buckets.iter_mut().enumerate() {
-                    *bucket = self.sum(at + i);
-                }
-                let used = buckets.iter().any(|count| *count > 0);
-                Reading { value: Value::Histogram { buckets, sum: self.sum(at + BUCKETS.len() + 1) }, used }
-            }
+            Kind::Histogram => self.cells.histogram(at),
         }
+    }
+
+    /// Reads a counter or gauge worker by worker.
+    pub fn read_by_worker(&self, index: usize) -> Vec<Reading> {
+        let Some(def) = self.defs.get(index) else { return Vec::new() };
+        let cell = |run: Option<&Box<[AtomicU64]>>, at: usize| {
+            run.and_then(|run| run.get(at)).map_or(0, |cell| cell.load(Relaxed))
+        };
+        let workers = self.cells.runs.iter().skip(1).map(OnceLock::get);
+        let reading = |run| {
+            let up = cell(run, def.at);
+            let down = if def.kind == Kind::Gauge { cell(run, def.at + 1) } else { 0 };
+            Reading { value: Value::Number(up.saturating_sub(down)), used: up > 0 }
+        };
+        workers.map(reading).collect()
     }
 
     /// Sets all counters back to zero, as `/reset_counters` does. Gauges and histograms stay.
@@ -303,18 +329,28 @@ impl Group {
         }
         *self.zero.lock() = Some(zero);
         for codes in self.codes.iter().filter_map(OnceLock::get) {
-            for cell in codes.cells.written().flatten() {
+            for cell in codes.cells.written().flat_map(|run| run.iter().take(COMMON_CODES.len())) {
                 cell.store(0, Relaxed);
             }
             codes.rare.lock().clear();
         }
     }
 
-    fn count_code(&self, origin: Origin, code: u16) {
-        let codes = self.codes[origin as usize].get_or_init(|| Codes {
-            cells: Cells::new(COMMON_CODES.len(), self.cells.runs.len()),
+    fn codes_of(&self, origin: Origin) -> &Codes {
+        self.codes[origin as usize].get_or_init(|| Codes {
+            cells: Cells::new(COMMON_CODES.len() + HISTOGRAM_CELLS, self.cells.runs.len()),
             rare: Mutex::default(),
-        });
+        })
+    }
+
+    /// Times of responses, in milliseconds, by origin of the request; `None` until there is one.
+    pub fn times(&self, origin: Origin) -> Option<Reading> {
+        let reading = self.codes[origin as usize].get()?.cells.histogram(COMMON_CODES.len());
+        reading.used.then_some(reading)
+    }
+
+    fn count_code(&self, origin: Origin, code: u16) {
+        let codes = self.codes_of(origin);
         match COMMON_CODES.binary_search(&code) {
             Ok(at) => codes.cells.add(at, 1),
             Err(_) => *codes.rare.lock().entry(code).or_default() += 1,

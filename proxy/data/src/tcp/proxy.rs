@@ -196,7 +196,8 @@ async fn splice(
         (down, up) => Box::pin(copy::copy(down, up, limits, Some(&connection.drain), &mut meter)).await,
     };
     match end {
-        End::Finished(side) => guard.closed_by_peer = side == Side::Upstream,
+        // The side that finishes last closes the connection: when the client was first, that is the endpoint.
+        End::Finished(side) => guard.closed_by_peer = side == Side::Downstream,
         End::Failed(side, error) => {
             guard.closed_by_peer = side == Side::Upstream;
             // A reset is passed on as one: the other side must not take what it has got for complete.

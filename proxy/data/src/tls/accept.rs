@@ -46,7 +46,7 @@ pub enum AcceptError {
 /// Accepts a TLS session. Counts `ssl.*`; the caller bounds the time.
 pub async fn accept(tls: &ServerTls, io: Inspected, peer: Option<SocketAddr>) -> Result<Accepted, AcceptError> {
     let Some(context) = tls.context.load_full() else {
-        tls.stats.context_not_ready().inc();
+        tls.factory.downstream_secrets_not_ready().inc();
         return Err(AcceptError::NotReady);
     };
     let mut sni = String::new();
@@ -67,6 +67,9 @@ pub async fn accept(tls: &ServerTls, io: Inspected, peer: Option<SocketAddr>) ->
     if resumed {
         tls.stats.session_reused().inc();
     }
+    let version = session.protocol_version().map_or("UNKNOWN", version_name);
+    let cipher = session.negotiated_cipher_suite().map_or("UNKNOWN", |suite| cipher_name(suite.suite()));
+    tls.stats.agreed_on(version, cipher, session.negotiated_key_exchange_group().map(|group| group.name()));
     let chain: Vec<_> =
         session.peer_certificates().unwrap_or_default().iter().map(|der| der.clone().into_owned()).collect();
     if chain.is_empty() {
@@ -85,8 +88,8 @@ pub async fn accept(tls: &ServerTls, io: Inspected, peer: Option<SocketAddr>) ->
         fingerprint: chain.first().map(info::fingerprint),
         chain,
         own_uri: context.own_uri.clone(),
-        version: session.protocol_version().map_or("UNKNOWN", version_name),
-        cipher: session.negotiated_cipher_suite().map_or("UNKNOWN", |suite| cipher_name(suite.suite())),
+        version,
+        cipher,
         resumed,
     };
     let alpn = session.alpn_protocol().map(Into::into);
@@ -147,10 +150,10 @@ fn is_refusal(error: &io::Error) -> bool {
     matches!(tls, Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented))
 }
 
-/// Counts a failed handshake and says why it failed.
+/// Counts a failed handshake and says why it failed. As in Envoy a certificate that is refused, or missing, is no `connection_error` beside.
 pub(super) fn explain(stats: &SslStats, error: &io::Error) -> String {
-    stats.connection_error().inc();
     let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
+        stats.connection_error().inc();
         return match error.kind() {
             io::ErrorKind::UnexpectedEof => "the peer closed the connection during the handshake".into(),
             _ => error.to_string(),
@@ -165,11 +168,13 @@ pub(super) fn explain(stats: &SslStats, error: &io::Error) -> String {
         // OpenSSL's word, which people search logs for.
         return format!("CERTIFICATE_VERIFY_FAILED: {}", failure.reason);
     }
+    if let rustls::Error::NoCertificatesPresented = tls {
+        stats.fail_verify_no_cert().inc();
+    } else {
+        stats.connection_error().inc();
+    }
     match tls {
-        rustls::Error::NoCertificatesPresented => {
-            stats.fail_verify_no_cert().inc();
-            "the peer showed no certificate, and one is required".into()
-        }
+        rustls::Error::NoCertificatesPresented => "the peer showed no certificate, and one is required".into(),
         rustls::Error::AlertReceived(alert) => format!("the peer ended the handshake with alert {alert:?}"),
         rustls::Error::InvalidMessage(message) => format!("what the peer sent is not TLS ({message:?})"),
         other => other.to_string(),

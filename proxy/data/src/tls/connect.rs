@@ -9,7 +9,7 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{accept::explain, outgoing::Outgoing, sni};
+use super::{accept::explain, cipher_name, outgoing::Outgoing, sni, version_name};
 use crate::{
     error::ConnectError,
     io::{Socket, UpstreamIo},
@@ -29,7 +29,7 @@ pub async fn connect(
     alpn: AlpnChoice,
 ) -> Result<UpstreamIo, ConnectError> {
     let Some(context) = tls.context.load_full() else {
-        tls.stats.context_not_ready().inc();
+        tls.factory.upstream_secrets_not_ready().inc();
         return Err(ConnectError::SecretMissing);
     };
     let offers = match alpn {
@@ -45,6 +45,12 @@ pub async fn connect(
             if stream.get_ref().1.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
                 tls.stats.session_reused().inc();
             }
+            let session = stream.get_ref().1;
+            tls.stats.agreed_on(
+                session.protocol_version().map_or("", version_name),
+                session.negotiated_cipher_suite().map_or("", |suite| cipher_name(suite.suite())),
+                session.negotiated_key_exchange_group().map(|group| group.name()),
+            );
             Ok(UpstreamIo::Tls(Box::new(stream)))
         }
         Err(error) => {

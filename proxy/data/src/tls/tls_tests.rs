@@ -20,7 +20,7 @@ use crate::{
         ClientContext, ClientTls, ClientTlsSpec, Identity, Parameters, SanKind, ServerContext, ServerTls,
         ServerTlsSpec, TlsVersion, Trust, Validation,
     },
-    stats::{Registry, SslStats},
+    stats::{Registry, SslFactoryStats, SslStats},
     testing::{self, Ca, Leaf, exact, no_validation, server_spec},
     upstream::connect::AlpnChoice,
 };
@@ -41,12 +41,25 @@ struct Sides {
     server: Arc<ServerTls>,
 }
 
+/// Handshakes that failed, each counted once.
+fn failures(stats: &SslStats) -> u64 {
+    let all = [
+        stats.connection_error(),
+        stats.fail_verify_error(),
+        stats.fail_verify_san(),
+        stats.fail_verify_cert_hash(),
+        stats.fail_verify_no_cert(),
+    ];
+    all.map(|counter| counter.total()).iter().sum()
+}
+
 fn sides(client: &ClientTlsSpec, server: &ServerTlsSpec) -> Sides {
     let registry = Registry::new(1);
     Sides {
         client: ClientTls {
             context: ArcSwapOption::from_pointee(ClientContext::build(client).unwrap()),
             stats: SslStats::new(&registry, testing::scope("cluster.test.ssl.")),
+            factory: SslFactoryStats::new(&registry, testing::scope("cluster.test.client_ssl_socket_factory.")),
         },
         server: testing::server_tls(&registry, server),
     }
@@ -278,16 +291,18 @@ async fn refusals_say_what_was_expected_and_what_was_shown() {
                 let error = client.unwrap_err().to_string();
                 assert!(error.contains(text), "{name}: {error}");
                 assert!(error.contains("peer 127.0.0.1:"), "{name}: {error}");
-                assert_eq!(sides.client.stats.connection_error().total(), 1, "{name}");
+                assert_eq!(failures(&sides.client.stats), 1, "{name}");
             }
             None => {
                 let error = accepted.unwrap_err().to_string();
                 let text = server_text.unwrap();
                 assert!(error.contains(text), "{name}: {error}");
-                assert_eq!(sides.server.stats.connection_error().total(), 1, "{name}");
+                assert_eq!(failures(&sides.server.stats), 1, "{name}");
             }
         }
         let stats = [&sides.client.stats, &sides.server.stats];
+        let judged = stats.iter().map(|stats| failures(stats) - stats.connection_error().total()).sum::<u64>();
+        assert!(judged <= 1, "{name}: what is refused for its certificate is no error of the connection beside");
         let sum = |counter: fn(&SslStats) -> u64| stats.iter().map(|stats| counter(stats)).sum::<u64>();
         let counted = (
             sum(|s| s.fail_verify_san().total()),
@@ -420,7 +435,7 @@ async fn without_a_secret_there_is_no_handshake() {
     sides.server.context.store(None);
     let (_, accepted) = sides.shake().await;
     assert_eq!(accepted.unwrap_err(), AcceptError::NotReady);
-    assert_eq!(sides.server.stats.context_not_ready().total(), 1);
+    assert_eq!(sides.server.factory.downstream_secrets_not_ready().total(), 1);
     sides.client.context.store(None);
     assert_eq!(sides.shake().await.0.unwrap_err(), ConnectError::SecretMissing);
 }

@@ -3,7 +3,10 @@
 use std::{
     io,
     net::SocketAddr,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
     time::Instant,
 };
 
@@ -225,6 +228,30 @@ pub(crate) fn errno_text(error: &io::Error) -> String {
     }
 }
 
+/// What a pooled connection, its bytes and its requests tell one another.
+#[derive(Debug, Default)]
+pub struct Pooled {
+    /// Requests that it has carried.
+    pub requests: AtomicU64,
+    /// Requests on it now, or cut off by its end.
+    pub active: AtomicU64,
+    /// The peer closed first.
+    pub closed_by_peer: AtomicBool,
+}
+
+impl Pooled {
+    /// Another request is sent.
+    pub fn carries(&self) {
+        self.requests.fetch_add(1, Relaxed);
+        self.active.fetch_add(1, Relaxed);
+    }
+
+    /// A request has had its answer, or was reset alone.
+    pub fn carried(&self) {
+        let _ = self.active.fetch_update(Relaxed, Relaxed, |active| active.checked_sub(1));
+    }
+}
+
 /// Counts a connection to an endpoint as live; the end of it is counted by `Drop`.
 #[derive(Debug)]
 pub struct ConnectionGuard {
@@ -235,6 +262,8 @@ pub struct ConnectionGuard {
     passed_on: Option<PassedOn>,
     /// The peer closed first; `upstream_cx_destroy_remote` is counted instead of `_local`.
     pub closed_by_peer: bool,
+    /// What became of it in a pool; `None` for TCP.
+    pub pooled: Option<Arc<Pooled>>,
     /// A request (for TCP: the downstream connection) was still being served; `_with_active_rq` is counted too.
     pub request_active: bool,
 }
@@ -253,6 +282,7 @@ impl ConnectionGuard {
             failed: false,
             passed_on: None,
             closed_by_peer: false,
+            pooled: None,
             request_active: false,
         }
     }
@@ -280,6 +310,11 @@ impl Drop for ConnectionGuard {
         self.cluster.limits.connections.fetch_sub(1, Relaxed);
         self.endpoint.stats.cx_active.fetch_sub(1, Relaxed);
         stats.upstream_cx_destroy().inc();
+        if let Some(pooled) = &self.pooled {
+            stats.upstream_rq_per_cx().record(pooled.requests.load(Relaxed));
+            self.closed_by_peer |= pooled.closed_by_peer.load(Relaxed);
+            self.request_active |= pooled.active.load(Relaxed) > 0;
+        }
         match (self.failed || self.closed_by_peer, self.request_active) {
             (true, false) => stats.upstream_cx_destroy_remote().inc(),
             (false, false) => stats.upstream_cx_destroy_local().inc(),

@@ -14,7 +14,7 @@ use crate::{
         tls::{ClientContext, ClientTls, ClientTlsSpec, Parameters, SanKind},
     },
     proxy_protocol::Version,
-    stats::{Registry, SslStats, UpstreamProxyProtocolStats},
+    stats::{Registry, SslFactoryStats, SslStats, UpstreamProxyProtocolStats},
     testing::{self, Ca, endpoint, exact, server_spec, server_tls},
     tls::accept::accept,
 };
@@ -39,6 +39,7 @@ async fn the_proxy_protocol_comes_before_tls() {
     cluster.tls = Some(Arc::new(ClientTls {
         context: ArcSwapOption::from_pointee(ClientContext::build(&spec).unwrap()),
         stats: SslStats::new(&registry, testing::scope("cluster.test.ssl.")),
+        factory: SslFactoryStats::new(&registry, testing::scope("cluster.test.client_ssl_socket_factory.")),
     }));
     cluster.proxy_protocol = Some(Box::new(UpstreamProxyProtocol {
         version: Version::V1,

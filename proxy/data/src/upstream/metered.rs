@@ -12,6 +12,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::connect::Pooled;
 use crate::{io::UpstreamIo, model::cluster::Cluster};
 
 /// A connection whose bytes are counted.
@@ -20,12 +21,13 @@ pub struct Metered {
     io: UpstreamIo,
     cluster: Arc<Cluster>,
     heard: Arc<AtomicU64>,
+    pooled: Arc<Pooled>,
 }
 
 impl Metered {
-    /// Counts for `cluster`.
-    pub fn new(io: UpstreamIo, cluster: Arc<Cluster>) -> Self {
-        Metered { io, cluster, heard: Arc::default() }
+    /// Counts for `cluster`, and tells `pooled` who closed.
+    pub fn new(io: UpstreamIo, cluster: Arc<Cluster>, pooled: &Arc<Pooled>) -> Self {
+        Metered { io, cluster, heard: Arc::default(), pooled: pooled.clone() }
     }
 
     /// Grows by the bytes that come in over this connection.
@@ -42,8 +44,13 @@ impl AsyncRead for Metered {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        let room = buf.remaining();
+        let read = ready!(Pin::new(&mut this.io).poll_read(cx, buf));
         let n = (buf.filled().len() - before) as u64;
+        if read.is_err() || (n == 0 && room > 0) {
+            this.pooled.closed_by_peer.store(true, Relaxed);
+        }
+        read?;
         this.cluster.stats.upstream_cx_rx_bytes_total().add(n);
         this.heard.fetch_add(n, Relaxed);
         Poll::Ready(Ok(()))

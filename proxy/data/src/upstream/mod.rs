@@ -3,7 +3,7 @@
 pub mod connect;
 pub mod health;
 pub mod lb;
-mod metered;
+pub mod metered;
 pub(crate) mod outlier;
 pub mod pick;
 pub mod pool;

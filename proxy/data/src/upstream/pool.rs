@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::oneshot;
 
 use super::{
-    connect::{self, AlpnChoice, UpstreamConnection},
+    connect::{self, AlpnChoice, Pooled, UpstreamConnection},
     metered::Metered,
 };
 use crate::{
@@ -71,6 +71,8 @@ pub struct Lease {
     heard_before: u64,
     /// Bytes that came in over the connection.
     heard: Arc<AtomicU64>,
+    /// The connection.
+    pooled: Arc<Pooled>,
 }
 
 /// A connection's sending half.
@@ -130,6 +132,7 @@ struct Idle {
     since: Instant,
     opened: Instant,
     requests: u32,
+    pooled: Arc<Pooled>,
 }
 
 #[derive(Debug)]
@@ -142,6 +145,8 @@ struct Shared {
     active: u32,
     /// Bytes that came in.
     heard: Arc<AtomicU64>,
+    /// The connection.
+    pooled: Arc<Pooled>,
 }
 
 /// Streams per HTTP/2 connection before another one is opened; Envoy's default.
@@ -328,7 +333,9 @@ impl HostPool {
                 }
                 continue;
             }
-            let Idle { sender, local, opened, requests, .. } = idle;
+            let Idle { sender, local, opened, requests, pooled, .. } = idle;
+            pooled.carries();
+            self.cluster.stats.upstream_rq_total().inc();
             return Some(Lease {
                 sender: Some(Sender::Http1(sender)),
                 reused: true,
@@ -339,6 +346,7 @@ impl HostPool {
                 began: opened,
                 heard_before: 0,
                 heard: Arc::default(),
+                pooled,
             });
         }
         None
@@ -354,6 +362,8 @@ impl HostPool {
             .find(|shared| shared.active < limit && most.is_none_or(|most| shared.requests < most))?;
         shared.active += 1;
         shared.requests += 1;
+        shared.pooled.carries();
+        self.cluster.stats.upstream_rq_total().inc();
         Some(Lease {
             sender: Some(Sender::Http2(shared.sender.clone())),
             reused: true,
@@ -364,16 +374,28 @@ impl HostPool {
             began: Instant::now(),
             heard_before: shared.heard.load(Relaxed),
             heard: shared.heard.clone(),
+            pooled: shared.pooled.clone(),
         })
     }
 }
 
 impl Lease {
     /// Of the request for which the connection was made.
-    fn first(sender: Sender, local: Option<SocketAddr>, key: Key, heard: Arc<AtomicU64>) -> Self {
+    fn first(sender: Sender, local: Option<SocketAddr>, key: Key, heard: Arc<AtomicU64>, pooled: Arc<Pooled>) -> Self {
         let now = Instant::now();
         let sender = Some(sender);
-        Lease { sender, reused: false, local, key, opened: now, requests: 0, began: now, heard_before: 0, heard }
+        Lease {
+            sender,
+            reused: false,
+            local,
+            key,
+            opened: now,
+            requests: 0,
+            began: now,
+            heard_before: 0,
+            heard,
+            pooled,
+        }
     }
 
     /// The connection's sending half.
@@ -393,6 +415,8 @@ impl Lease {
             return;
         };
         let (local, key, opened, requests) = (self.local, self.key, self.opened, self.requests);
+        let pooled = self.pooled.clone();
+        pooled.carried();
         let waiter = with_pools(|pools| {
             let host = pools.hosts.get_mut(&key)?;
             let used_up = host.cluster.max_requests_per_connection.is_some_and(|most| requests + 1 >= most);
@@ -403,7 +427,7 @@ impl Lease {
                 host.cluster.stats.upstream_cx_max_requests().inc();
             }
             if !worn && !sender.is_closed() {
-                host.idle.push(Idle { sender, local, since: Instant::now(), opened, requests });
+                host.idle.push(Idle { sender, local, since: Instant::now(), opened, requests, pooled });
             }
             host.waiters.pop_front()
         });
@@ -416,6 +440,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(Sender::Http2(_)) = self.sender {
+            self.pooled.carried();
             with_pools(|pools| {
                 if let Some(host) = pools.hosts.get_mut(&self.key) {
                     host.end_stream(self);

@@ -1,6 +1,6 @@
 //! Requests to collectors, over connections to clusters of the configuration: with their endpoints, balancing and TLS.
 
-use std::{error::Error, pin::Pin, sync::Arc};
+use std::{error::Error, pin::Pin, sync::Arc, time::Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header, uri};
@@ -12,8 +12,10 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use shika_data::{
     model::{cluster::Cluster, tracing::OtlpTarget},
+    stats::Origin,
     upstream::{
         connect::{self, AlpnChoice, UpstreamConnection},
+        metered::Metered,
         pick::{self, PickContext},
     },
 };
@@ -51,8 +53,11 @@ impl Channel {
         let sender = match self.http1.take().filter(|sender| sender.is_ready()) {
             Some(sender) => self.http1.insert(sender),
             None => {
-                let UpstreamConnection { io, guard } = open(cluster, AlpnChoice::Configured).await?;
+                let UpstreamConnection { io, mut guard } = open(cluster, AlpnChoice::Configured).await?;
+                let pooled = guard.pooled.insert(Arc::default());
+                let io = Metered::new(io, cluster.clone(), pooled);
                 let (sender, connection) = http1::handshake(TokioIo::new(io)).await?;
+                cluster.stats.upstream_cx_http1_total().inc();
                 tokio::spawn(async move {
                     // An error reaches the request that is on the connection.
                     let _ = connection.await;
@@ -61,7 +66,7 @@ impl Channel {
                 self.http1.insert(sender)
             }
         };
-        let (status, _) = finish(sender.send_request(request).await?).await?;
+        let (status, _) = finish(cluster, sender.send_request(request)).await?;
         if status.is_success() { Ok(()) } else { Err(format!("it answers {status}").into()) }
     }
 
@@ -112,7 +117,10 @@ impl Channel {
         let sender = match self.http2.take().filter(|sender| !sender.is_closed()) {
             Some(sender) => self.http2.insert(sender),
             None => {
-                let UpstreamConnection { io, guard } = open(cluster, AlpnChoice::Fallback(&[b"h2"])).await?;
+                let UpstreamConnection { io, mut guard } = open(cluster, AlpnChoice::Fallback(&[b"h2"])).await?;
+                let pooled = guard.pooled.insert(Arc::default());
+                let io = Metered::new(io, cluster.clone(), pooled);
+                cluster.stats.upstream_cx_http2_total().inc();
                 let mut builder = http2::Builder::new(TokioExecutor::new());
                 let (sender, connection) = builder.timer(TokioTimer::new()).handshake(TokioIo::new(io)).await?;
                 tokio::spawn(async move {
@@ -122,7 +130,7 @@ impl Channel {
                 self.http2.insert(sender)
             }
         };
-        let (status, headers) = finish(sender.send_request(request).await?).await?;
+        let (status, headers) = finish(cluster, sender.send_request(request)).await?;
         match headers.get("grpc-status").map(HeaderValue::as_bytes) {
             Some(b"0") => Ok(()),
             Some(code) => Err(format!("it answers grpc-status {}", String::from_utf8_lossy(code)).into()),
@@ -139,13 +147,31 @@ fn put<'a>(to: &mut HeaderMap, headers: impl IntoIterator<Item = (&'a str, &'a s
 }
 
 async fn open(cluster: &Arc<Cluster>, alpn: AlpnChoice) -> Result<UpstreamConnection, SendError> {
+    cluster.stats.upstream_rq_pending_total().inc();
     let endpoint = pick::choose(cluster, &PickContext::default()).map_err(|_| "its cluster has no healthy endpoint")?;
     Ok(connect::connect(cluster, &endpoint, alpn, None).await?)
 }
 
-/// Drains an answer: its status, and its headers with its trailers.
-async fn finish(response: Response<Incoming>) -> Result<(StatusCode, HeaderMap), SendError> {
-    let (head, mut body) = response.into_parts();
+/// Waits for an answer and drains it: its status, and its headers with its trailers. Counts it for the cluster.
+async fn finish(
+    cluster: &Arc<Cluster>,
+    response: impl Future<Output = hyper::Result<Response<Incoming>>>,
+) -> Result<(StatusCode, HeaderMap), SendError> {
+    let (stats, began) = (&cluster.stats, Instant::now());
+    stats.upstream_rq_total().inc();
+    stats.upstream_rq_active().inc();
+    let result = drain(response).await;
+    stats.upstream_rq_active().dec();
+    let code = result.as_ref().map_or(503, |(status, _)| status.as_u16());
+    stats.count_code(Origin::Internal, code);
+    stats.record_time(Origin::Internal, began.elapsed().as_millis() as u64);
+    result
+}
+
+async fn drain(
+    response: impl Future<Output = hyper::Result<Response<Incoming>>>,
+) -> Result<(StatusCode, HeaderMap), SendError> {
+    let (head, mut body) = response.await?.into_parts();
     let mut headers = head.headers;
     while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
         if let Ok(trailers) = frame?.into_trailers() {

@@ -11,7 +11,7 @@ use shika_data::{
         },
         hash::Hashing,
     },
-    stats::{ClusterStats, Registry, Scope},
+    stats::{ClusterStats, EdsStats, Registry, RemainingStats, Scope},
 };
 use shika_proto::envoy::{
     config::{
@@ -34,8 +34,9 @@ use shika_proto::envoy::{
 
 use super::{
     Compiled, Context, Fault, Within, address,
+    config_source::{self, Servers, Through},
     endpoints::{self, Assignment, Names},
-    enumeration, hash, health, labels, non_empty, outlier, positive, proxy_protocol, required, source,
+    enumeration, hash, health, labels, non_empty, outlier, positive, proxy_protocol, required,
     tls::{self, ClientBinding, Transport},
     unpack, upstream_http, wrapped,
 };
@@ -55,6 +56,8 @@ pub(crate) struct CompiledCluster {
     pub assignment: Assignment,
     /// EDS: the name asked for and where.
     pub eds: Option<(Arc<str>, Source)>,
+    /// Statistics of the EDS subscription.
+    pub eds_stats: Option<EdsStats>,
     /// DNS settings.
     pub dns: Option<Dns>,
     /// TLS contexts: that of the cluster, and those for endpoints with certain labels.
@@ -89,7 +92,7 @@ pub(crate) fn cluster(context: &mut Context<'_>, from: &proto::Cluster) -> Compi
             return Err(Fault::new("cluster_type", format!("cluster type {} is not supported", custom.name)));
         }
     };
-    let (discovery, eds, assignment) = discovery(from, kind)?;
+    let (discovery, eds, assignment) = discovery(from, kind, context.servers)?;
     let balancer = balancer(from, kind)?;
     let dns = match kind {
         DiscoveryType::StrictDns | DiscoveryType::LogicalDns => Some(dns(from)?),
@@ -97,7 +100,7 @@ pub(crate) fn cluster(context: &mut Context<'_>, from: &proto::Cluster) -> Compi
     };
     let http = http(from)?;
     let limits = from.circuit_breakers.as_ref().map(limits).transpose().within("circuit_breakers")?;
-    let (limits, high_limits) = limits.unwrap_or_default();
+    let (mut limits, mut high_limits) = limits.unwrap_or_default();
     let panic_threshold =
         match from.common_lb_config.as_ref().and_then(|common| common.healthy_panic_threshold.as_ref()) {
             None => 50,
@@ -119,6 +122,13 @@ pub(crate) fn cluster(context: &mut Context<'_>, from: &proto::Cluster) -> Compi
         .and_then(|options| options.tcp_keepalive.as_ref())
         .map(address::keepalive);
     let scope = scope(from);
+    for (limits, priority) in [(&mut limits, "default"), (&mut high_limits, "high")] {
+        limits.remaining = limits.track_remaining.then(|| {
+            let within = |name: &str| format!("{name}circuit_breakers.{priority}.");
+            let scope = Scope { prefix: within(&scope.prefix), stem: within(&scope.stem), tags: scope.tags.clone() };
+            Box::new(RemainingStats::new(context.registry, scope))
+        });
+    }
     let mut bindings = Vec::new();
     let mut bind = |context: &mut Context<'_>, socket: &Option<TransportSocket>| -> Compiled<_> {
         let Some(socket) = socket else { return Ok(None) };
@@ -198,14 +208,20 @@ pub(crate) fn cluster(context: &mut Context<'_>, from: &proto::Cluster) -> Compi
         bind_source,
         keepalive,
         buffer_limit: wrapped(&from.per_connection_buffer_limit_bytes).unwrap_or(1 << 20),
-        stats: ClusterStats::new(context.registry, scope),
+        stats: ClusterStats::new(context.registry, scope.clone()),
     };
-    Ok(CompiledCluster { cluster: Arc::new(cluster), assignment, eds, dns, tls: bindings })
+    let eds_stats = eds.as_ref().map(|_| {
+        if cluster.stats.update_attempt().total() == 0 {
+            cluster.stats.update_attempt().inc();
+        }
+        EdsStats::new(context.registry, scope)
+    });
+    Ok(CompiledCluster { cluster: Arc::new(cluster), assignment, eds, eds_stats, dns, tls: bindings })
 }
 
 type Found = (Discovery, Option<(Arc<str>, Source)>, Assignment);
 
-fn discovery(from: &proto::Cluster, kind: DiscoveryType) -> Compiled<Found> {
+fn discovery(from: &proto::Cluster, kind: DiscoveryType, servers: &Servers) -> Compiled<Found> {
     if from.eds_cluster_config.is_some() && kind != DiscoveryType::Eds {
         return Err(Fault::new("eds_cluster_config", "cannot set EDS config for a cluster whose type is not EDS"));
     }
@@ -244,7 +260,7 @@ fn discovery(from: &proto::Cluster, kind: DiscoveryType) -> Compiled<Found> {
             }
             let config = required(&from.eds_cluster_config, "eds_cluster_config")?;
             let source = required(&config.eds_config, "eds_config")
-                .and_then(|source| source::config(source).within("eds_config"))
+                .and_then(|source| config_source::config(source, servers, Through::Primary).within("eds_config"))
                 .within("eds_cluster_config")?;
             let name: Arc<str> =
                 if config.service_name.is_empty() { from.name.as_str() } else { &config.service_name }.into();

@@ -22,8 +22,9 @@ use shika_proto::envoy::{
 };
 
 use super::{
-    Compiled, Context, Fault, Within, access_log, address, bound, duration, enumeration, filter, flag, non_empty,
-    required, route, source, tracing, upstream_http, wrapped,
+    Compiled, Context, Fault, Within, access_log, address, bound,
+    config_source::{self, Through},
+    duration, enumeration, filter, flag, non_empty, required, route, tracing, upstream_http, wrapped,
 };
 use crate::bootstrap::Source;
 
@@ -69,8 +70,9 @@ pub(crate) fn manager(
             Routes::Inline(Arc::new(route::table(context, config, id, true).within("route_config")?))
         }
         Some(RouteSpecifier::Rds(rds)) => {
-            let source = required(&rds.config_source, "config_source")
-                .and_then(|from| source::config(from).within("config_source"));
+            let source = required(&rds.config_source, "config_source").and_then(|from| {
+                config_source::config(from, context.servers, Through::Primary).within("config_source")
+            });
             Routes::Rds(
                 non_empty(&rds.route_config_name, "route_config_name").within("rds")?.into(),
                 source.within("rds")?,

@@ -39,7 +39,7 @@ use super::{
     tls::{self, ServerBinding, Transport},
     unpack, wrapped,
 };
-use crate::store::content_hash;
+use crate::{store::content_hash, subscription::RouteStats};
 
 /// A chain and what it still needs.
 #[derive(Debug)]
@@ -50,6 +50,8 @@ pub(crate) struct CompiledChain {
     pub tls: Option<ServerBinding>,
     /// Routes, if it speaks HTTP.
     pub routes: Option<Routes>,
+    /// Statistics of its RDS subscription.
+    pub rds: Option<RouteStats>,
     /// Hash of its configuration.
     hash: u64,
 }
@@ -302,7 +304,13 @@ fn chain(
         demands: tls.as_ref().map_or(0, |binding| binding.demands),
         denials: from.metadata.as_ref().and_then(denials::denials),
     };
-    Ok(CompiledChain { chain: Arc::new(chain), tls, routes, hash })
+    let rds = match (&chain.terminal, &routes) {
+        (Terminal::Http(manager), Some(Routes::Rds(name, _))) => {
+            Some(RouteStats::new(context.registry, &manager.stats.group().scope, name))
+        }
+        _ => None,
+    };
+    Ok(CompiledChain { chain: Arc::new(chain), tls, routes, rds, hash })
 }
 
 fn content(from: &proto::Filter) -> Compiled<&shika_proto::google::protobuf::Any> {

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use shika_data::model::listener::{Destinations, Inspect};
+use shika_data::{
+    model::listener::{Destinations, Inspect},
+    stats::{HttpInspectorStats, Scope, TlsInspectorStats},
+};
 use shika_proto::{
     any,
     envoy::{
@@ -18,6 +21,11 @@ use shika_proto::{
 };
 
 use super::{Compiled, Context, Fault, Within, flag, proxy_protocol, unpack};
+
+/// Of all listeners together.
+fn scope(prefix: &str) -> Scope {
+    Scope { prefix: prefix.into(), stem: prefix.into(), tags: Vec::new() }
+}
 
 /// `listener_filters`
 pub(crate) fn inspect(context: &Context<'_>, from: &proto::Listener) -> Compiled<Inspect> {
@@ -36,9 +44,11 @@ pub(crate) fn inspect(context: &Context<'_>, from: &proto::Listener) -> Compiled
             if any::is::<TlsInspector>(content) {
                 inspect.tls = true;
                 inspect.tls_disabled = disabled;
+                inspect.tls_stats = Some(TlsInspectorStats::new(context.registry, scope("tls_inspector.")));
             } else if any::is::<HttpInspector>(content) {
                 inspect.http = true;
                 inspect.http_disabled = disabled;
+                inspect.http_stats = Some(HttpInspectorStats::new(context.registry, scope("http_inspector.")));
             } else if disabled.is_some() {
                 return Err(Fault::new("filter_disabled", "is supported for tls_inspector and http_inspector only"));
             } else if any::is::<OriginalDst>(content) {

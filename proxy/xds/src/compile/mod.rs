@@ -6,6 +6,7 @@
 pub(crate) mod access_log;
 pub(crate) mod address;
 pub(crate) mod cluster;
+pub(crate) mod config_source;
 mod datagram;
 pub(crate) mod denials;
 pub(crate) mod endpoints;
@@ -118,6 +119,8 @@ pub(crate) struct Context<'a> {
     pub connection_limit: &'a mut dyn FnMut(&str) -> Arc<ConnectionLimit>,
     /// Whether a cluster of this name exists, warming ones included.
     pub cluster_exists: &'a dyn Fn(&str) -> bool,
+    /// Where sources of resources may lead to.
+    pub servers: &'a config_source::Servers,
     /// Whether the bootstrap has a secret of this name.
     pub static_secret_exists: &'a dyn Fn(&str) -> bool,
 }

@@ -8,9 +8,10 @@ use prost::Message;
 use rustls::CipherSuite;
 use shika_data::{
     model::tls::{
-        ClientTls, ClientTlsSpec, Identity, Parameters, ServerTls, ServerTlsSpec, TlsVersion, Trust, Validation,
+        CertificateInfo, ClientTls, ClientTlsSpec, Identity, Parameters, ServerContext, ServerTls, ServerTlsSpec,
+        TlsVersion, Trust, Validation,
     },
-    stats::{Scope, SslStats},
+    stats::{CertificateStats, Registry, Scope, SslFactoryStats, SslStats},
 };
 use shika_proto::{
     any,
@@ -29,9 +30,11 @@ use shika_proto::{
 };
 
 use super::{
-    Compiled, Context, Fault, Within, enumeration, flag, non_empty, required,
+    Compiled, Context, Fault, Within,
+    config_source::{self, Through},
+    enumeration, flag, non_empty, required,
     secret::{self, SecretValue},
-    source, unpack, wrapped,
+    unpack, wrapped,
 };
 use crate::{bootstrap::Source, store::content_hash};
 
@@ -40,19 +43,8 @@ use crate::{bootstrap::Source, store::content_hash};
 pub(crate) struct SecretRef {
     /// Its name.
     pub name: Arc<str>,
-    /// `None`: from the bootstrap. A file, as (path, watched directory); otherwise ADS.
-    pub source: SecretSource,
-}
-
-/// Where a secret comes from.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum SecretSource {
-    /// `static_resources.secrets`
-    Static,
-    /// SDS over ADS, with `initial_fetch_timeout` in ms; `None` waits for ever.
-    Ads(Option<u64>),
-    /// A watched file, with its watched directory, and the timeout likewise.
-    File(String, Option<String>, Option<u64>),
+    /// SDS; `None`: from the bootstrap.
+    pub source: Option<Source>,
 }
 
 /// A certificate as configured.
@@ -87,6 +79,7 @@ pub(crate) struct ServerBinding {
     pub handle: Arc<ServerTls>,
     /// Hash of all that a peer has to prove.
     pub demands: u64,
+    expiry: Expiry,
     common: Common,
     require_client_certificate: bool,
     stateless_resumption: bool,
@@ -102,6 +95,59 @@ pub(crate) struct ClientBinding {
     max_session_keys: usize,
 }
 
+/// `listener.<..>.ssl.certificate.<name>.expiration_unix_time_seconds`, by the secret's name.
+#[derive(Debug)]
+struct Expiry {
+    /// In the order of the certificates.
+    own: Vec<CertificateStats>,
+    trusted: Option<CertificateStats>,
+}
+
+impl Expiry {
+    /// `scope` is that of `ssl.`.
+    fn new(registry: &Registry, scope: &Scope, common: &Common) -> Expiry {
+        // Envoy's words for what has no name.
+        let stats = |secret: Option<&SecretRef>, unnamed: &str| {
+            let name = secret.map_or_else(|| unnamed.to_owned(), |secret| secret.name.replace(':', "_"));
+            let scope = Scope {
+                prefix: format!("{}certificate.{name}.", scope.prefix),
+                stem: format!("{}certificate.", scope.stem),
+                tags: [&scope.tags[..], &[("envoy.tls_certificate", name)]].concat(),
+            };
+            CertificateStats::new(registry, scope)
+        };
+        let own = common.identities.iter().map(|identity| match identity {
+            IdentityFrom::Inline(_) => stats(None, "unnamed_cert_e3b0c442"),
+            IdentityFrom::Secret(secret) => stats(Some(secret), ""),
+        });
+        let trusted = match &common.validation {
+            ValidationFrom::None => None,
+            ValidationFrom::Inline(_) => Some(stats(None, "unnamed_ca_cert_e3b0c442")),
+            ValidationFrom::Secret(secret) | ValidationFrom::Combined(_, secret) => Some(stats(Some(secret), "")),
+        };
+        Expiry { own: own.collect(), trusted }
+    }
+
+    fn note(&self, context: &ServerContext) {
+        let seconds = |certificate: &CertificateInfo| u64::try_from(certificate.not_after).unwrap_or(0);
+        for (stats, certificate) in self.own.iter().zip(&context.certificates) {
+            stats.expiration_unix_time_seconds().set(seconds(certificate));
+        }
+        if let Some(stats) = &self.trusted
+            && let Some(first) = context.authorities.iter().map(seconds).min()
+        {
+            stats.expiration_unix_time_seconds().set(first);
+        }
+    }
+}
+
+/// `scope` is that of `ssl.`; `factory` stands in its place.
+fn factory(registry: &Registry, scope: &Scope, factory: &str) -> SslFactoryStats {
+    let renamed = |name: &str| format!("{}{factory}.", name.strip_suffix("ssl.").unwrap_or(name));
+    let scope = Scope { prefix: renamed(&scope.prefix), stem: renamed(&scope.stem), tags: scope.tags.clone() };
+    SslFactoryStats::new(registry, scope)
+}
+
 /// Secrets by name, static ones apart.
 #[derive(Debug, Default)]
 pub(crate) struct Secrets {
@@ -114,8 +160,8 @@ pub(crate) struct Secrets {
 impl Secrets {
     fn find(&self, secret: &SecretRef) -> Option<&SecretValue> {
         match secret.source {
-            SecretSource::Static => self.fixed.get(&secret.name),
-            SecretSource::Ads(_) | SecretSource::File(..) => self.dynamic.get(&secret.name),
+            None => self.fixed.get(&secret.name),
+            Some(_) => self.dynamic.get(&secret.name),
         }
     }
 }
@@ -179,9 +225,18 @@ pub(crate) fn downstream(
             }
         };
         let demands = demands(&tls);
+        let factory = factory(context.registry, &scope, "server_ssl_socket_factory");
+        let expiry = Expiry::new(context.registry, &scope, &common);
         let stats = SslStats::new(context.registry, scope);
-        let handle = Arc::new(ServerTls { context: ArcSwapOption::empty(), stats });
-        Ok(Transport::Tls(ServerBinding { handle, demands, common, require_client_certificate, stateless_resumption }))
+        let handle = Arc::new(ServerTls { context: ArcSwapOption::empty(), stats, factory });
+        Ok(Transport::Tls(ServerBinding {
+            handle,
+            demands,
+            expiry,
+            common,
+            require_client_certificate,
+            stateless_resumption,
+        }))
     })()
     .within("typed_config")
 }
@@ -232,8 +287,9 @@ pub(crate) fn upstream(
         if tls.sni.len() > 255 {
             return Err(Fault::new("sni", "value length must be at most 255 bytes"));
         }
+        let factory = factory(context.registry, &scope, "client_ssl_socket_factory");
         let stats = SslStats::new(context.registry, scope);
-        let handle = Arc::new(ClientTls { context: ArcSwapOption::empty(), stats });
+        let handle = Arc::new(ClientTls { context: ArcSwapOption::empty(), stats, factory });
         Ok(Transport::Tls(ClientBinding {
             handle,
             common,
@@ -315,20 +371,14 @@ fn check_sans(validation: &Validation) -> Compiled<()> {
 
 fn secret_ref(context: &Context<'_>, config: &SdsSecretConfig) -> Compiled<SecretRef> {
     let name: Arc<str> = non_empty(&config.name, "name")?.into();
-    let millis = |timeout: Option<std::time::Duration>| timeout.map(|timeout| timeout.as_millis() as u64);
     let source = match &config.sds_config {
         None => {
             if !(context.static_secret_exists)(&name) {
                 return Err(Fault::new("name", format!("Unknown static secret: {name}")));
             }
-            SecretSource::Static
+            None
         }
-        Some(from) => match source::config(from).within("sds_config")? {
-            Source::Ads { initial_fetch_timeout } => SecretSource::Ads(millis(initial_fetch_timeout)),
-            Source::File { path, watched_directory, initial_fetch_timeout } => {
-                SecretSource::File(path, watched_directory, millis(initial_fetch_timeout))
-            }
-        },
+        Some(from) => Some(config_source::config(from, context.servers, Through::Any).within("sds_config")?),
     };
     Ok(SecretRef { name, source })
 }
@@ -470,6 +520,16 @@ impl ServerBinding {
         shika_data::model::tls::ServerContext::build(&spec)
             .map(|context| Some(Arc::new(context)))
             .map_err(|error| error.to_string())
+    }
+}
+
+impl ServerBinding {
+    /// Puts a context in force.
+    pub fn put_in_force(&self, context: Option<Arc<ServerContext>>) {
+        if let Some(context) = &context {
+            self.expiry.note(context);
+        }
+        self.handle.context.store(context);
     }
 }
 

@@ -178,13 +178,9 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.config.core.v3.ApiConfigSource",
-        honoured: "api_type transport_api_version grpc_services set_node_on_first_message_only",
-        harmless: &[
-            ("rate_limit_settings", "requests follow responses one for one; there is nothing to limit"),
-            ("request_timeout", "for REST only, which is refused"),
-            ("refresh_delay", "for REST only, which is refused"),
-        ],
-        refused: &[("cluster_names", "for REST only, which is not supported")],
+        honoured: "api_type transport_api_version grpc_services set_node_on_first_message_only cluster_names request_timeout refresh_delay",
+        harmless: &[("rate_limit_settings", "requests follow responses one for one; there is nothing to limit")],
+        refused: &[],
     },
     Message {
         name: "envoy.config.core.v3.GrpcService",

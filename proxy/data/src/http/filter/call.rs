@@ -189,8 +189,7 @@ pub(super) async fn send(snapshot: &Snapshot, call: Call) -> Result<Answer, Call
         let (body, trailers) = read(&mut incoming).await?;
         lease.give_back();
         let took = upstream.start.elapsed();
-        cluster.stats.upstream_rq_time().record(took.as_millis() as u64);
-        cluster.stats.internal_upstream_rq_time().record(took.as_millis() as u64);
+        cluster.stats.record_time(Origin::Internal, took.as_millis() as u64);
         Ok(Answer { status: parts.status, headers: parts.headers, trailers, body, took })
     };
     match call.timeout {

@@ -142,7 +142,7 @@ pub(super) async fn ask(
             if let (Some(stats), Some(cluster)) = (&in_cluster, &cluster) {
                 stats.denied().inc();
                 if filter.charge_cluster {
-                    cluster.stats.count_code(exchange.origin, status.as_u16());
+                    cluster.stats.count_code(crate::stats::Origin::Internal, status.as_u16());
                 }
             }
             if filter.longest_denial > 0 {

@@ -94,7 +94,7 @@ pub(super) async fn ask(
                     effects(exchange).put.push((name, value, AppendAction::OverwriteIfExistsOrAdd));
                 }
                 if limit.enforced.holds(worker::random()) {
-                    cluster.stats.count_code(exchange.origin, limit.status.as_u16());
+                    cluster.stats.count_code(crate::stats::Origin::Internal, limit.status.as_u16());
                     effects(exchange).put.extend(verdict.response_headers.into_iter().map(append));
                     if !limit.response_headers.is_empty() {
                         effects(exchange).refused = Some(limit.clone());

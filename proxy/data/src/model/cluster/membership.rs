@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use foldhash::HashSet;
 
-use super::{Cluster, Endpoint, EndpointAddress, EndpointSet, Health, Priority};
+use super::{Cluster, Discovery, Endpoint, EndpointAddress, EndpointSet, Health, Priority};
 
 impl Cluster {
     /// Puts a set of endpoints in force and tells `membership_*`. Endpoints that are healthy stay although they are not in it, as long as their health
@@ -57,7 +57,7 @@ impl Cluster {
         let before = self.endpoints.load();
         let total = endpoints.all().count() as u64;
         if self.stats.membership_total().value() != total
-            || before.all().zip(endpoints.all()).any(|(before, after)| !Arc::ptr_eq(before, after))
+            || before.all().zip(endpoints.all()).any(|(before, after)| before.address != after.address)
         {
             self.stats.membership_change().inc();
         }
@@ -67,6 +67,11 @@ impl Cluster {
                 Some(_) => endpoint.checked.await_first(),
                 None => endpoint.checked.forget(),
             }
+        }
+        if self.discovery != Discovery::Static {
+            // Envoy works it out for what may change.
+            let heaviest = endpoints.all().map(|one| one.weight).max().unwrap_or(0);
+            self.stats.max_host_weight().set(u64::from(heaviest));
         }
         self.endpoints.store(Arc::new(endpoints));
         self.count_membership();

@@ -12,10 +12,23 @@ stat_group!(
         counter denied = "denied",
         counter shadow_allowed = "shadow_allowed",
         counter shadow_denied = "shadow_denied",
+    }
+);
+
+stat_group!(
+    /// `<stat_prefix>rbac.`, of rules whose action is LOG: each exists from its first use on.
+    RbacLogStats {
         counter logged = "logged",
         counter not_logged = "not_logged",
     }
 );
+
+impl RbacStats {
+    /// What rules said whose action is LOG.
+    pub fn log(&self) -> RbacLogStats {
+        RbacLogStats(self.group().below_always("", RbacLogStats::DEFS))
+    }
+}
 
 stat_group!(
     /// `<stat_prefix>.http_local_rate_limit.`

@@ -52,6 +52,53 @@ stat_group!(
 );
 
 stat_group!(
+    /// `cluster_manager.cds.` and `http.<prefix>.rds.<name>.`: when what came was put in force.
+    ReloadStats {
+        counter config_reload = "config_reload",
+        level config_reload_time_ms = "config_reload_time_ms",
+    }
+);
+
+stat_group!(
+    /// `runtime.`
+    RuntimeStats {
+        level admin_overrides_active = "admin_overrides_active",
+        level deprecated_feature_seen_since_process_start = "deprecated_feature_seen_since_process_start",
+        counter deprecated_feature_use = "deprecated_feature_use",
+        counter load_error = "load_error",
+        counter load_success = "load_success",
+        level num_keys = "num_keys",
+        level num_layers = "num_layers",
+        counter override_dir_exists = "override_dir_exists",
+        counter override_dir_not_exists = "override_dir_not_exists",
+    }
+);
+
+stat_group!(
+    /// `tls_inspector.`: of all listeners.
+    TlsInspectorStats {
+        counter alpn_found = "alpn_found",
+        counter alpn_not_found = "alpn_not_found",
+        counter client_hello_too_large = "client_hello_too_large",
+        counter sni_found = "sni_found",
+        counter sni_not_found = "sni_not_found",
+        counter tls_found = "tls_found",
+        counter tls_not_found = "tls_not_found",
+    }
+);
+
+stat_group!(
+    /// `http_inspector.`: of all listeners.
+    HttpInspectorStats {
+        counter http10_found = "http10_found",
+        counter http11_found = "http11_found",
+        counter http2_found = "http2_found",
+        counter http_not_found = "http_not_found",
+        counter read_error = "read_error",
+    }
+);
+
+stat_group!(
     /// `control_plane.`
     ControlPlaneStats {
         level connected_state = "connected_state",

@@ -21,6 +21,7 @@ pub(super) async fn open(
         Ok(connected) => connected,
         Err(error) => {
             opening.failed(&error);
+            cluster.stats.upstream_rq_pending_failure_eject().inc();
             return Err(AcquireError::Connect(error));
         }
     };
@@ -37,6 +38,8 @@ pub(super) async fn open(
     match handshake {
         Ok(lease) => {
             opening.succeeded(cluster, endpoint, &lease);
+            lease.pooled.carries();
+            cluster.stats.upstream_rq_total().inc();
             Ok(lease)
         }
         Err(error) => {
@@ -48,9 +51,12 @@ pub(super) async fn open(
 }
 
 async fn http1_handshake(cluster: &Arc<Cluster>, connected: UpstreamConnection, key: Key) -> hyper::Result<Lease> {
-    let UpstreamConnection { io, guard } = connected;
+    let UpstreamConnection { io, mut guard } = connected;
+    let pooled = Arc::new(Pooled::default());
+    guard.pooled = Some(pooled.clone());
     let local = io.local_address();
-    let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(Metered::new(io, cluster.clone()))).await?;
+    let (sender, connection) =
+        http1::Builder::new().handshake(TokioIo::new(Metered::new(io, cluster.clone(), &pooled))).await?;
     cluster.stats.upstream_cx_http1_total().inc();
     tokio::spawn(async move {
         // Errors reach the request that is on the connection; one that has none is just gone.
@@ -58,11 +64,13 @@ async fn http1_handshake(cluster: &Arc<Cluster>, connected: UpstreamConnection, 
         drop(guard);
         closed(key);
     });
-    Ok(Lease::first(Sender::Http1(sender), local, key, Arc::default()))
+    Ok(Lease::first(Sender::Http1(sender), local, key, Arc::default(), pooled))
 }
 
 async fn http2_handshake(cluster: &Arc<Cluster>, connected: UpstreamConnection, key: Key) -> hyper::Result<Lease> {
-    let UpstreamConnection { io, guard } = connected;
+    let UpstreamConnection { io, mut guard } = connected;
+    let pooled = Arc::new(Pooled::default());
+    guard.pooled = Some(pooled.clone());
     let local = io.local_address();
     let options = &cluster.http2;
     let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -75,7 +83,7 @@ async fn http2_handshake(cluster: &Arc<Cluster>, connected: UpstreamConnection, 
     if let Some(timeout) = options.keepalive_timeout {
         builder.keep_alive_timeout(timeout);
     }
-    let io = Metered::new(io, cluster.clone());
+    let io = Metered::new(io, cluster.clone(), &pooled);
     let heard = io.heard();
     let (sender, connection) = builder.handshake(TokioIo::new(io)).await?;
     cluster.stats.upstream_cx_http2_total().inc();
@@ -84,7 +92,7 @@ async fn http2_handshake(cluster: &Arc<Cluster>, connected: UpstreamConnection, 
         drop(guard);
         closed(key);
     });
-    Ok(Lease::first(Sender::Http2(sender), local, key, heard))
+    Ok(Lease::first(Sender::Http2(sender), local, key, heard, pooled))
 }
 
 /// Tells those who wait for this connection how it went, also when the request that makes it is cancelled.
@@ -114,6 +122,7 @@ impl Opening {
                     requests: 1,
                     active: 1,
                     heard: lease.heard.clone(),
+                    pooled: lease.pooled.clone(),
                 });
             }
         });
