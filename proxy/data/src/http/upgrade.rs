@@ -141,7 +141,7 @@ pub(super) fn granted(
         }
     }
     match (client, server) {
-        (Some(client), Some(server)) => splice(client, server, exchange, lease, limits),
+        (Some(client), Some(server)) => splice(*client, server, exchange, lease, limits),
         _ => exchange.complete(),
     }
     Response::from_parts(parts, ResponseBody::EMPTY)
@@ -149,9 +149,9 @@ pub(super) fn granted(
 
 /// Copies bytes between the two sides once both have left HTTP. As in Envoy, the upstream's end is the tunnel's. The exchange and the lease live as long as the copy. A downstream connection over HTTP/1 waits
 /// for it, one over HTTP/2 counts it as a request under way.
-fn splice(client: Box<Client>, server: OnUpgrade, mut exchange: Box<Exchange>, lease: Lease, limits: &Limits) {
+fn splice(client: Client, server: OnUpgrade, mut exchange: Box<Exchange>, lease: Lease, limits: &Limits) {
     exchange.manager.stats.downstream_cx_upgrades_active().inc();
-    let Client { upgrade: client, life, .. } = *client;
+    let Client { upgrade: client, life, .. } = client;
     let connection = exchange.connection.clone();
     let whole = life.is_none();
     let active = life.map(Active::tunnel);
