@@ -77,9 +77,12 @@ impl Table {
         self.names().position(|(of, pattern)| of == section && covers(pattern))
     }
 
-    /// Names that nothing needed.
+    /// Names that nothing needed. Whether values differ is a matter of the moment for some, so only rows of names have to be needed.
     pub fn stale(&self, used: &[bool]) -> Vec<String> {
-        let stale = self.names().zip(used).filter(|(_, used)| !**used);
+        let stale = self
+            .names()
+            .zip(used)
+            .filter(|((section, _), used)| !**used && matches!(section, Section::Missing | Section::Extra));
         stale.map(|((section, name), _)| format!("stats.yaml: {section:?}: {name} is not needed any more")).collect()
     }
 }
