@@ -22,11 +22,11 @@ pub(crate) async fn serve(socket: UdpSocket, id: ListenerId) {
         let received = socket.recv_from(&mut buffer).await;
         let begun = Instant::now();
         let snapshot = worker::snapshot();
-        let Some(datagrams) = snapshot.listener(id).and_then(|listener| listener.datagrams.as_ref()) else { continue };
+        let datagrams = snapshot.listener(id).and_then(|listener| listener.datagrams.as_ref());
         let (length, from) = match received {
             Ok(received) => received,
             Err(error) => {
-                if let Some(table) = &datagrams.dns {
+                if let Some(table) = datagrams.and_then(|datagrams| datagrams.dns.as_ref()) {
                     table.stats.downstream_rx_errors().inc();
                 }
                 tracing::debug!(listener = id.0, %error, "cannot read a datagram");
@@ -34,6 +34,8 @@ pub(crate) async fn serve(socket: UdpSocket, id: ListenerId) {
                 continue;
             }
         };
+        // The listener is gone, and this task with it in a moment.
+        let Some(datagrams) = datagrams else { continue };
         let Some(datagram) = buffer.get(..length).filter(|datagram| datagram.len() <= LONGEST) else {
             datagrams.stats.downstream_rx_datagram_dropped().inc();
             continue;

@@ -204,7 +204,10 @@ impl Compiler {
         }
         self.runtime.apply();
         let overload = bootstrap.overload_manager.as_ref().map(overload::overload).transpose();
-        let overload = overload.within("overload_manager")?;
+        let mut overload = overload.within("overload_manager")?;
+        if let Some(most) = self.runtime.global_limit() {
+            overload.get_or_insert_default().most_connections.get_or_insert(most);
+        }
         Ok(BootstrapPlan {
             node,
             admin,

@@ -86,6 +86,13 @@ pub(crate) fn stream(from: &GoogleGrpc) -> Compiled<GoogleStream> {
                 .map_err(|_| Fault::new("root_certs", "value is required: the system's are not looked for"))
                 .and_then(|roots| source::text(roots).within("root_certs"));
             let roots = place(roots.map(Some))?;
+            for (given, other, missing) in
+                [(&ssl.cert_chain, &ssl.private_key, "private_key"), (&ssl.private_key, &ssl.cert_chain, "cert_chain")]
+            {
+                if given.is_some() && other.is_none() {
+                    place(Err(Fault::new(missing, "value is required: a certificate needs its key")))?;
+                }
+            }
             Some(tls(
                 host,
                 roots,

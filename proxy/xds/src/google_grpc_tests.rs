@@ -75,6 +75,11 @@ fn what_is_not_honoured_is_refused_with_its_path() {
             "channel_credentials.ssl_credentials.root_certs: value is required",
         ),
         (
+            json!({ "channel_credentials": { "ssl_credentials": {
+                "root_certs": { "inline_string": "pem" }, "cert_chain": { "inline_string": "pem" } } } }),
+            "channel_credentials.ssl_credentials.private_key: value is required",
+        ),
+        (
             json!({ "channel_args": { "args": { "grpc.x": { "int_value": 1 } } } }),
             "channel_args.args[\"grpc.x\"]: is not supported",
         ),

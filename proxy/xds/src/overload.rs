@@ -32,6 +32,13 @@ pub struct Overload {
     pub heap: Option<Heap>,
 }
 
+impl Default for Overload {
+    /// Nothing is watched.
+    fn default() -> Self {
+        Overload { refresh_interval: Duration::from_secs(1), most_connections: None, heap: None }
+    }
+}
+
 /// Envoy `fixed_heap`. Envoy knows how much its allocator has; here it is the memory of the process that no file stands behind.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Heap {
@@ -73,8 +80,10 @@ impl ActionKind {
 
 /// Reads the message.
 pub(crate) fn overload(from: &OverloadManager) -> Compiled<Overload> {
-    let refresh_interval = positive(&from.refresh_interval, "refresh_interval")?.unwrap_or(Duration::from_secs(1));
-    let mut overload = Overload { refresh_interval, most_connections: None, heap: None };
+    let mut overload = Overload::default();
+    if let Some(interval) = positive(&from.refresh_interval, "refresh_interval")? {
+        overload.refresh_interval = interval;
+    }
     for (index, monitor) in from.resource_monitors.iter().enumerate() {
         (|| {
             let name = non_empty(&monitor.name, "name")?;

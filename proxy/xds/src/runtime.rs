@@ -1,8 +1,8 @@
 //! Runtime values: the layers of `layered_runtime`, those of RTDS included, and what is done with the values that are read.
 //!
 //! Two are: `envoy.resource_limits.listener.<name>.connection_limit`, which Kuma sets for the listeners of its gateways, and
-//! `overload.global_downstream_max_connections`. A static layer may hold others (they are seen in `/runtime`); one that a control plane sends is
-//! refused by its key, because it was sent to have an effect.
+//! `overload.global_downstream_max_connections`, which is read at the start. A static layer may hold others (they are seen in `/runtime`); one that a
+//! control plane sends is refused by its key, because it was sent to have an effect.
 //!
 //! Source: Envoy documentation, "Runtime", "Limits on connections of a listener".
 
@@ -17,7 +17,7 @@ use crate::{
     compile::{Compiled, Fault},
 };
 
-/// The only other value of a listener's limits.
+/// The limit on the connections of all listeners.
 const GLOBAL_LIMIT: &str = "overload.global_downstream_max_connections";
 
 /// One layer.
@@ -61,9 +61,11 @@ impl Runtime {
         for (listener, limit) in &self.limits {
             limit.set(limit_of(&values, listener));
         }
-        if let Some(most) = values.get(GLOBAL_LIMIT).and_then(number) {
-            shika_data::worker::set_connection_limit(most);
-        }
+    }
+
+    /// The limit on the connections of all listeners, where a layer sets it.
+    pub fn global_limit(&self) -> Option<u64> {
+        self.values().get(GLOBAL_LIMIT).and_then(number)
     }
 
     /// Takes the values of an RTDS layer.
@@ -71,15 +73,17 @@ impl Runtime {
         let values = Value::Object(values);
         let mut unknown = None;
         flatten("", &values, &mut |key, value| {
-            let read = key == GLOBAL_LIMIT || limited_listener(key).is_some();
-            if unknown.is_none() && (!read || number(value).is_none()) {
-                let reason = if read {
-                    format!("{value} is no number")
-                } else {
-                    "nothing reads a runtime value of this name".to_owned()
-                };
-                unknown = Some(Fault::new(format!("layer[{key:?}]"), reason));
-            }
+            let reason = if key == GLOBAL_LIMIT {
+                // Connections are counted from the first one on, or not at all.
+                "is read at the start only: give it in a static layer, or give the overload manager a limit".to_owned()
+            } else if limited_listener(key).is_none() {
+                "nothing reads a runtime value of this name".to_owned()
+            } else if number(value).is_none() {
+                format!("{value} is no number")
+            } else {
+                return;
+            };
+            unknown.get_or_insert_with(|| Fault::new(format!("layer[{key:?}]"), reason));
         });
         if let Some(fault) = unknown {
             return Err(fault);
@@ -189,5 +193,9 @@ mod tests {
             refused(&mut runtime, json!({ "envoy.resource_limits.listener.a.connection_limit": "many" })).as_deref(),
             Some("layer[\"envoy.resource_limits.listener.a.connection_limit\"]: \"many\" is no number")
         );
+        let global = refused(&mut runtime, json!({ GLOBAL_LIMIT: 5 })).unwrap_or_default();
+        assert!(global.contains("is read at the start only"), "{global}");
+        let fixed = Runtime { layers: vec![layer("static", false, json!({ GLOBAL_LIMIT: 5 }))], ..Runtime::default() };
+        assert_eq!(fixed.global_limit(), Some(5));
     }
 }
