@@ -41,17 +41,19 @@ enum Entry {
     Derived(Kind, Box<Reading>),
 }
 
-/// Orders of definitions, by the definitions' address: there are few kinds of groups and many groups.
+/// Orders of definitions, by the definitions' address and whether late ones exist: there are few kinds of groups and many groups.
 #[derive(Default)]
-pub struct Orders(HashMap<(usize, usize), Rc<[usize]>>);
+pub struct Orders(HashMap<(usize, bool), Rc<[usize]>>);
 
 impl Orders {
     fn of(&mut self, group: &Group) -> Rc<[usize]> {
-        let key = (group.defs.as_ptr() as usize, group.defs.len());
+        let late = group.defs.iter().enumerate().any(|(index, def)| def.late && group.read(index).used);
+        let key = (group.defs.as_ptr() as usize, late);
         self.0
             .entry(key)
             .or_insert_with(|| {
                 let mut order: Vec<usize> = (0..group.defs.len()).collect();
+                order.retain(|index| late || group.defs.get(*index).is_some_and(|def| !def.late));
                 order.sort_unstable_by_key(|index| group.defs.get(*index).map(|def| def.name));
                 order.into()
             })

@@ -75,21 +75,23 @@ pub struct Def {
     pub name: &'static str,
     /// What it is.
     pub kind: Kind,
+    /// Exists from its first use on, instead of from the start.
+    pub late: bool,
     /// Kept apart from what threads count, see [`Group::apart`].
     apart: bool,
     /// Its first cell, among those kept apart or among the others.
     at: usize,
 }
 
-/// Definitions with their cells one after the other. The third value says which are kept apart.
-const fn placed<const N: usize>(stats: [(&'static str, Kind, bool); N]) -> [Def; N] {
-    let mut defs = [Def { name: "", kind: Kind::Counter, apart: false, at: 0 }; N];
+/// Definitions with their cells one after the other. The third value says which are kept apart, the fourth which are late.
+const fn placed<const N: usize>(stats: [(&'static str, Kind, bool, bool); N]) -> [Def; N] {
+    let mut defs = [Def { name: "", kind: Kind::Counter, late: false, apart: false, at: 0 }; N];
     let (mut kept_apart, mut others) = (0, 0);
     let mut i = 0;
     while i < N {
-        let (name, kind, apart) = stats[i];
+        let (name, kind, apart, late) = stats[i];
         let end = if apart { &mut kept_apart } else { &mut others };
-        defs[i] = Def { name, kind, apart, at: *end };
+        defs[i] = Def { name, kind, late, apart, at: *end };
         *end += kind.cells();
         i += 1;
     }
