@@ -47,7 +47,7 @@ pub struct Orders(HashMap<(usize, bool), Rc<[usize]>>);
 
 impl Orders {
     fn of(&mut self, group: &Group) -> Rc<[usize]> {
-        let late = group.defs.iter().enumerate().any(|(index, def)| def.late && group.read(index).used);
+        let late = group.defs.iter().any(|def| def.late && group.used(def));
         let key = (group.defs.as_ptr() as usize, late);
         self.0
             .entry(key)
@@ -125,6 +125,31 @@ impl GroupStats {
         full.push_str(&self.group.scope.prefix);
         full.push_str(name);
         Some(full)
+    }
+
+    /// What the one at `at` is.
+    pub fn kind(&self, at: usize) -> Option<Kind> {
+        match &self.entries {
+            Entries::Plain(order) => Some(self.group.defs.get(*order.get(at)?)?.kind),
+            Entries::Mixed(mixed) => match mixed.get(at)?.1 {
+                Entry::Defined(index) => Some(self.group.defs.get(index)?.kind),
+                Entry::Derived(kind, _) => Some(kind),
+            },
+        }
+    }
+
+    /// Whether the one at `at` was ever written.
+    pub fn used(&self, at: usize) -> bool {
+        match self.def(at).and_then(|index| self.group.defs.get(index)) {
+            Some(def) => self.group.used(def),
+            None => self.read(at).is_some_and(|(_, reading)| reading.used),
+        }
+    }
+
+    /// The value of the one at `at`, if it is one of the group's own counters, gauges and levels: read a million times for a page.
+    pub fn number(&self, at: usize) -> Option<u64> {
+        let def = self.group.defs.get(self.def(at)?)?;
+        (def.kind != Kind::Histogram).then(|| self.group.number(def))
     }
 
     /// Kind and value of the one at `at`.
