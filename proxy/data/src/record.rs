@@ -4,6 +4,7 @@ mod filter;
 mod operator;
 
 use std::{
+    cell::Cell,
     fmt::Write,
     net::SocketAddr,
     time::{Duration, Instant, SystemTime},
@@ -131,13 +132,22 @@ impl<'a> Record<'a> {
     }
 }
 
+/// Room for a line that a thread keeps for the next one, in bytes.
+const LONGEST_KEPT: usize = 64 * 1024;
+
+thread_local! {
+    static LINE: Cell<String> = const { Cell::new(String::new()) };
+}
+
 /// Writes one line to every log whose filter lets it through.
 pub fn write(logs: &[AccessLog], record: &Record<'_>) {
     for log in logs {
         if log.filter.as_ref().is_some_and(|filter| !filter::passes(filter, record)) {
             continue;
         }
-        let mut line = String::with_capacity(256);
+        // Its size is known at the end only: the line is put together where the last one was, and copied once.
+        let mut line = LINE.take();
+        line.clear();
         match &log.format {
             LogFormat::Text(format) => render(format, record, &mut line),
             LogFormat::Json(format) => {
@@ -145,7 +155,10 @@ pub fn write(logs: &[AccessLog], record: &Record<'_>) {
                 line.push('\n');
             }
         }
-        log.sink.write(Bytes::from(line));
+        log.sink.write(Bytes::copy_from_slice(line.as_bytes()));
+        if line.capacity() <= LONGEST_KEPT {
+            LINE.set(line);
+        }
     }
 }
 

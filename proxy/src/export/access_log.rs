@@ -24,7 +24,7 @@ use tokio::{
 };
 use tracing::{error, info};
 
-use super::log_streamer;
+use super::{gather::Gather, log_streamer};
 
 /// Lines that may wait for a writer, per path.
 const QUEUE_LINES: usize = 16 * 1024;
@@ -182,7 +182,7 @@ impl Writer {
         self.write();
         let mut tick = tokio::time::interval(self.flush.interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut batch = Vec::new();
+        let (mut batch, mut gather) = (Vec::new(), Gather::default());
         loop {
             let retry = self.retry;
             tokio::select! {
@@ -203,9 +203,13 @@ impl Writer {
                     }
                     None => break,
                 },
-                count = lines.recv_many(&mut batch, 256), if self.buffer.len() < MAX_BUFFERED => {
+                () = gather.over(), if gather.goes_on() => {}
+                count = lines.recv_many(&mut batch, 256), if !gather.goes_on() && self.buffer.len() < MAX_BUFFERED => {
                     if count == 0 {
                         break;
+                    }
+                    if lines.is_empty() {
+                        gather.begin();
                     }
                     for line in batch.drain(..) {
                         self.push(&line);

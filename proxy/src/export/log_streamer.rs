@@ -25,7 +25,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::access_log::WriterCommand;
+use super::{access_log::WriterCommand, gather::Gather};
 
 /// Addresses at once; lines for another are dropped.
 const MAX_ADDRESSES: usize = 64;
@@ -46,6 +46,7 @@ pub(super) async fn run(
     mut orders: mpsc::UnboundedReceiver<WriterCommand>,
     lost: Arc<AtomicU64>,
 ) {
+    let mut gather = Gather::default();
     let mut streamer = Streamer { backends: BTreeMap::new(), tasks: JoinSet::new(), lost, complained: false };
     loop {
         tokio::select! {
@@ -62,8 +63,14 @@ pub(super) async fn run(
                 Some(WriterCommand::Reopen) => {}
                 None => break,
             },
-            line = lines.recv() => match line {
-                Some(line) => streamer.take(&line),
+            () = gather.over(), if gather.goes_on() => {}
+            line = lines.recv(), if !gather.goes_on() => match line {
+                Some(line) => {
+                    streamer.take(&line);
+                    if lines.is_empty() {
+                        gather.begin();
+                    }
+                }
                 None => break,
             },
         }

@@ -38,6 +38,7 @@ use tokio::{
 use tracing::warn;
 
 use self::send::{Channel, SendError};
+use super::gather::Gather;
 
 /// Spans, or lines, that may wait for a collector.
 const QUEUE: usize = 16 * 1024;
@@ -204,15 +205,20 @@ async fn export(telemetry: Telemetry, collector: Collector, mut queue: SpanQueue
     let mut channel = Channel::default();
     let mut batch = Vec::new();
     let mut failing = false;
+    let mut gather = Gather::default();
     loop {
         let room = BATCH - batch.len();
         let open = tokio::select! {
-            count = queue.receive(&mut batch, room) => count > 0,
+            () = gather.over(), if gather.goes_on() => continue,
+            count = queue.receive(&mut batch, room), if !gather.goes_on() => count > 0,
             _ = tick.tick(), if !batch.is_empty() => {
                 deliver(&telemetry, &collector, &mut channel, &mut batch, &mut failing).await;
                 continue;
             }
         };
+        if queue.is_empty() {
+            gather.begin();
+        }
         if batch.len() >= ENOUGH || !open && !batch.is_empty() {
             deliver(&telemetry, &collector, &mut channel, &mut batch, &mut failing).await;
         }

@@ -245,6 +245,11 @@ impl SpanSink {
 }
 
 impl SpanQueue {
+    /// No span waits.
+    pub fn is_empty(&self) -> bool {
+        self.spans.is_empty()
+    }
+
     /// Waits for spans and appends up to `most` of them; 0 once no sink is left. Nothing is lost when the wait is given up.
     pub async fn receive(&mut self, into: &mut Vec<Span>, most: usize) -> usize {
         let before = into.len();

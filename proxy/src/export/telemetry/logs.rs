@@ -13,7 +13,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{Identity, Relaxed, Telemetry, send::Channel};
+use super::{super::gather::Gather, Identity, Relaxed, Telemetry, send::Channel};
 
 /// The method that takes them.
 const LOGS_SERVICE: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
@@ -66,13 +66,17 @@ pub(super) async fn export(telemetry: Telemetry, collector: LogCollector, mut qu
     let mut tick = tokio::time::interval_at(Instant::now() + collector.flush, collector.flush);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut channel = Channel::default();
-    let (mut batch, mut failing) = (Vec::new(), false);
+    let (mut batch, mut failing, mut gather) = (Vec::new(), false, Gather::default());
     loop {
         let room = BATCH - batch.len();
         let (open, due) = tokio::select! {
-            count = queue.recv_many(&mut batch, room) => (count > 0, false),
+            () = gather.over(), if gather.goes_on() => continue,
+            count = queue.recv_many(&mut batch, room), if !gather.goes_on() => (count > 0, false),
             _ = tick.tick(), if !batch.is_empty() => (true, true),
         };
+        if queue.is_empty() {
+            gather.begin();
+        }
         let bytes: usize = batch.iter().map(Bytes::len).sum();
         if !batch.is_empty() && (due || !open || batch.len() == BATCH || bytes >= collector.bytes as usize) {
             deliver(&telemetry, &collector, &mut channel, std::mem::take(&mut batch), &mut failing).await;
