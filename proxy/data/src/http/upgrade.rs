@@ -20,7 +20,10 @@ use hyper::{
     upgrade::{OnUpgrade, Upgraded},
 };
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
 
 use super::{
     body::{RequestBody, ResponseBody},
@@ -32,7 +35,10 @@ use super::{
 };
 use crate::{
     error::ResponseFlag,
-    tcp::copy::{self, End, both_ways},
+    tcp::{
+        copy::{self, End, both_ways},
+        splice::MaybeTcp,
+    },
     upstream::pool::{Lease, Protocol},
 };
 
@@ -196,6 +202,12 @@ struct Side {
 impl Side {
     fn new(io: Upgraded, stream: bool) -> Self {
         Side { io: TokioIo::new(io), stream, ended: false }
+    }
+}
+
+impl MaybeTcp for Side {
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Bytes are read into the worker's scratch buffer and written from there at once. Only what the other side does not take is kept, in a buffer of the
 //! connection's own that is given back when it is empty. So an idle connection holds no buffer, a busy one reads into memory that is warm in the cache,
-//! and a slow receiver holds at most one scratch buffer's worth: reading goes on when it has been taken.
+//! and a slow receiver holds at most one scratch buffer's worth: reading goes on when it has been taken. Bulk between two sockets is spliced.
 
 use std::{
     cell::Cell,
@@ -18,6 +18,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+use super::splice::{Bulk, MaybeTcp, Step};
 use crate::drain::{Phase, Watch};
 
 /// Bytes read at once at most.
@@ -80,6 +81,7 @@ struct Half {
     /// Read, but not yet taken by the other side; from `at` on.
     rest: Vec<u8>,
     at: usize,
+    bulk: Bulk,
     unflushed: bool,
     /// The reader said that nothing more comes.
     ended: bool,
@@ -97,8 +99,8 @@ pub async fn copy<D, U>(
     meter: &mut impl Meter,
 ) -> End
 where
-    D: AsyncRead + AsyncWrite + Unpin,
-    U: AsyncRead + AsyncWrite + Unpin,
+    D: AsyncRead + AsyncWrite + MaybeTcp + Unpin,
+    U: AsyncRead + AsyncWrite + MaybeTcp + Unpin,
 {
     let (mut up, mut down) = (Half::default(), Half::default());
     let mut first = None;
@@ -180,8 +182,8 @@ impl Meter for Copied {
 /// Copies between two streams that have left HTTP, until both have finished, one has failed, a limit is reached or `watch` says so.
 pub async fn both_ways<D, U>(downstream: &mut D, upstream: &mut U, limits: Limits, watch: &Watch) -> (Copied, End)
 where
-    D: AsyncRead + AsyncWrite + Unpin,
-    U: AsyncRead + AsyncWrite + Unpin,
+    D: AsyncRead + AsyncWrite + MaybeTcp + Unpin,
+    U: AsyncRead + AsyncWrite + MaybeTcp + Unpin,
 {
     let mut copied = Copied::default();
     let end = tokio::select! {
@@ -202,8 +204,8 @@ impl Half {
         moved: &mut dyn FnMut(usize),
     ) -> Poll<Result<(), (bool, io::Error)>>
     where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
+        R: AsyncRead + MaybeTcp + Unpin,
+        W: AsyncWrite + MaybeTcp + Unpin,
     {
         let writing = |error| (false, error);
         for _ in 0..TURNS {
@@ -234,6 +236,15 @@ impl Half {
                     self.shut = true;
                 }
                 return Poll::Ready(Ok(()));
+            }
+            if (self.bulk.goes_on() || self.bulk.holds())
+                && let (Some(from), Some(to)) = (from.tcp(), to.tcp())
+            {
+                match ready!(self.bulk.poll(cx, from, to, moved))? {
+                    Step::Moved => {}
+                    Step::Ended => self.ended = true,
+                }
+                continue;
             }
             let mut scratch = SCRATCH_BUFFER.take().unwrap_or_else(|| vec![0; SCRATCH].into_boxed_slice());
             let progress = self.pass(cx, from, to, &mut scratch, moved);
@@ -270,6 +281,7 @@ impl Half {
             return Poll::Ready(Ok(()));
         }
         self.unflushed = true;
+        self.bulk.saw_read(read.len());
         let written = match Pin::new(to).poll_write(cx, read) {
             Poll::Ready(Ok(n)) => n,
             Poll::Ready(Err(error)) => return Poll::Ready(Err((false, error))),

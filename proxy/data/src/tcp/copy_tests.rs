@@ -2,7 +2,31 @@
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
+use tokio::{
+    io::DuplexStream,
+    net::{TcpListener, TcpStream},
+};
+
 use super::*;
+use crate::io::Socket;
+
+impl MaybeTcp for DuplexStream {
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
+    }
+}
+
+/// Both ends of a TCP connection.
+async fn connection() -> (TcpStream, Socket) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (client, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    (client.unwrap(), Socket::Tcp(accepted.unwrap().0))
+}
+
+/// Bytes that tell where they stand.
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8).collect()
+}
 
 fn unlimited() -> Limits {
     Limits { idle: None, until: None, upstream_ends: false }
@@ -149,4 +173,65 @@ async fn the_future_stays_small() {
     let future = copy(&mut client, &mut server, unlimited(), None, &mut meter);
     let size = std::mem::size_of_val(&future);
     assert!(size <= 700, "{size} bytes");
+}
+
+#[tokio::test]
+async fn bulk_between_sockets_arrives_whole_in_both_directions() {
+    const LENGTH: usize = 20_000_000;
+    let ((mut client, mut down), (mut server, mut up)) = (connection().await, connection().await);
+    let copying = tokio::spawn(async move {
+        let mut copied = Copied::default();
+        let end = copy(&mut down, &mut up, unlimited(), None, &mut copied).await;
+        (end, copied)
+    });
+    let sent = pattern(LENGTH);
+    let (mut client_reads, mut client_writes) = client.split();
+    let (mut server_reads, mut server_writes) = server.split();
+    let (mut heard_up, mut heard_down) = (Vec::new(), Vec::new());
+    tokio::join!(
+        async {
+            client_writes.write_all(&sent).await.unwrap();
+            // Little after much, and then the end.
+            client_writes.write_all(b"last").await.unwrap();
+            client_writes.shutdown().await.unwrap();
+        },
+        async {
+            // A receiver that is slower than the sender.
+            let mut piece = [0; 10_007];
+            loop {
+                match server_reads.read(&mut piece).await.unwrap() {
+                    0 => break,
+                    n => heard_up.extend_from_slice(&piece[..n]),
+                }
+            }
+        },
+        async {
+            server_writes.write_all(&sent).await.unwrap();
+            server_writes.shutdown().await.unwrap();
+        },
+        async {
+            client_reads.read_to_end(&mut heard_down).await.unwrap();
+        },
+    );
+    assert!(heard_up == [sent.as_slice(), b"last"].concat());
+    assert!(heard_down == sent);
+    let (end, copied) = copying.await.unwrap();
+    assert!(matches!(end, End::Finished(_)), "{end:?}");
+    assert_eq!(copied, Copied { to_upstream: LENGTH as u64 + 4, to_downstream: LENGTH as u64 });
+}
+
+#[tokio::test]
+async fn a_receiver_that_is_gone_ends_bulk() {
+    let ((mut client, mut down), (mut server, mut up)) = (connection().await, connection().await);
+    let copying =
+        tokio::spawn(async move { copy(&mut down, &mut up, unlimited(), None, &mut Copied::default()).await });
+    let sending = tokio::spawn(async move { while client.write_all(&pattern(1_000_000)).await.is_ok() {} });
+    let mut piece = vec![0; 100_000];
+    for _ in 0..50 {
+        assert!(server.read(&mut piece).await.unwrap() > 0);
+    }
+    drop(server);
+    let end = copying.await.unwrap();
+    assert!(matches!(end, End::Failed(Side::Upstream, _)), "{end:?}");
+    sending.await.unwrap();
 }

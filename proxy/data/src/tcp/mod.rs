@@ -2,3 +2,4 @@
 
 pub(crate) mod copy;
 pub mod proxy;
+pub(crate) mod splice;
