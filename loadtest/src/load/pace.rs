@@ -94,10 +94,14 @@ enum Timer {
 }
 
 impl Timer {
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe, for types whose descriptor may change; that of an OwnedFd does not"
+    )]
     fn new() -> Self {
         rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)
             .ok()
-            .and_then(|timer| AsyncFd::register(timer).ok())
+            .and_then(|timer| AsyncFd::new(timer).ok())
             .map_or(Self::Coarse, Self::Precise)
     }
 
