@@ -3,6 +3,7 @@
 use super::bars::{BARS, Limit};
 use super::figure::{Figure, Metric, number};
 use super::markdown;
+use super::plot::Lines;
 use super::report::Report;
 use super::scenario::Section;
 use super::subject::Name;
@@ -32,12 +33,63 @@ pub fn render(report: &Report) -> String {
     ] {
         text.push_str(&ratios(report, &report.of_section(section), Metric::Cpu, title));
     }
+    text.push_str(&latencies(report));
+    text.push_str(&growth(report));
     text.push_str(&table_of(&markdown::render(report)));
     text.push_str("</html>\n");
     text
 }
 
-fn color(subject: Name) -> &'static str {
+/// A chart of percentiles for each fixed rate.
+fn latencies(report: &Report) -> String {
+    let metrics = [Metric::P50, Metric::P90, Metric::P99, Metric::P999];
+    let names = report.of_section(Section::Latency);
+    let subjects = report.subjects(&names);
+    let charts: String = names
+        .iter()
+        .map(|name| {
+            let figures = |subject| metrics.iter().map(|metric| report.figure(name, subject, *metric)).collect();
+            let lines = Lines {
+                title: format!("{name}: percentiles of latency, µs"),
+                points: metrics.iter().map(|metric| metric.label().replace(" µs", "")).collect(),
+                series: subjects.iter().map(|subject| (*subject, figures(*subject))).collect(),
+                limit: None,
+            };
+            lines.svg()
+        })
+        .collect();
+    if charts.is_empty() { charts } else { format!("<h2>Latency</h2>{}{charts}", legend(&subjects)) }
+}
+
+/// A chart over the numbers of clusters for each figure that grows with them, or is not to.
+fn growth(report: &Report) -> String {
+    let names = report.of_section(Section::Clusters);
+    let subjects = report.subjects(&names);
+    let metrics =
+        [Metric::Start, Metric::IdleMemory, Metric::ScrapeAll, Metric::ScrapeUsed, Metric::Update, Metric::Cpu];
+    let charts: String = metrics
+        .iter()
+        .map(|metric| {
+            let figures = |subject| names.iter().map(|name| report.figure(name, subject, *metric)).collect();
+            let last = names.last().copied().unwrap_or_default();
+            let lines = Lines {
+                title: format!("{} by number of clusters", metric.label()),
+                points: names.iter().map(|name| name.trim_start_matches("clusters_").to_owned()).collect(),
+                series: subjects.iter().map(|subject| (*subject, figures(*subject))).collect(),
+                limit: BARS.iter().find_map(|bar| match bar.limit {
+                    Limit::AtMost(most) if bar.scenario == last && bar.metric == *metric => Some(most),
+                    _ => None,
+                }),
+            };
+            // A limit alone is no measurement.
+            if subjects.is_empty() { String::new() } else { lines.svg() }
+        })
+        .collect();
+    if charts.is_empty() { charts } else { format!("<h2>Clusters</h2>{}{charts}", legend(&subjects)) }
+}
+
+/// Each subject has one everywhere.
+pub fn color(subject: Name) -> &'static str {
     match subject {
         Name::Envoy => "#8a94a3",
         Name::Shika => "#1f6feb",
@@ -200,7 +252,8 @@ fn inline(text: &str) -> String {
         .replace("**", "")
 }
 
-fn escape(text: &str) -> String {
+/// Text as text.
+pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 

@@ -9,6 +9,7 @@ mod html;
 mod markdown;
 mod moving;
 mod open;
+mod plot;
 mod process;
 mod report;
 mod resting;

@@ -14,9 +14,6 @@ use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, Signature
 use super::setup::WorkDir;
 use crate::load::stream::{Handshakes, Tls};
 
-/// Sessions kept: one for each handshake under way.
-const SESSIONS: usize = 4_096;
-
 /// A client that presents `web`'s certificate. The server's is taken as it is: its identity is a URI, which rustls has no name for,
 /// and checking it is the measured proxy's work in the other scenarios.
 ///
@@ -32,8 +29,8 @@ pub fn client(dir: &WorkDir, resume: bool) -> anyhow::Result<Tls> {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
         .with_client_auth_cert(chain, key)?;
-    config.resumption = if resume { Resumption::in_memory_sessions(SESSIONS) } else { Resumption::disabled() };
-    Ok(Tls { config: Arc::new(config), name: ServerName::try_from("backend")?, handshakes: Arc::default() })
+    config.resumption = Resumption::disabled();
+    Ok(Tls { config: Arc::new(config), resume, name: ServerName::try_from("backend")?, handshakes: Arc::default() })
 }
 
 /// Accepts any chain, but the peer has to hold the key of its certificate.

@@ -22,6 +22,7 @@ static ZEROS: [u8; LARGE_BUFFER] = [0; LARGE_BUFFER];
 /// One lane's client.
 pub struct Client {
     plan: Arc<Plan>,
+    peer: Peer,
     request: Vec<u8>,
     connection: Option<Connection>,
 }
@@ -29,14 +30,14 @@ pub struct Client {
 impl Client {
     /// Prepares the request of the plan.
     pub fn new(plan: &Arc<Plan>) -> Self {
-        Self { plan: plan.clone(), request: request_bytes(plan), connection: None }
+        Self { plan: plan.clone(), peer: plan.target.for_lane(), request: request_bytes(plan), connection: None }
     }
 
     /// Sends one request and waits for its reply. A connection that failed or that the peer closes is not used again.
     pub async fn exchange(&mut self) -> Result<(), Failure> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => Connection::open(&self.plan.target, self.plan.reply).await?,
+            None => Connection::open(&self.peer, self.plan.reply).await?,
         };
         let reply = connection.exchange(&self.request).await?;
         if reply.keep_alive && !self.plan.new_connection {

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, HandshakeKind};
 
@@ -18,11 +19,16 @@ use super::Failure;
 /// for as long as its last connection is in `TIME_WAIT`.
 const SOURCES: u32 = 200;
 
+/// Sessions that a lane keeps.
+const SESSIONS: usize = 8;
+
 /// TLS as the load speaks it.
 #[derive(Clone, Debug)]
 pub struct Tls {
-    /// Certificates, roots and the store of sessions. Full handshakes have a configuration without a store.
+    /// Certificates and roots; no sessions.
     pub config: Arc<ClientConfig>,
+    /// Whether each lane keeps the sessions that it is given and resumes them.
+    pub resume: bool,
     /// Name sent and verified.
     pub name: ServerName<'static>,
     /// What the handshakes were.
@@ -53,6 +59,17 @@ impl Peer {
     /// Plain TCP from the address that the kernel chooses.
     pub fn plain(address: SocketAddr) -> Self {
         Self { address, tls: None, spread: false }
+    }
+
+    /// For one lane: with sessions of its own, because a store shared by many runs out of tickets while they connect at once.
+    pub fn for_lane(&self) -> Self {
+        let mut peer = self.clone();
+        if let Some(tls) = peer.tls.as_mut().filter(|tls| tls.resume) {
+            let mut config = ClientConfig::clone(&tls.config);
+            config.resumption = Resumption::in_memory_sessions(SESSIONS);
+            tls.config = Arc::new(config);
+        }
+        peer
     }
 }
 

@@ -4,11 +4,13 @@
 use std::sync::Arc;
 
 use super::http1::Connection;
+use super::stream::Peer;
 use super::{Failure, Plan, Protocol};
 
 /// One lane's client.
 pub struct Client {
     plan: Arc<Plan>,
+    peer: Peer,
     message: Vec<u8>,
     connection: Option<Connection>,
 }
@@ -20,7 +22,7 @@ impl Client {
             Protocol::Bulk => bulk_head(plan.payload, plan.reply).to_vec(),
             _ => vec![b'x'; plan.payload.max(1)],
         };
-        Self { plan: plan.clone(), message, connection: None }
+        Self { plan: plan.clone(), peer: plan.target.for_lane(), message, connection: None }
     }
 
     /// One round trip. A connection that failed is not used again.
@@ -41,7 +43,7 @@ impl Client {
 
     async fn open(&self) -> Result<Connection, Failure> {
         let plan = &self.plan;
-        let mut connection = Connection::open(&plan.target, plan.reply).await?;
+        let mut connection = Connection::open(&self.peer, plan.reply).await?;
         if plan.protocol == Protocol::WebSocket {
             let request = format!(
                 "GET /ws HTTP/1.1\r\nhost: {}\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
