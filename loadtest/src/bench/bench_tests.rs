@@ -57,6 +57,43 @@ async fn every_scenario_answers_through_every_subject_that_is_here() {
     }
 }
 
+/// The scenario's kind by its name.
+fn kind(name: &str) -> &'static Kind {
+    &SCENARIOS.iter().find(|scenario| scenario.name == name).unwrap().kind
+}
+
+#[tokio::test]
+async fn what_is_not_a_closed_loop_yields_its_figures() {
+    let Some(envoy) = envoy() else { return };
+    let mut bench = bench(vec![envoy]);
+    bench.identify().await.unwrap();
+    let subject = &bench.subjects[0];
+    let has = |round: &Round, metrics: &[Metric]| {
+        for metric in metrics {
+            assert!(round.get(metric).is_some_and(|value| *value > 0.0), "{}: {round:?}", metric.label());
+        }
+    };
+    let (Kind::Start(start), Kind::Churn(churn, _), Kind::Idle(idle, _), Kind::Open(open, _)) =
+        (kind("start"), kind("churn"), kind("idle_mtls"), kind("latency_70"))
+    else {
+        panic!("a scenario has another kind");
+    };
+    has(&bench.start_round(start, subject).await.unwrap(), &[Metric::Start, Metric::IdleMemory, Metric::Resident]);
+    has(&bench.churn_round(churn, 50, subject).await.unwrap(), &[Metric::Cpu, Metric::Updates]);
+    // So few connections may well fit into memory that is free already.
+    let idle = bench.idle_round(idle, 50, subject).await.unwrap();
+    has(&idle, &[Metric::Resident, Metric::Rate]);
+    assert!(idle.contains_key(&Metric::ConnectionMemory), "{idle:?}");
+    has(&bench.clusters_round(1, subject).await.unwrap(), &[Metric::Start, Metric::Update, Metric::ScrapeSize]);
+    let three = bench.clusters_round(3, subject).await.unwrap();
+    has(&three, &[Metric::ScrapeAll, Metric::ScrapeUsed, Metric::Cpu]);
+    assert!(three.contains_key(&Metric::ClusterMemory), "with one cluster it was measured before: {three:?}");
+    let settings = Settings { rate: Some(200.0), ..bench.settings.clone() };
+    let bench = Bench { settings, ..bench };
+    let open = bench.open_round(open, 0.7, 0, &bench.subjects[0]).await.unwrap();
+    has(&open, &[Metric::P50, Metric::P90, Metric::P99, Metric::P999, Metric::Lateness]);
+}
+
 #[tokio::test]
 async fn a_proxy_that_refuses_its_bootstrap_is_quoted() {
     let Some(subject) = envoy() else { return };

@@ -82,7 +82,11 @@ fn growth(report: &Report) -> String {
                 }),
             };
             // A limit alone is no measurement.
-            if subjects.is_empty() { String::new() } else { lines.svg() }
+            if lines.series.iter().all(|(_, figures)| figures.iter().all(Option::is_none)) {
+                String::new()
+            } else {
+                lines.svg()
+            }
         })
         .collect();
     if charts.is_empty() { charts } else { format!("<h2>Clusters</h2>{}{charts}", legend(&subjects)) }

@@ -26,12 +26,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, ensure};
 
-use tokio::sync::OnceCell;
-
 use crate::echo;
 use crate::text::{note, parse_duration, say};
 use closed::Chain;
 use figure::{Metric, Round, number};
+use open::Capacity;
 use report::{Measured, Report};
 use scenario::{Kind, SCENARIOS, Scenario};
 use setup::{Cpus, Upstream, WorkDir};
@@ -105,8 +104,8 @@ pub struct Bench {
     settings: Settings,
     subjects: Vec<Subject>,
     cpus: Option<Cpus>,
-    /// Requests per second that Envoy answers at most in the latency scenarios; found once, when first asked for.
-    capacity: OnceCell<f64>,
+    /// What Envoy answers at most, of the round under way.
+    capacity: tokio::sync::Mutex<Option<Capacity>>,
     /// Resident MB of each subject with one cluster.
     with_one_cluster: Mutex<BTreeMap<Name, f64>>,
 }
@@ -226,7 +225,7 @@ fn raise_file_limit() {
 
 impl Bench {
     fn new(settings: Settings, subjects: Vec<Subject>, cpus: Option<Cpus>) -> anyhow::Result<Self> {
-        let (capacity, with_one_cluster) = (OnceCell::new(), Mutex::default());
+        let (capacity, with_one_cluster) = (tokio::sync::Mutex::default(), Mutex::default());
         Ok(Self { dir: WorkDir::create()?, settings, subjects, cpus, capacity, with_one_cluster })
     }
 
@@ -267,7 +266,7 @@ impl Bench {
                 let Some(subject) = self.subjects.get(at) else { continue };
                 measured.versions.insert(subject.name, subject.version.clone());
                 let name = subject.name;
-                match self.round(scenario, subject).await {
+                match self.round(scenario, round, subject).await {
                     Ok(figures) => {
                         note(&format!("{:<28} round {} {name:<7} {}", scenario.name, round + 1, brief(&figures)));
                         measured.add(name, figures);
@@ -283,10 +282,10 @@ impl Bench {
         measured
     }
 
-    async fn round(&self, scenario: &'static Scenario, subject: &Subject) -> anyhow::Result<Round> {
+    async fn round(&self, scenario: &'static Scenario, round: usize, subject: &Subject) -> anyhow::Result<Round> {
         match &scenario.kind {
             Kind::Closed(work) => self.closed_round(work, subject).await,
-            Kind::Open(work, share) => self.open_round(work, *share, subject).await,
+            Kind::Open(work, share) => self.open_round(work, *share, round, subject).await,
             Kind::Start(work) => self.start_round(work, subject).await,
             Kind::Idle(work, count) => self.idle_round(work, *count, subject).await,
             Kind::Churn(work, rate) => self.churn_round(work, *rate, subject).await,

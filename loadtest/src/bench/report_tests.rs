@@ -71,3 +71,22 @@ fn what_is_written_is_read_again() {
     assert_eq!(serde_json::to_string(&again).unwrap(), text);
     assert_eq!(again.ratio("http1_one_hop", Metric::Cpu), Some(0.4));
 }
+
+#[test]
+fn latency_and_growth_are_drawn() {
+    let mut report = Report::new();
+    let figures = [(Metric::P50, 100.0), (Metric::P999, 900.0), (Metric::Start, 70.0), (Metric::Cpu, 20.0)];
+    for name in ["latency_70", "clusters_1", "clusters_10000"] {
+        let mut measured = Measured::default();
+        measured.add(Name::Shika, Round::from(figures));
+        report.scenarios.insert(name.into(), measured);
+    }
+    let page = html::render(&report);
+    for title in ["latency_70: percentiles", "start to first byte, ms by number", "CPU µs per request by number"] {
+        assert!(page.contains(title), "{title} is missing: {page}");
+    }
+    assert!(!page.contains("endpoint update to use, ms by number"), "what was not measured is not drawn: {page}");
+    // The bar of 400 ms at 10,000 clusters, and Shika within 10 % of itself at any number.
+    let judged: Vec<_> = report.judged().into_iter().map(|(name, metric, bar)| (name, metric, bar.held)).collect();
+    assert_eq!(judged, [("clusters_10000", Metric::Cpu, true), ("clusters_10000", Metric::Start, true)]);
+}
