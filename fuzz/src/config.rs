@@ -53,7 +53,7 @@ pub fn bootstrap(data: &[u8]) {
     };
     print_and_read(&bootstrap);
     let mut compiler = compiler();
-    match compiler.load_static(bootstrap, Instant::now()) {
+    match compiler.load_static(&(&bootstrap).into(), Instant::now()) {
         Ok(_) => drop(compiler.build()),
         Err(rejects) => {
             assert!(!rejects.is_empty());
@@ -81,7 +81,7 @@ pub fn compile(data: &[u8]) {
     let outcome = || {
         let mut compiler = compiler();
         let base: Bootstrap = json::from_yaml(BASE).unwrap_or_else(|errors| panic!("{errors:?}"));
-        if let Err(rejects) = compiler.load_static(base, Instant::now()) {
+        if let Err(rejects) = compiler.load_static(&(&base).into(), Instant::now()) {
             panic!("{rejects:?}");
         }
         let now = Instant::now();

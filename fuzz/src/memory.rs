@@ -49,7 +49,7 @@ impl Proxy {
     pub fn new(yaml: &str) -> Self {
         let bootstrap: Bootstrap = json::from_yaml(yaml).unwrap_or_else(|errors| panic!("{errors:?}"));
         let mut compiler = compiler();
-        if let Err(rejects) = compiler.load_static(bootstrap, std::time::Instant::now()) {
+        if let Err(rejects) = compiler.load_static(&(&bootstrap).into(), std::time::Instant::now()) {
             panic!("{rejects:?}");
         }
         let Some(plan) = compiler.build() else { panic!("nothing to publish") };

@@ -36,6 +36,7 @@
 //! What comes over ADS is binary and meets this code only in the walks.
 
 pub mod any;
+pub mod bootstrap;
 pub mod json;
 mod path;
 mod schema;

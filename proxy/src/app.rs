@@ -11,17 +11,13 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use prost::Message;
 use shika_data::{
     drain,
     model::listener::BindAddress,
     stats::Registry,
     worker::{WorkerConfig, Workers},
 };
-use shika_proto::{
-    envoy::config::{bootstrap::v3::Bootstrap, core::v3::Node},
-    google::protobuf::value::Kind,
-};
+use shika_proto::{bootstrap::EncodedBootstrap, envoy::config::core::v3::Node, google::protobuf::value::Kind};
 use shika_xds::{CompileOptions, Compiler};
 use tokio::{sync::mpsc, task::LocalSet};
 use tracing::{error, info};
@@ -66,7 +62,7 @@ pub enum Role {
 }
 
 /// Runs a bootstrap until the process is told to end.
-pub fn serve(options: Options, bootstrap: Bootstrap, logging: Logging, role: Role, start: Instant) -> ExitCode {
+pub fn serve(options: Options, bootstrap: EncodedBootstrap, logging: Logging, role: Role, start: Instant) -> ExitCode {
     let runtime = match control_runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -101,7 +97,7 @@ pub fn control_runtime() -> io::Result<tokio::runtime::Runtime> {
 
 async fn run(
     options: Options,
-    bootstrap: Bootstrap,
+    bootstrap: EncodedBootstrap,
     logging: Logging,
     role: Role,
     start: Instant,
@@ -121,9 +117,8 @@ async fn run(
         start_access_logs(&options, &groups, streamed).map_err(|error| one(format!("access log thread: {error}")))?;
     let telemetry = Telemetry::new(groups.server.clone(), Box::new(start_exporters));
     let mut compiler = Compiler::new(registry.clone(), compile_options(&options, &access_logs, &telemetry));
-    let bootstrap_bytes = bootstrap.encode_to_vec();
     let plan = compiler
-        .load_static(bootstrap, Instant::now())
+        .load_static(&bootstrap, Instant::now())
         .map_err(|rejects| rejects.iter().map(ToString::to_string).collect::<Vec<_>>())?;
     telemetry.identify(Identity {
         node: plan.node.id.clone(),
@@ -183,7 +178,7 @@ async fn run(
     let tags = Rc::new(Tags::new(plan.default_tags, &plan.stats_tags, &options.stats_tag));
     let state = Rc::new(State {
         options,
-        bootstrap_bytes,
+        encoded_bootstrap: bootstrap,
         plan,
         compiler: RefCell::new(compiler),
         snapshot: RefCell::new(Arc::default()),
@@ -205,6 +200,7 @@ async fn run(
         dns_wait_over: Cell::new(false),
         warming: RefCell::default(),
         connections: Cell::new(0),
+        heap_used: Cell::new(true),
         commands,
     });
     let mut control = Control::new(state.clone(), workers, credentials);

@@ -4,8 +4,9 @@
 
 use std::{fs, path::Path};
 
-use prost::Message;
+use prost::{Message, Name};
 use shika_proto::{
+    bootstrap::EncodedBootstrap,
     envoy::config::{
         bootstrap::v3::Bootstrap,
         core::v3::{Locality, Node},
@@ -19,36 +20,39 @@ use crate::options::Options;
 ///
 /// # Errors
 /// Every error with file and field path.
-pub fn load(options: &Options) -> Result<Bootstrap, Vec<String>> {
+pub fn load(options: &Options) -> Result<EncodedBootstrap, Vec<String>> {
     let mut bootstrap = match &options.config_path {
-        Some(path) => file(path, options)?,
-        None => Bootstrap::default(),
+        Some(path) => EncodedBootstrap::new(file(path, options)?),
+        None => EncodedBootstrap::default(),
     };
     if let Some(text) = options.config_yaml.as_deref().filter(|text| !text.trim().is_empty()) {
-        let inline: Bootstrap = yaml("--config-yaml", text, options)?;
         // Protobuf's own merge, as in Envoy: set fields replace, lists are appended.
-        bootstrap.merge(inline.encode_to_vec().as_slice()).map_err(|error| vec![format!("--config-yaml: {error}")])?;
+        bootstrap.merge(&yaml("--config-yaml", text, options)?);
     }
-    complete(&mut bootstrap, options);
+    let frame = bootstrap.frame().map_err(|error| vec![error.to_string()])?;
+    bootstrap.merge(&completion(&frame, options).encode_to_vec());
     Ok(bootstrap)
 }
 
-fn file(path: &Path, options: &Options) -> Result<Bootstrap, Vec<String>> {
+/// A bootstrap in protobuf's binary form.
+fn file(path: &Path, options: &Options) -> Result<Vec<u8>, Vec<String>> {
     let name = path.display().to_string();
     let unreadable = |error: std::io::Error| vec![format!("unable to read file: {name}: {error}")];
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("pb") => {
             let bytes = fs::read(path).map_err(unreadable)?;
-            Bootstrap::decode(bytes.as_slice())
-                .map_err(|error| vec![format!("'{name}': not a Bootstrap in protobuf's binary form: {error}")])
+            let decoded = Bootstrap::decode(bytes.as_slice())
+                .map_err(|error| vec![format!("'{name}': not a Bootstrap in protobuf's binary form: {error}")])?;
+            // The decoder leaves out what it does not know; otherwise the compiler refuses it by its number.
+            Ok(if options.allow_unknown_static_fields { decoded.encode_to_vec() } else { bytes })
         }
         Some("pb_text" | "pb_textproto" | "textproto") => Err(vec![format!(
             "'{name}': protobuf's text format is not read; give the bootstrap as YAML, JSON or binary (.pb)"
         )]),
         Some("json") => {
             let text = fs::read_to_string(path).map_err(unreadable)?;
-            let parsed =
-                json::from_json_str_with(&text, parse_options(options)).map_err(|errors| named(&name, &errors))?;
+            let parsed = json::json_str_to_wire(&Bootstrap::full_name(), &text, parse_options(options))
+                .map_err(|errors| named(&name, &errors))?;
             note_unknown(&name, &parsed.ignored);
             Ok(parsed.message)
         }
@@ -56,8 +60,9 @@ fn file(path: &Path, options: &Options) -> Result<Bootstrap, Vec<String>> {
     }
 }
 
-fn yaml(name: &str, text: &str, options: &Options) -> Result<Bootstrap, Vec<String>> {
-    let parsed = json::from_yaml_with(text, parse_options(options)).map_err(|errors| named(name, &errors))?;
+fn yaml(name: &str, text: &str, options: &Options) -> Result<Vec<u8>, Vec<String>> {
+    let parsed = json::yaml_to_wire(&Bootstrap::full_name(), text, parse_options(options))
+        .map_err(|errors| named(name, &errors))?;
     note_unknown(name, &parsed.ignored);
     Ok(parsed.message)
 }
@@ -76,22 +81,20 @@ fn note_unknown(name: &str, ignored: &[String]) {
     }
 }
 
-/// Fills in what the command line says about the node and the bootstrap does not.
-fn complete(bootstrap: &mut Bootstrap, options: &Options) {
-    let fill = |field: &mut String, value: &str| {
-        if field.is_empty() {
-            field.push_str(value);
-        }
+/// What the command line says about the node and the bootstrap does not.
+fn completion(bootstrap: &Bootstrap, options: &Options) -> Bootstrap {
+    let default = Node::default();
+    let node = bootstrap.node.as_ref().unwrap_or(&default);
+    let zone = node.locality.as_ref().map_or("", |locality| locality.zone.as_str());
+    let missing = |known: &str, told: &String| if known.is_empty() { told.clone() } else { String::new() };
+    let zone = missing(zone, &options.service_zone);
+    let node = Node {
+        id: missing(&node.id, &options.service_node),
+        cluster: missing(&node.cluster, &options.service_cluster),
+        locality: (!zone.is_empty()).then(|| Locality { zone, ..Locality::default() }),
+        ..Node::default()
     };
-    if options.service_node.is_empty() && options.service_cluster.is_empty() && options.service_zone.is_empty() {
-        return;
-    }
-    let node = bootstrap.node.get_or_insert_with(Node::default);
-    fill(&mut node.id, &options.service_node);
-    fill(&mut node.cluster, &options.service_cluster);
-    if !options.service_zone.is_empty() {
-        fill(&mut node.locality.get_or_insert_with(Locality::default).zone, &options.service_zone);
-    }
+    Bootstrap { node: (node != default).then_some(node), ..Bootstrap::default() }
 }
 
 #[cfg(test)]
@@ -121,6 +124,7 @@ mod tests {
             "z",
         ]))
         .expect("a bootstrap");
+        let bootstrap = Bootstrap::decode(bootstrap.bytes()).expect("a bootstrap");
         let node = bootstrap.node.expect("a node");
         assert_eq!((node.id.as_str(), node.cluster.as_str()), ("inline", "c"));
         assert_eq!(node.locality.expect("a locality").zone, "z");

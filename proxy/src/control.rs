@@ -26,6 +26,7 @@ pub use beside::Credentials;
 use crate::{
     files::Files,
     health::Health,
+    heap,
     overload::OverloadWatch,
     resolve::{Answer, Resolver},
     server_stats,
@@ -165,6 +166,9 @@ impl Control {
                     self.look_at_credentials();
                     // What a slow stream did not take before.
                     self.subscriptions.send();
+                    if self.state.initialized.get() && self.state.heap_used.take() {
+                        heap::give_back();
+                    }
                 }
             }
         }
@@ -173,6 +177,7 @@ impl Control {
     async fn subscription_event(&mut self, event: subscriptions::Event) {
         match event {
             subscriptions::Event::Update { update, receipt } => {
+                self.note_size(&update);
                 let applied = self.state.compiler.borrow_mut().apply(update, Instant::now());
                 let mut rejects = applied.rejects;
                 for reject in &rejects {
@@ -190,6 +195,7 @@ impl Control {
     }
 
     async fn file_update(&mut self, update: shika_xds::Update) {
+        self.note_size(&update);
         let applied = self.state.compiler.borrow_mut().apply(update, Instant::now());
         for reject in &applied.rejects {
             warn!("file config rejected: {reject}");
@@ -198,6 +204,14 @@ impl Control {
             self.publish_and_log().await;
         }
         self.follow_up();
+    }
+
+    /// Reading a large update takes some twenty times its size for a moment.
+    fn note_size(&self, update: &shika_xds::Update) {
+        let bytes: usize = update.resources.iter().map(|resource| resource.resource.value.len()).sum();
+        if bytes >= heap::LARGE {
+            self.state.heap_used.set(true);
+        }
     }
 
     async fn resolved(&mut self, answer: Answer) {

@@ -11,6 +11,7 @@ mod dns;
 mod export;
 mod files;
 mod health;
+mod heap;
 mod install;
 mod logging;
 mod lookup;
@@ -82,7 +83,7 @@ fn main() -> ExitCode {
     let bootstrap = bootstrap::load(&options);
     match (options.mode, bootstrap) {
         (Mode::Validate, loaded) => {
-            validate::run(&options, loaded.and_then(|bootstrap| validate::check(&options, bootstrap)))
+            validate::run(&options, loaded.and_then(|bootstrap| validate::check(&options, &bootstrap)))
         }
         (Mode::Serve | Mode::InitOnly, Ok(bootstrap)) => {
             app::serve(options, bootstrap, logging, app::Role::Envoy, start)

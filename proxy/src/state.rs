@@ -16,7 +16,7 @@ use shika_data::{
     snapshot::Snapshot,
     stats::Registry,
 };
-use shika_proto::{envoy::config::bootstrap::v3::Bootstrap, type_url};
+use shika_proto::{bootstrap::EncodedBootstrap, envoy::config::bootstrap::v3::Bootstrap, type_url};
 use shika_xds::{BootstrapPlan, Compiler, Wanted, Warming};
 use tokio::sync::{mpsc, oneshot};
 
@@ -35,7 +35,7 @@ pub struct State {
     /// The command line.
     pub options: Options,
     /// The bootstrap as it was encoded; see [`State::bootstrap`].
-    pub bootstrap_bytes: Vec<u8>,
+    pub encoded_bootstrap: EncodedBootstrap,
     /// What the bootstrap asks for.
     pub plan: BootstrapPlan,
     /// Resources and what they were compiled to.
@@ -78,6 +78,8 @@ pub struct State {
     pub warming: RefCell<Vec<Warming>>,
     /// Live downstream connections.
     pub connections: Cell<u64>,
+    /// Much memory was in use for a moment: see [`crate::heap`].
+    pub heap_used: Cell<bool>,
     /// To the control loop.
     pub commands: mpsc::Sender<Command>,
 }
@@ -85,8 +87,8 @@ pub struct State {
 impl State {
     /// The bootstrap with the node that it became. Decoded whenever it is asked for: as a message it has some ten times the size of its bytes.
     pub fn bootstrap(&self) -> Bootstrap {
-        // They were encoded here, and so they decode.
-        let mut bootstrap = Bootstrap::decode(self.bootstrap_bytes.as_slice()).unwrap_or_default();
+        // It was compiled, and so it can be decoded.
+        let mut bootstrap = Bootstrap::decode(self.encoded_bootstrap.bytes()).unwrap_or_default();
         bootstrap.node = Some(self.plan.node.clone());
         bootstrap
     }

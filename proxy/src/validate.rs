@@ -3,7 +3,7 @@
 use std::{process::ExitCode, time::Instant};
 
 use shika_data::stats::Registry;
-use shika_proto::envoy::config::bootstrap::v3::Bootstrap;
+use shika_proto::bootstrap::EncodedBootstrap;
 use shika_xds::Compiler;
 
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
 ///
 /// # Errors
 /// Every refusal with its field path.
-pub fn check(options: &Options, bootstrap: Bootstrap) -> Result<(), Vec<String>> {
+pub fn check(options: &Options, bootstrap: &EncodedBootstrap) -> Result<(), Vec<String>> {
     let registry = Registry::new(0);
     let (access_logs, _writers) = AccessLogs::new(None);
     // Nothing is served, so there is nothing to send.

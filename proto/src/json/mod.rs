@@ -111,6 +111,24 @@ pub fn from_yaml_with<M: Message + Name + Default>(text: &str, options: Options)
     from_node(&node, options)
 }
 
+/// [`from_yaml_with`], left in protobuf's own form: `full_name` is the message's, such as `envoy.config.bootstrap.v3.Bootstrap`.
+///
+/// # Errors
+/// As [`from_yaml`]; also an unknown type.
+pub fn yaml_to_wire(full_name: &str, text: &str, options: Options) -> Result<Parsed<Vec<u8>>, Vec<FieldError>> {
+    let node = yaml::parse(text).map_err(|error| whole(format!("bad YAML: {error}")))?;
+    to_wire(full_name, &node, options)
+}
+
+/// [`from_json_str_with`], left in protobuf's own form.
+///
+/// # Errors
+/// As [`yaml_to_wire`].
+pub fn json_str_to_wire(full_name: &str, text: &str, options: Options) -> Result<Parsed<Vec<u8>>, Vec<FieldError>> {
+    let node: Node<'_> = serde_json::from_str(text).map_err(|error| whole(format!("bad JSON: {error}")))?;
+    to_wire(full_name, &node, options)
+}
+
 /// Reads a message from a JSON text.
 ///
 /// # Errors
@@ -175,10 +193,8 @@ pub fn wire_to_json_value(full_name: &str, bytes: &[u8], names: Names) -> Result
 /// # Errors
 /// As [`from_yaml`]; also an unknown type.
 pub fn json_value_to_wire(full_name: &str, value: &Value, options: Options) -> Result<Vec<u8>, Vec<FieldError>> {
-    let message = schema::Message::find(full_name).ok_or_else(|| whole(format!("{full_name} is not in the schema")))?;
     let node = Node::of_value(value, 0).map_err(whole)?;
-    let outcome = parse::transcode(message, &node, options);
-    if outcome.errors.is_empty() { Ok(outcome.wire) } else { Err(outcome.errors) }
+    to_wire(full_name, &node, options).map(|parsed| parsed.message)
 }
 
 /// [`to_json_value`] as a YAML document, such as a bootstrap that Envoy reads. Envoy's reader of YAML has no fractions
@@ -192,14 +208,18 @@ pub fn to_yaml<M: Message + Name>(message: &M, names: Names) -> Result<String, P
 
 fn from_node<M: Message + Name + Default>(node: &Node<'_>, options: Options) -> Result<Parsed<M>, Vec<FieldError>> {
     let name = M::full_name();
-    let message = schema::Message::find(&name).ok_or_else(|| whole(format!("{name} is not in the schema")))?;
+    let Parsed { message: wire, ignored } = to_wire(&name, node, options)?;
+    let message = M::decode(wire.as_slice()).map_err(|error| whole(format!("cannot decode {name}: {error}")))?;
+    Ok(Parsed { message, ignored })
+}
+
+fn to_wire(full_name: &str, node: &Node<'_>, options: Options) -> Result<Parsed<Vec<u8>>, Vec<FieldError>> {
+    let message = schema::Message::find(full_name).ok_or_else(|| whole(format!("{full_name} is not in the schema")))?;
     let outcome = parse::transcode(message, node, options);
     if !outcome.errors.is_empty() {
         return Err(outcome.errors);
     }
-    let message =
-        M::decode(outcome.wire.as_slice()).map_err(|error| whole(format!("cannot decode {name}: {error}")))?;
-    Ok(Parsed { message, ignored: outcome.ignored })
+    Ok(Parsed { message: outcome.wire, ignored: outcome.ignored })
 }
 
 fn whole(reason: String) -> Vec<FieldError> {

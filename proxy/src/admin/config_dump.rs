@@ -270,6 +270,12 @@ pub enum DumpError {
     NotFound(String),
 }
 
+impl Drop for Dump {
+    fn drop(&mut self) {
+        self.state.heap_used.set(true);
+    }
+}
+
 impl Dump {
     /// By the parameters of a request.
     ///

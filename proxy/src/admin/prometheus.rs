@@ -22,8 +22,10 @@ use super::{
 /// Groups that are indexed before other work gets a turn.
 const TURN: usize = 256;
 
-/// The histograms' bounds, as text.
-static BOUNDS: LazyLock<Vec<String>> = LazyLock::new(|| BUCKETS.iter().map(f64::to_string).collect());
+/// What stands between labels and value of a histogram's lines: its bounds.
+static BOUNDS: LazyLock<Vec<String>> = LazyLock::new(|| {
+    BUCKETS.iter().map(f64::to_string).chain(["+Inf".into()]).map(|bound| format!("le=\"{bound}\"}} ")).collect()
+});
 
 /// All samples by family, and a position in them.
 pub struct Exposition {
@@ -50,6 +52,9 @@ struct Family {
     /// Without the leading `envoy_`.
     name: String,
     kind: Kind,
+    /// What the lines of a number, or of a histogram's buckets, begin with: `envoy_cluster_upstream_rq_total{`.
+    number: String,
+    bucket: String,
     /// Group and position in it.
     samples: Vec<(u32, u32)>,
 }
@@ -76,7 +81,9 @@ struct Families {
 
 impl Families {
     fn of(&mut self, name: &str, kind: Kind) -> usize {
-        let family = Family { name: sanitize(name).into_owned(), kind, samples: Vec::new() };
+        let name = sanitize(name).into_owned();
+        let (number, bucket) = (format!("envoy_{name}{{"), format!("envoy_{name}_bucket{{"));
+        let family = Family { name, kind, number, bucket, samples: Vec::new() };
         *self.by_name.entry((family.sort().0, family.name.clone())).or_insert_with(|| {
             self.list.push(family);
             self.list.len() - 1
@@ -106,19 +113,19 @@ impl Exposition {
             let of_defs = common.as_ref().map(|common| families.of_defs(&common.name, stats.defs()));
             let common = common.map(|common| labels(&common));
             for at in 0..stats.len() {
-                let Some((kind, reading)) = stats.read(at) else { continue };
+                let Some(kind) = stats.kind(at) else { continue };
                 let known = of_defs.as_ref().zip(stats.def(at)).and_then(|(of_defs, def)| of_defs.get(def));
                 let family = match known {
                     // A name is made where it is looked at.
                     Some(family) if selection.filter.is_none() => {
-                        if !selection.takes("", kind, &reading) {
+                        if !selection.takes("", kind, || stats.used(at)) {
                             continue;
                         }
                         *family
                     }
                     Some(_) | None => {
                         let Some(name) = stats.name(at) else { continue };
-                        if !selection.takes(&name, kind, &reading) {
+                        if !selection.takes(&name, kind, || stats.used(at)) {
                             continue;
                         }
                         families.of(&tags.extract(&name).name, kind)
@@ -170,7 +177,6 @@ impl Exposition {
             };
             self.sample += 1;
             let Some(Indexed { stats, labels: common }) = self.groups.get(*group as usize) else { continue };
-            let Some((_, reading)) = stats.read(*at as usize) else { continue };
             let own = match common {
                 Some(_) if stats.def(*at as usize).is_some() => None,
                 Some(_) | None => {
@@ -179,7 +185,13 @@ impl Exposition {
                 }
             };
             let labels = own.as_deref().or(common.as_deref()).unwrap_or_default();
-            sample(out, &family.name, labels, &reading, self.summaries);
+            match stats.number(*at as usize) {
+                Some(value) => line(out, &family.number, labels, "} ", value),
+                None => {
+                    let Some((_, reading)) = stats.read(*at as usize) else { continue };
+                    sample(out, family, labels, &reading, self.summaries);
+                }
+            }
         }
         true
     }
@@ -195,51 +207,45 @@ fn labels(extracted: &Extracted<'_>) -> String {
     labels
 }
 
-fn sample(out: &mut String, family: &str, labels: &str, reading: &Reading, summaries: bool) {
+fn sample(out: &mut String, family: &Family, labels: &str, reading: &Reading, summaries: bool) {
+    let name = &family.name;
     match &reading.value {
-        Value::Number(value) => line(out, family, "", labels, None, *value),
-        Value::Histogram { buckets, sum } if summaries => {
-            let comma = if labels.is_empty() { "" } else { "," };
-            for percent in QUANTILES {
-                let value = histogram::quantile(buckets, percent).unwrap_or(f64::NAN);
-                let quantile = percent / 100.0;
-                let _ = writeln!(out, "envoy_{family}{{{labels}{comma}quantile=\"{quantile}\"}} {value}");
-            }
-            line(out, family, "_sum", labels, None, *sum);
-            line(out, family, "_count", labels, None, buckets.iter().sum());
-        }
+        Value::Number(value) => line(out, &family.number, labels, "} ", *value),
         Value::Histogram { buckets, sum } => {
-            let mut count = 0;
-            for (bound, bucket) in BOUNDS.iter().zip(buckets) {
-                count += bucket;
-                line(out, family, "_bucket", labels, Some(bound), count);
+            let comma = if labels.is_empty() { "" } else { "," };
+            if summaries {
+                for percent in QUANTILES {
+                    let value = histogram::quantile(buckets, percent).unwrap_or(f64::NAN);
+                    let quantile = percent / 100.0;
+                    // Writing to a string does not fail.
+                    let _ = writeln!(out, "envoy_{name}{{{labels}{comma}quantile=\"{quantile}\"}} {value}");
+                }
+            } else {
+                let mut start = String::with_capacity(family.bucket.len() + labels.len() + 1);
+                for part in [family.bucket.as_str(), labels, comma] {
+                    start.push_str(part);
+                }
+                let mut count = 0;
+                for (bound, bucket) in BOUNDS.iter().zip(buckets) {
+                    count += bucket;
+                    line(out, &start, "", bound, count);
+                }
             }
-            let count: u64 = buckets.iter().sum();
-            line(out, family, "_bucket", labels, Some("+Inf"), count);
-            line(out, family, "_sum", labels, None, *sum);
-            line(out, family, "_count", labels, None, count);
+            let _ = writeln!(out, "envoy_{name}_sum{{{labels}}} {sum}");
+            let _ = writeln!(out, "envoy_{name}_count{{{labels}}} {}", buckets.iter().sum::<u64>());
         }
     }
 }
 
-/// One line. Put together from its parts: there are millions of them, and a formatter takes three times as long.
-fn line(out: &mut String, family: &str, suffix: &str, labels: &str, bound: Option<&str>, value: u64) {
-    out.push_str("envoy_");
-    out.push_str(family);
-    out.push_str(suffix);
-    out.push('{');
-    out.push_str(labels);
-    if let Some(bound) = bound {
-        out.push_str(if labels.is_empty() { "le=\"" } else { ",le=\"" });
-        out.push_str(bound);
-        out.push('"');
+/// One line. Put together from few parts: there are millions of them, and a formatter takes three times as long.
+fn line(out: &mut String, start: &str, labels: &str, end: &str, value: u64) {
+    for part in [start, labels, end] {
+        out.push_str(part);
     }
-    out.push_str("} ");
-    match value {
-        0 => out.push('0'),
-        value => {
-            let _ = write!(out, "{value}");
-        }
+    match u8::try_from(value) {
+        Ok(digit @ 0..=9) => out.push(char::from(b'0' + digit)),
+        // Writing to a string does not fail.
+        _ => drop(write!(out, "{value}")),
     }
     out.push('\n');
 }

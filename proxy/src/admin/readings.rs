@@ -41,17 +41,19 @@ enum Entry {
     Derived(Kind, Box<Reading>),
 }
 
-/// Orders of definitions, by the definitions' address: there are few kinds of groups and many groups.
+/// Orders of definitions, by the definitions' address and whether late ones exist: there are few kinds of groups and many groups.
 #[derive(Default)]
-pub struct Orders(HashMap<(usize, usize), Rc<[usize]>>);
+pub struct Orders(HashMap<(usize, bool), Rc<[usize]>>);
 
 impl Orders {
     fn of(&mut self, group: &Group) -> Rc<[usize]> {
-        let key = (group.defs.as_ptr() as usize, group.defs.len());
+        let late = group.defs.iter().any(|def| def.late && group.used(def));
+        let key = (group.defs.as_ptr() as usize, late);
         self.0
             .entry(key)
             .or_insert_with(|| {
                 let mut order: Vec<usize> = (0..group.defs.len()).collect();
+                order.retain(|index| late || group.defs.get(*index).is_some_and(|def| !def.late));
                 order.sort_unstable_by_key(|index| group.defs.get(*index).map(|def| def.name));
                 order.into()
             })
@@ -123,6 +125,31 @@ impl GroupStats {
         full.push_str(&self.group.scope.prefix);
         full.push_str(name);
         Some(full)
+    }
+
+    /// What the one at `at` is.
+    pub fn kind(&self, at: usize) -> Option<Kind> {
+        match &self.entries {
+            Entries::Plain(order) => Some(self.group.defs.get(*order.get(at)?)?.kind),
+            Entries::Mixed(mixed) => match mixed.get(at)?.1 {
+                Entry::Defined(index) => Some(self.group.defs.get(index)?.kind),
+                Entry::Derived(kind, _) => Some(kind),
+            },
+        }
+    }
+
+    /// Whether the one at `at` was ever written.
+    pub fn used(&self, at: usize) -> bool {
+        match self.def(at).and_then(|index| self.group.defs.get(index)) {
+            Some(def) => self.group.used(def),
+            None => self.read(at).is_some_and(|(_, reading)| reading.used),
+        }
+    }
+
+    /// The value of the one at `at`, if it is one of the group's own counters, gauges and levels: read a million times for a page.
+    pub fn number(&self, at: usize) -> Option<u64> {
+        let def = self.group.defs.get(self.def(at)?)?;
+        (def.kind != Kind::Histogram).then(|| self.group.number(def))
     }
 
     /// Kind and value of the one at `at`.

@@ -5,7 +5,7 @@
 use std::fmt::Write;
 
 use regex::Regex;
-use shika_data::stats::{Group, Kind, Reading, Value};
+use shika_data::stats::{Group, Kind, Value};
 use std::sync::Arc;
 
 use super::{
@@ -78,7 +78,7 @@ impl Selection {
     }
 
     /// Whether a statistic belongs to it.
-    pub fn takes(&self, name: &str, kind: Kind, reading: &Reading) -> bool {
+    pub fn takes(&self, name: &str, kind: Kind, used: impl FnOnce() -> bool) -> bool {
         let kind = match self.kind {
             Kinds::All => true,
             Kinds::Counters => kind == Kind::Counter,
@@ -86,7 +86,7 @@ impl Selection {
             Kinds::Histograms => kind == Kind::Histogram,
             Kinds::TextReadouts => false,
         };
-        kind && (!self.used_only || reading.used)
+        kind && (!self.used_only || used())
             && self.filter.as_ref().is_none_or(|(regex, invert)| regex.is_match(name) != *invert)
     }
 }
@@ -175,7 +175,7 @@ impl Listing {
                 self.end(out);
                 break;
             };
-            if !self.selection.takes(&stat.name, stat.kind, &stat.reading) {
+            if !self.selection.takes(&stat.name, stat.kind, || stat.reading.used) {
                 continue;
             }
             // Writing to a string does not fail.

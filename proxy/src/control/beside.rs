@@ -59,7 +59,8 @@ impl Control {
             return;
         }
         let path = ca.path().display();
-        let secrets = self.state.bootstrap().static_resources.map_or_else(Vec::new, |resources| resources.secrets);
+        let frame = self.state.encoded_bootstrap.frame().unwrap_or_default();
+        let secrets = frame.static_resources.map_or_else(Vec::new, |resources| resources.secrets);
         let read = fs::read(ca.path()).map_err(|error| error.to_string());
         let replaced = read.and_then(|pem| match credentials::with_ca(&secrets, pem) {
             Some(secret) => {

@@ -111,7 +111,7 @@ fn clusters(port: u16) -> Arc<Snapshot> {
         log_collector: Box::new(|_| shika_data::model::access_log::LogSink::new("", 1).0),
     };
     let mut compiler = shika_xds::Compiler::new(Registry::new(1), options);
-    compiler.load_static(bootstrap, std::time::Instant::now()).unwrap();
+    compiler.load_static(&(&bootstrap).into(), std::time::Instant::now()).unwrap();
     compiler.build().unwrap().snapshot
 }
 

@@ -112,7 +112,7 @@ mod tests {
             log_collector: Box::new(|_| shika_data::model::access_log::LogSink::new("", 1).0),
         };
         let mut compiler = Compiler::new(Registry::new(1), options);
-        compiler.load_static(bootstrap, Instant::now()).expect("accepted");
+        compiler.load_static(&(&bootstrap).into(), Instant::now()).expect("accepted");
         compiler.build().expect("a plan").snapshot
     }
 

@@ -27,8 +27,9 @@ use std::{
 };
 
 use clap::Parser;
+use prost::Name;
 use serde_json::Value;
-use shika_proto::{envoy::config::bootstrap::v3::Bootstrap, json};
+use shika_proto::{bootstrap::EncodedBootstrap, envoy::config::bootstrap::v3::Bootstrap, json};
 use tracing::{error, info};
 
 use crate::{
@@ -112,7 +113,7 @@ pub fn main(arguments: Vec<OsString>, start: Instant) -> ExitCode {
 }
 
 /// Everything up to the bootstrap: work directory, resource, token, and the control plane's answer.
-fn prepare(arguments: &Arguments) -> Result<(Bootstrap, Sidecar, WorkDirectory), Vec<String>> {
+fn prepare(arguments: &Arguments) -> Result<(EncodedBootstrap, Sidecar, WorkDirectory), Vec<String>> {
     let one = |error: String| vec![error];
     let directory = WorkDirectory::new(arguments.directory()).map_err(one)?;
     let proxy = request::Proxy::new(arguments).map_err(one)?;
@@ -131,9 +132,11 @@ fn prepare(arguments: &Arguments) -> Result<(Bootstrap, Sidecar, WorkDirectory),
     );
     let answer = runtime.block_on(client::bootstrap(arguments, &body)).map_err(one)?;
     drop(runtime);
-    let bootstrap = json::from_yaml(&answer.bootstrap).map_err(|errors| {
-        errors.iter().map(|error| format!("the control plane's bootstrap: {error}")).collect::<Vec<_>>()
-    })?;
+    let bootstrap = json::yaml_to_wire(&Bootstrap::full_name(), &answer.bootstrap, json::Options::default())
+        .map(|parsed| EncodedBootstrap::new(parsed.message))
+        .map_err(|errors| {
+            errors.iter().map(|error| format!("the control plane's bootstrap: {error}")).collect::<Vec<_>>()
+        })?;
     let addresses = |port| {
         let (dual_stack, vnet) = transparent
             .as_ref()

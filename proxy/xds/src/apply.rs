@@ -290,7 +290,7 @@ impl Compiler {
         let slot = self.clusters.entry(name).or_default();
         let existed = slot.active.is_some();
         slot.fixed = fixed;
-        let state = ClusterState::new(compiled, slot.warming.as_ref().or(slot.active.as_ref()), now);
+        let state = ClusterState::new(compiled, slot.warming.as_deref().or(slot.active.as_deref()), now);
         if let Some((name, _)) = &state.compiled.eds
             && let Some(assignment) = self.assignments.get(name)
         {

@@ -9,6 +9,7 @@ use prost::Message;
 use serde_json::{Map, Value};
 use shika_proto::{
     any,
+    bootstrap::EncodedBootstrap,
     envoy::{
         config::{
             bootstrap::v3::{self as proto, Bootstrap, bootstrap::StaticResources, runtime_layer::LayerSpecifier},
@@ -41,14 +42,17 @@ const BOOTSTRAP: &str = "envoy.config.bootstrap.v3.Bootstrap";
 
 impl Compiler {
     /// Takes the static resources of a bootstrap: all of them or none. Called once, first; [`Self::build`] then gives the first plan. A decoded
-    /// resource has some ten times the size of its bytes, so that each is let go of as soon as it is compiled.
+    /// cluster has some twenty times the size of its bytes, so that each is decoded when its turn comes and let go of at once.
     ///
     /// # Errors
     /// Every refusal, with the path from the root: `static_resources.listeners[0].address`.
-    pub fn load_static(&mut self, mut bootstrap: Bootstrap, now: Instant) -> Result<BootstrapPlan, Vec<Reject>> {
-        let passed = harmless::check(BOOTSTRAP, &bootstrap.encode_to_vec(), true).map_err(|faults| {
+    pub fn load_static(&mut self, encoded: &EncodedBootstrap, now: Instant) -> Result<BootstrapPlan, Vec<Reject>> {
+        let passed = harmless::check(BOOTSTRAP, encoded.bytes(), true).map_err(|faults| {
             faults.into_iter().map(|fault| refusal(type_url::BOOTSTRAP, "", fault)).collect::<Vec<_>>()
         })?;
+        let mut bootstrap = encoded
+            .frame()
+            .map_err(|error| vec![refusal(type_url::BOOTSTRAP, "", Fault::new("", error.to_string()))])?;
         let mut rejects = Vec::new();
         // First, because static clusters have it too.
         let bind = bootstrap.cluster_manager.as_ref().and_then(|manager| manager.upstream_bind_config.as_ref());
@@ -56,10 +60,11 @@ impl Compiler {
             Ok(source) => self.bind_source = source.flatten(),
             Err(fault) => rejects.push(refusal(type_url::BOOTSTRAP, "", fault)),
         }
-        self.servers = Servers::of(&bootstrap);
+        // A cluster that cannot be read is refused in its turn.
+        self.servers = Servers::of(&bootstrap, encoded.cluster_heads().flatten());
         self.local_cluster = bootstrap.node.as_ref().map(|node| node.cluster.clone()).unwrap_or_default();
         let resources = bootstrap.static_resources.take().unwrap_or_default();
-        self.static_resources(resources, now, &mut rejects);
+        self.static_resources(resources, encoded, now, &mut rejects);
         let plan = match self.rest(&bootstrap, now) {
             Ok(plan) if rejects.is_empty() => plan,
             Ok(_) => return Err(rejects),
@@ -81,7 +86,13 @@ impl Compiler {
         Ok(plan)
     }
 
-    fn static_resources(&mut self, resources: StaticResources, now: Instant, rejects: &mut Vec<Reject>) {
+    fn static_resources(
+        &mut self,
+        resources: StaticResources,
+        encoded: &EncodedBootstrap,
+        now: Instant,
+        rejects: &mut Vec<Reject>,
+    ) {
         let mut refuse = |type_url: &str, name: &str, field: &str, index: usize, fault: Fault| {
             let placed: Compiled<()> = Err(fault).at(field, index).within("static_resources");
             if let Err(fault) = placed {
@@ -105,9 +116,12 @@ impl Compiler {
                 Err(fault) => refuse(type_url::SECRET, &one.name, "secrets", index, fault),
             }
         }
-        for (index, one) in resources.clusters.into_iter().enumerate() {
-            let name = one.name.clone();
-            if let Err(fault) = self.static_cluster(one, now) {
+        for (index, one) in encoded.clusters().enumerate() {
+            let (name, done) = match one {
+                Ok(one) => (one.name.clone(), self.static_cluster(one, now)),
+                Err(error) => (String::new(), Err(Fault::new("", error.to_string()))),
+            };
+            if let Err(fault) = done {
                 refuse(type_url::CLUSTER, &name, "clusters", index, fault);
             }
         }

@@ -47,10 +47,10 @@ pub(crate) struct Arrived<'a> {
 pub(crate) struct ClusterSlot {
     /// From the bootstrap: cannot be changed.
     pub fixed: bool,
-    /// In force.
-    pub active: Option<ClusterState>,
+    /// In force. Boxed, as the other: most slots hold one of the two.
+    pub active: Option<Box<ClusterState>>,
     /// Waits.
-    pub warming: Option<ClusterState>,
+    pub warming: Option<Box<ClusterState>>,
 }
 
 /// One version of a cluster.
@@ -146,15 +146,15 @@ pub(crate) fn timeout_of_source(source: &Source) -> Option<Duration> {
 
 impl ClusterState {
     /// A cluster as compiled. What the version before it knew of its endpoints is taken over.
-    pub fn new(compiled: CompiledCluster, old: Option<&ClusterState>, now: Instant) -> Self {
+    pub fn new(compiled: CompiledCluster, old: Option<&ClusterState>, now: Instant) -> Box<Self> {
         let names: BTreeSet<String> = compiled.assignment.names().map(str::to_owned).collect();
-        let mut state = ClusterState {
+        let mut state = Box::new(ClusterState {
             resolved: Resolved::new(),
             answered: BTreeSet::new(),
             deadline: None,
             timed_out: false,
             compiled,
-        };
+        });
         if let Some(old) = old {
             for name in old.answered.iter().filter(|name| names.contains(&***name)) {
                 state.answered.insert(name.clone());
@@ -168,6 +168,10 @@ impl ClusterState {
         state.deadline = deadline(now, eds.chain(secrets.iter().map(timeout_of)));
         let old = old.map(|old| old.compiled.cluster.endpoints.load());
         state.refresh(old.as_deref().map(|set| &**set));
+        if state.compiled.dns.is_none() {
+            // Only names are looked up again.
+            state.compiled.assignment = Assignment::default();
+        }
         state
     }
 

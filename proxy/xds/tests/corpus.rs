@@ -158,7 +158,7 @@ fn bootstrap(document: &serde_yaml_ng::Value, with: &Substitutes) -> Outcome {
         let mut value = serde_json::to_value(entry.get("resource").unwrap()).unwrap();
         unblank(&mut value, with);
         match json::from_json_value::<Bootstrap>(&value) {
-            Ok(bootstrap) => match compiler().load_static(bootstrap, Instant::now()) {
+            Ok(bootstrap) => match compiler().load_static(&(&bootstrap).into(), Instant::now()) {
                 Ok(_) => outcome.taken += 1,
                 Err(rejects) => {
                     outcome.refused.push((rejects[0].field_path.clone(), rejects[0].reason.clone()));

@@ -284,7 +284,7 @@ fn rewrite(
             mutate(&mut head.headers, level, values);
         }
     }
-    let host = match (weighted.and_then(|weighted| weighted.host_rewrite.as_ref()), &action.host_rewrite) {
+    let host = match (weighted.and_then(|weighted| weighted.host_rewrite.as_ref()), action.host_rewrite.as_deref()) {
         (Some(host), _) => Some(host.clone()),
         (None, None) => None,
         (None, Some(HostRewrite::Literal(host))) => Some(host.clone()),

@@ -303,7 +303,7 @@ impl Tries<'_> {
         }
         self.exchange.attempts += 1;
         *self.upstream = UpstreamRequest::new(cluster, &endpoint, self.action.high_priority);
-        if let (Some(HostRewrite::Auto), Some(host)) = (&self.action.host_rewrite, &endpoint.hostname)
+        if let (Some(HostRewrite::Auto), Some(host)) = (self.action.host_rewrite.as_deref(), &endpoint.hostname)
             && let Ok(host) = HeaderValue::from_str(host)
         {
             self.head.authority = host;

@@ -208,11 +208,11 @@ pub struct Forward {
     /// Replaces the connection manager's stream idle timeout: `None` not set, `Some(None)` off.
     pub idle_timeout: Option<Option<Duration>>,
     /// Bounds on the whole of the request, in place of `timeout`, which is off then.
-    pub max_stream_duration: Option<MaxStreamDuration>,
+    pub max_stream_duration: Option<Box<MaxStreamDuration>>,
     /// What becomes of the path. The original goes to `x-envoy-original-path`.
-    pub path_rewrite: Option<PathRewrite>,
+    pub path_rewrite: Option<Box<PathRewrite>>,
     /// What becomes of `host`.
-    pub host_rewrite: Option<HostRewrite>,
+    pub host_rewrite: Option<Box<HostRewrite>>,
     /// The old host goes to `x-forwarded-host`.
     pub append_forwarded_host: bool,
     /// Upgrades on or off for this route, over the connection manager's.

@@ -12,6 +12,7 @@ macro_rules! handle {
     (level) => { Level<'_> };
     (tally) => { Tally<'_> };
     (histogram) => { Histogram<'_> };
+    (late_histogram) => { Histogram<'_> };
 }
 
 macro_rules! kind {
@@ -30,6 +31,9 @@ macro_rules! kind {
     (histogram) => {
         Kind::Histogram
     };
+    (late_histogram) => {
+        Kind::Histogram
+    };
 }
 
 /// What configuration sets is kept apart from what threads count.
@@ -38,6 +42,16 @@ macro_rules! apart {
         true
     };
     (tally) => {
+        true
+    };
+    ($other:ident) => {
+        false
+    };
+}
+
+/// What Envoy makes when it is first counted, instead of with its scope.
+macro_rules! late {
+    (late_histogram) => {
         true
     };
     ($other:ident) => {
@@ -61,6 +75,9 @@ macro_rules! make {
     (histogram, $group:expr, $at:expr) => {
         Histogram($group, $at)
     };
+    (late_histogram, $group:expr, $at:expr) => {
+        Histogram($group, $at)
+    };
 }
 
 macro_rules! stat_group {
@@ -71,7 +88,7 @@ macro_rules! stat_group {
 
         impl $name {
             /// Names and kinds, in the order of the cells.
-            pub const DEFS: &'static [Def] = &placed([$(($text, kind!($kind), apart!($kind))),*]);
+            pub const DEFS: &'static [Def] = &placed([$(($text, kind!($kind), apart!($kind), late!($kind))),*]);
 
             /// The cells of this scope in `registry`.
             pub fn new(registry: &Registry, scope: Scope) -> Self {
@@ -385,7 +402,7 @@ stat_group!(
         counter upstream_rq_retry_backoff_exponential = "upstream_rq_retry_backoff_exponential",
         counter upstream_rq_retry_backoff_ratelimited = "upstream_rq_retry_backoff_ratelimited",
         counter retry_or_shadow_abandoned = "retry_or_shadow_abandoned",
-        histogram upstream_rq_time = "upstream_rq_time",
+        late_histogram upstream_rq_time = "upstream_rq_time",
         histogram upstream_rq_per_cx = "upstream_rq_per_cx",
         counter upstream_flow_control_paused_reading_total = "upstream_flow_control_paused_reading_total",
         counter upstream_flow_control_resumed_reading_total = "upstream_flow_control_resumed_reading_total",

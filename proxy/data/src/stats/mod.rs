@@ -75,21 +75,23 @@ pub struct Def {
     pub name: &'static str,
     /// What it is.
     pub kind: Kind,
+    /// Exists from its first use on, instead of from the start.
+    pub late: bool,
     /// Kept apart from what threads count, see [`Group::apart`].
     apart: bool,
     /// Its first cell, among those kept apart or among the others.
     at: usize,
 }
 
-/// Definitions with their cells one after the other. The third value says which are kept apart.
-const fn placed<const N: usize>(stats: [(&'static str, Kind, bool); N]) -> [Def; N] {
-    let mut defs = [Def { name: "", kind: Kind::Counter, apart: false, at: 0 }; N];
+/// Definitions with their cells one after the other. The third value says which are kept apart, the fourth which are late.
+const fn placed<const N: usize>(stats: [(&'static str, Kind, bool, bool); N]) -> [Def; N] {
+    let mut defs = [Def { name: "", kind: Kind::Counter, late: false, apart: false, at: 0 }; N];
     let (mut kept_apart, mut others) = (0, 0);
     let mut i = 0;
     while i < N {
-        let (name, kind, apart) = stats[i];
+        let (name, kind, apart, late) = stats[i];
         let end = if apart { &mut kept_apart } else { &mut others };
-        defs[i] = Def { name, kind, apart, at: *end };
+        defs[i] = Def { name, kind, late, apart, at: *end };
         *end += kind.cells();
         i += 1;
     }
@@ -286,21 +288,34 @@ impl Group {
 
     /// Reads the statistic at position `index` of `defs`.
     pub fn read(&self, index: usize) -> Reading {
-        let Some(def) = self.defs.get(index) else { return Reading::default() };
-        let at = def.at;
-        let zero = self.zero.lock();
-        let base = |cell: usize| zero.as_ref().and_then(|zero| zero.get(cell)).copied().unwrap_or(0);
+        match self.defs.get(index) {
+            None => Reading::default(),
+            Some(def) if def.kind == Kind::Histogram => self.cells.histogram(def.at),
+            Some(def) => Reading { value: Value::Number(self.number(def)), used: self.used(def) },
+        }
+    }
+
+    /// The value of a counter, gauge or level of this group.
+    pub fn number(&self, def: &Def) -> u64 {
         match def.kind {
             Kind::Counter => {
-                let raw = self.count(def);
-                Reading { value: Value::Number(raw.wrapping_sub(base(self.zero_at(def)))), used: raw > 0 }
+                let zero = self.zero.lock();
+                let base = zero.as_ref().and_then(|zero| zero.get(self.zero_at(def))).copied().unwrap_or(0);
+                self.count(def).wrapping_sub(base)
             }
-            Kind::Gauge => {
-                let (up, down) = (self.sum(at), self.sum(at + 1));
-                Reading { value: Value::Number(up.saturating_sub(down)), used: up > 0 }
-            }
-            Kind::Level => Reading { value: Value::Number(self.level(at)), used: self.level(at + 1) > 0 },
-            Kind::Histogram => self.cells.histogram(at),
+            Kind::Gauge => self.sum(def.at).saturating_sub(self.sum(def.at + 1)),
+            Kind::Level => self.level(def.at),
+            Kind::Histogram => 0,
+        }
+    }
+
+    /// Whether a statistic of this group was ever written.
+    pub fn used(&self, def: &Def) -> bool {
+        match def.kind {
+            Kind::Counter => self.count(def) > 0,
+            Kind::Gauge => self.sum(def.at) > 0,
+            Kind::Level => self.level(def.at + 1) > 0,
+            Kind::Histogram => (0..=BUCKETS.len()).any(|bucket| self.sum(def.at + bucket) > 0),
         }
     }
 

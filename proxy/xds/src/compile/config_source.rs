@@ -2,15 +2,15 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use shika_proto::envoy::config::{
-    bootstrap::v3::Bootstrap,
-    cluster::v3::{
-        Cluster,
-        cluster::{ClusterDiscoveryType, DiscoveryType},
-    },
-    core::v3::{
-        ApiConfigSource, ApiVersion, ConfigSource, GrpcService, api_config_source::ApiType as Kind,
-        config_source::ConfigSourceSpecifier, grpc_service::TargetSpecifier,
+use shika_proto::{
+    bootstrap::ClusterHead,
+    envoy::config::{
+        bootstrap::v3::Bootstrap,
+        cluster::v3::{Cluster, cluster::DiscoveryType},
+        core::v3::{
+            ApiConfigSource, ApiVersion, ConfigSource, GrpcService, api_config_source::ApiType as Kind,
+            config_source::ConfigSourceSpecifier, grpc_service::TargetSpecifier,
+        },
     },
 };
 
@@ -44,8 +44,7 @@ impl Default for Servers {
 
 impl Servers {
     /// Those of a bootstrap.
-    pub fn of(bootstrap: &Bootstrap) -> Self {
-        let clusters = bootstrap.static_resources.iter().flat_map(|resources| &resources.clusters);
+    pub fn of(bootstrap: &Bootstrap, clusters: impl Iterator<Item = ClusterHead>) -> Self {
         let primary = clusters.filter(|cluster| {
             let by_file = cluster
                 .eds_cluster_config
@@ -54,12 +53,11 @@ impl Servers {
                 .is_some_and(|from| {
                     matches!(from, ConfigSourceSpecifier::Path(_) | ConfigSourceSpecifier::PathConfigSource(_))
                 });
-            let eds = Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into()));
-            cluster.cluster_discovery_type != eds || by_file
+            cluster.kind != Some(DiscoveryType::Eds.into()) || by_file
         });
         Servers {
             ads: bootstrap.dynamic_resources.as_ref().is_some_and(|dynamic| dynamic.ads_config.is_some()),
-            primary: primary.map(|cluster| cluster.name.clone()).collect(),
+            primary: primary.map(|cluster| cluster.name).collect(),
         }
     }
 }

@@ -107,7 +107,8 @@ fn ads_needs_ads_config_and_a_server_a_cluster_that_is_there_without_it() {
         "static_resources: { clusters: [{ name: a }, { name: b, type: EDS, eds_cluster_config: { eds_config: { ads: {} } } },
             { name: c, type: EDS, eds_cluster_config: { eds_config: { path_config_source: { path: /c } } } }] }",
     );
-    let found = Servers::of(&bootstrap);
+    let heads = shika_proto::bootstrap::EncodedBootstrap::from(&bootstrap);
+    let found = Servers::of(&bootstrap, heads.cluster_heads().flatten());
     assert_eq!(found.primary, ["a".to_owned(), "c".to_owned()].into());
     let refused = config(&yaml("ads: {}"), &found, Through::Primary).unwrap_err();
     assert_eq!(

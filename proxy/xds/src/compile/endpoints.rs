@@ -104,6 +104,7 @@ fn locality(group: &LocalityLbEndpoints, names: Names, assignment: &mut Assignme
     }
     let hosts = &mut assignment.hosts;
     let add = |endpoints: &[LbEndpoint], hosts: &mut Vec<Host>| -> Compiled<()> {
+        hosts.reserve_exact(endpoints.len());
         for (index, endpoint) in endpoints.iter().enumerate() {
             hosts.push(host(endpoint, names, &locality, group.priority).at("lb_endpoints", index)?);
         }
@@ -212,6 +213,7 @@ impl Assignment {
             };
             let at = host.priority as usize;
             if priorities.len() <= at {
+                priorities.reserve_exact(at + 1 - priorities.len());
                 priorities.resize_with(at + 1, Priority::default);
             }
             let Some(priority) = priorities.get_mut(at) else { continue };

@@ -57,7 +57,7 @@ pub(crate) fn apply<M: Message + Name + Default>(compiler: &mut Compiler, now: I
 pub(crate) fn load(compiler: &mut Compiler, text: &str) -> Result<crate::bootstrap::BootstrapPlan, Vec<String>> {
     let bootstrap: Bootstrap = yaml(text);
     compiler
-        .load_static(bootstrap, Instant::now())
+        .load_static(&(&bootstrap).into(), Instant::now())
         .map_err(|rejects| rejects.iter().map(|reject| format!("{}: {}", reject.field_path, reject.reason)).collect())
 }
 

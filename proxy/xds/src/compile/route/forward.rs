@@ -110,9 +110,9 @@ pub(super) fn forward(
         // As in Envoy (`RouteEntry::usingNewTimeouts`): the one takes the place of the other, set or not.
         timeout: timeout.filter(|_| max_stream_duration.is_none()),
         idle_timeout: switch(&from.idle_timeout, "idle_timeout")?,
-        max_stream_duration,
-        path_rewrite,
-        host_rewrite,
+        max_stream_duration: max_stream_duration.map(Box::new),
+        path_rewrite: path_rewrite.map(Box::new),
+        host_rewrite: host_rewrite.map(Box::new),
         append_forwarded_host: from.append_x_forwarded_host,
         upgrades,
         high_priority: match enumeration(from.priority, "priority")? {
