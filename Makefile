@@ -1,8 +1,8 @@
 # Each target installs what it needs first: see scripts/setup.sh.
 
-SUBJECT ?= both
-RATE ?= 5000
-SCENARIO ?= http1_one_hop
+SUBJECT ?= all
+RATE ?=
+SCENARIO ?=
 ROUNDS ?= 5
 TARGET ?= http1
 SECONDS ?= 600
@@ -10,7 +10,7 @@ SECONDS ?= 600
 # Tools installed under target/tools win over those of the machine.
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
-.PHONY: help demo demo-zones zone-faults control-planes images test test-compose bench bench-sidecar load fuzz fmt lint setup
+.PHONY: help demo demo-zones zone-faults control-planes images test test-compose bench bench-sidecar load load-report fuzz fmt lint setup
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -45,20 +45,22 @@ test-compose: ## The same with docker compose and a real Prometheus (root where 
 	@scripts/setup.sh build curl docker
 	@scripts/test-compose.sh
 
-bench: ## CPU per request, memory and start-up beside Envoy: make bench ROUNDS=5 SUBJECT=both|shika|envoy
-	@scripts/setup.sh build envoy
-	cargo build --release --locked -p shika-proxy -p shika-loadtest
-	target/release/shika-loadtest bench --subject $(SUBJECT) --rounds $(ROUNDS) --out-dir target/bench
-
 bench-sidecar: ## DNS under dnsperf while names change, and the delay of a server that speaks first (root)
 	@scripts/setup.sh build curl netns dnsperf
 	@scripts/bench-sidecar.sh
 
-load: ## One scenario at a fixed rate: make load RATE=5000 SCENARIO=http1_one_hop SUBJECT=both|shika|envoy
-	@scripts/setup.sh build envoy
+load: ## Shika beside Envoy, HAProxy and nginx: make load SCENARIO=pair_* ROUNDS=5 SUBJECT=all|both|shika,envoy RATE=5000 (loadtest/README.md)
+	@scripts/setup.sh build envoy loadpeers
 	cargo build --release --locked -p shika-proxy -p shika-loadtest
-	target/release/shika-loadtest bench --subject $(SUBJECT) --scenario $(SCENARIO) --rate $(RATE) --rounds 1 \
-	    --duration 10s --starts 0
+	target/release/shika-loadtest bench --subject $(SUBJECT) --rounds $(ROUNDS) --out-dir target/load \
+	    $(if $(SCENARIO),--scenario '$(SCENARIO)') $(if $(RATE),--rate $(RATE))
+
+load-report: ## What `make load` has measured, as target/load/report.html with plots
+	@scripts/setup.sh build
+	cargo build --release --locked -p shika-loadtest
+	target/release/shika-loadtest report --out-dir target/load
+
+bench: load ## The same as load
 
 fuzz: ## Look for inputs that break a promise: make fuzz TARGET=http1 SECONDS=600 (targets: fuzz/README.md)
 	@scripts/setup.sh build fuzz

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the named parts of the work need: build, lint, deny, envoy, peers, curl, netns, dnsperf, docker, fuzz, sovereign, go, prometheus.
+# Installs what the named parts of the work need: build, lint, deny, envoy, peers, curl, netns, dnsperf, docker, fuzz, sovereign, go, prometheus, loadpeers.
 # What is there already is left alone.
 # System packages come from apt where this runs as root; everything else goes to target/tools and can be deleted with it.
 set -euo pipefail
@@ -133,6 +133,23 @@ setup_dnsperf() {
     have dnsperf || apt_install "dnsperf is missing" dnsperf
 }
 
+# HAProxy and nginx, for `make load`: what cannot be had is left out of the comparison.
+setup_loadpeers() {
+    local missing=() modules=/usr/lib/nginx/modules/ngx_stream_module.so
+    have haproxy || [ -x /usr/sbin/haproxy ] || missing+=(haproxy)
+    { have nginx || [ -x /usr/sbin/nginx ]; } && [ -e "$modules" ] || missing+=(nginx-light libnginx-mod-stream)
+    [ ${#missing[@]} = 0 ] && return
+    if [ "$(id -u)" != 0 ] || ! have apt-get; then
+        say "${missing[*]} missing, and this is no root shell with apt-get: they are left out of the comparison"
+        return
+    fi
+    # Their packages start services, which would take CPU time and ports: for as long as this runs, none may be started.
+    local policy=/usr/sbin/policy-rc.d made=
+    [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy" && made=yes; }
+    (apt_install "HAProxy or nginx is missing" "${missing[@]}") || say "left out of the comparison: ${missing[*]}"
+    [ -z "$made" ] || rm -f "$policy"
+}
+
 # The Docker engine and docker compose, from the distribution. Whether an engine runs is for those to see who use it.
 setup_docker() {
     have docker && have dockerd || apt_install "the Docker engine is missing" docker.io iptables
@@ -191,7 +208,7 @@ setup_fuzz() {
 
 for part in "$@"; do
     case $part in
-    build | lint | deny | envoy | peers | curl | netns | dnsperf | docker | fuzz | sovereign | go | prometheus) "setup_$part" ;;
+    build | lint | deny | envoy | peers | curl | netns | dnsperf | docker | fuzz | sovereign | go | prometheus | loadpeers) "setup_$part" ;;
     *) die "no such part: $part" ;;
     esac
 done

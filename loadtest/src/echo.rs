@@ -1,4 +1,7 @@
-//! The service behind the proxies: answers HTTP/1.1 and HTTP/2 (prior knowledge) on one port, or echoes TCP.
+//! The service behind the proxies: answers HTTP/1.1 and HTTP/2 (prior knowledge) on one port, or echoes TCP or gRPC.
+
+mod bulk;
+mod grpc;
 
 use std::convert::Infallible;
 use std::io;
@@ -28,11 +31,18 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What the service does with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Mode {
-    /// `/echo` repeats the request as JSON, `/slow?ms=N` answers late, `/ws` upgrades and repeats bytes, everything else
-    /// gets the fixed reply.
+    /// `/echo` repeats the request as JSON, `/slow?ms=N` answers late, `/bytes?n=N` answers with so many bytes, `/ws` upgrades and
+    /// repeats bytes, everything else gets the fixed reply once its body is read.
     Http,
     /// Repeats every byte; a client that stops sending still gets what is under way.
     Tcp,
+    /// Reads how many bytes come and how many are wanted (8 bytes each, the highest first), takes the former, sends the latter; again
+    /// and again.
+    Bulk,
+    /// gRPC without a schema, HTTP/2 with prior knowledge: every byte of a call goes back, then trailers with status 0.
+    Grpc,
+    /// gRPC whose calls are all answered with an empty message: a collector of spans or logs that keeps nothing.
+    Sink,
 }
 
 /// What the service says.
@@ -68,6 +78,9 @@ pub async fn serve(listener: TcpListener, mode: Mode, service: Service) -> Infal
             let _ = match mode {
                 Mode::Http => serve_http(stream, peer, service).await,
                 Mode::Tcp => repeat(stream).await,
+                Mode::Bulk => bulk::transfer(stream).await,
+                Mode::Grpc => grpc::serve(stream, grpc::Answer::Echo).await,
+                Mode::Sink => grpc::serve(stream, grpc::Answer::Empty).await,
             };
         });
     }
@@ -93,19 +106,24 @@ async fn answer(mut request: Request<Incoming>, peer: SocketAddr, service: &Serv
             Response::new(Full::new(service.reply.clone()))
         }
         "/ws" => upgrade(&mut request),
-        _ => Response::new(Full::new(service.reply.clone())),
+        "/bytes" => Response::new(Full::new(bulk::bytes(number(request.uri().query(), "n=").unwrap_or(1_024)))),
+        _ => {
+            let mut body = request.into_body();
+            // What the client still sends would otherwise end its connection.
+            while let Some(Ok(_)) = body.frame().await {}
+            Response::new(Full::new(service.reply.clone()))
+        }
     }
 }
 
 /// `ms=` of the query, 1000 when there is none, at most [`SLOW_LIMIT`].
 fn wanted_delay(query: Option<&str>) -> Duration {
-    let millis = query
-        .unwrap_or_default()
-        .split('&')
-        .find_map(|pair| pair.strip_prefix("ms="))
-        .and_then(|value| value.parse().ok())
-        .unwrap_or(1_000);
-    Duration::from_millis(millis).min(SLOW_LIMIT)
+    Duration::from_millis(number(query, "ms=").unwrap_or(1_000) as u64).min(SLOW_LIMIT)
+}
+
+/// The number after `prefix`, which names a parameter and has its `=`.
+fn number(query: Option<&str>, prefix: &str) -> Option<usize> {
+    query?.split('&').find_map(|pair| pair.strip_prefix(prefix)).and_then(|value| value.parse().ok())
 }
 
 async fn echo(request: Request<Incoming>, peer: SocketAddr, service: &Service) -> Response<Full<Bytes>> {

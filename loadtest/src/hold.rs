@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::load::Failure;
 use crate::load::http1::Connection;
+use crate::load::stream::Peer;
 
 /// What to hold.
 #[derive(Clone, Debug)]
@@ -164,7 +165,7 @@ async fn hold_one(plan: Plan, long: bool, progress: Arc<Progress>, mut stopped: 
 
 async fn open(plan: &Plan, long: bool) -> Result<Connection, Failure> {
     let opening = async {
-        let mut connection = Connection::open(plan.target).await?;
+        let mut connection = Connection::open(&Peer::plain(plan.target), 0).await?;
         if long {
             let request = format!(
                 "GET {} HTTP/1.1\r\nhost: {}\r\nconnection: upgrade\r\nupgrade: websocket\r\n\

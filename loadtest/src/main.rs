@@ -43,8 +43,10 @@ enum Command {
     Greet(GreetArguments),
     /// Call at a fixed rate whatever happens, and write down what became of each call and when.
     Probe(ProbeArguments),
-    /// Measure Shika and Envoy side by side on the same bootstraps.
+    /// Measure Shika, Envoy, HAProxy and nginx side by side on the same work.
     Bench(bench::Arguments),
+    /// Make the report of what `bench` has measured.
+    Report(bench::ReportArguments),
 }
 
 #[derive(Args)]
@@ -86,6 +88,9 @@ struct LoadArguments {
     /// Bytes of the request body or of one TCP message.
     #[arg(long, default_value_t = 0)]
     payload: usize,
+    /// Bytes expected back (a hint), with `--protocol bulk` the bytes asked for.
+    #[arg(long, default_value_t = 0)]
+    reply: usize,
     /// Connections open at a time.
     #[arg(long, default_value_t = 16)]
     connections: usize,
@@ -202,6 +207,7 @@ fn main() -> ExitCode {
             Command::Greet(arguments) => await_greetings(arguments).await,
             Command::Probe(arguments) => probe(arguments).await,
             Command::Bench(arguments) => Box::pin(bench::run(arguments)).await,
+            Command::Report(arguments) => bench::report(&arguments),
         }
     });
     match outcome {
@@ -231,16 +237,16 @@ async fn serve_echo(arguments: EchoArguments) -> anyhow::Result<ExitCode> {
 
 async fn send_load(arguments: LoadArguments) -> anyhow::Result<ExitCode> {
     let plan = load::Plan {
-        target: resolve(&arguments.target)?,
-        protocol: arguments.protocol,
         host: arguments.host.unwrap_or_else(|| arguments.target.clone()),
         path: arguments.path,
         payload: arguments.payload,
+        reply: arguments.reply,
         connections: arguments.connections,
         streams: arguments.streams,
         rate: arguments.rate,
         new_connection: arguments.new_connection,
         timeout: arguments.timeout,
+        ..load::Plan::to(resolve(&arguments.target)?, arguments.protocol)
     };
     let load = load::Load::start(&plan);
     tokio::select! {

@@ -1,313 +1,320 @@
-//! Shika and Envoy side by side: the same bootstraps, the same load, alternating in one run; CPU time per request as the
-//! kernel counts it for the proxy processes.
+//! Shika beside Envoy, HAProxy and nginx: the same work, the same load, in turns within one run; CPU time and memory as the kernel
+//! counts them for the proxy processes.
 
+mod bars;
+mod closed;
+mod clusters;
+mod figure;
+mod html;
+mod markdown;
+mod moving;
+mod open;
+mod plot;
+mod process;
 mod report;
+mod resting;
 mod scenario;
 mod setup;
 mod subject;
+mod tls;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, ensure};
 
 use crate::echo;
-use crate::load::{Load, Plan, Protocol};
 use crate::text::{note, parse_duration, say};
-use report::{Figure, Report, Round, ScenarioReport};
-use scenario::{SCENARIOS, Scenario};
-use setup::{Upstream, WorkDir};
-use subject::{Proxy, Subject};
-
-/// Time without traffic before resident memory is read: start-up work is over by then.
-const IDLE: Duration = Duration::from_secs(1);
-/// Load that comes between the two readings of resident memory.
-const MEMORY_LOAD: Duration = Duration::from_secs(3);
-
-/// Which proxies are measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Choice {
-    /// Envoy alone.
-    Envoy,
-    /// Shika alone.
-    Shika,
-    /// Both, alternating.
-    Both,
-}
+use closed::Chain;
+use figure::{Metric, Round, number};
+use open::Capacity;
+use report::{Measured, Report};
+use scenario::{Kind, SCENARIOS, Scenario};
+use setup::{Cpus, Upstream, WorkDir};
+use subject::{Name, Subject};
 
 /// What and how to measure.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Which proxies to measure.
-    #[arg(long, value_enum, default_value = "both")]
-    subject: Choice,
+    /// Which proxies to measure: envoy, shika, haproxy, nginx with commas between them; `both` is the first two, `all` those that are
+    /// installed.
+    #[arg(long, default_value = "all", value_delimiter = ',')]
+    subject: Vec<String>,
     /// Shika's binary.
     #[arg(long, default_value = "target/release/shika-proxy")]
     shika: PathBuf,
     /// Envoy's binary, or a launcher that turns into it; a bare name is looked up in PATH.
     #[arg(long, default_value = "envoy")]
     envoy: PathBuf,
-    /// Scenario to run; may be given several times. All when not given.
-    #[arg(long)]
+    /// Scenarios to run, with commas between them; a name that ends in `*` stands for all that begin so. All when not given.
+    #[arg(long, value_delimiter = ',')]
     scenario: Vec<String>,
     /// Rounds; each measures every subject once, in turns.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// CPUs that the proxies may use, in taskset's form; by default the last one. The load and the upstream have the first. `none` binds
+    /// nothing.
+    #[arg(long)]
+    proxy_cpus: Option<String>,
+    /// Directory of results.json, results.md and report.html; scenarios that results.json has already are replaced, others stay.
+    #[arg(long)]
+    out_dir: Option<PathBuf>,
+    /// List the scenarios and exit.
+    #[arg(long)]
+    list: bool,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// How the load is set.
+#[derive(Clone, clap::Args)]
+pub struct Settings {
     /// Measured time per round and subject.
-    #[arg(long, value_parser = parse_duration, default_value = "4s")]
+    #[arg(long, value_parser = parse_duration, default_value = "2s")]
     duration: Duration,
     /// Load before each measured time.
-    #[arg(long, value_parser = parse_duration, default_value = "1s")]
+    #[arg(long, value_parser = parse_duration, default_value = "500ms")]
     warmup: Duration,
-    /// Client connections.
+    /// Client connections, where the scenario does not say.
     #[arg(long, default_value_t = 32)]
     connections: usize,
     /// Requests in flight per HTTP/2 connection.
     #[arg(long, default_value_t = 10)]
     streams: usize,
-    /// Requests per second offered to both subjects; without it each is driven as fast as it answers.
+    /// Requests per second offered to each subject; without it each is driven as fast as it answers, and the latency scenarios take
+    /// shares of what Envoy can do.
     #[arg(long)]
     rate: Option<f64>,
-    /// CPUs that the proxies may use, in taskset's form.
-    #[arg(long)]
-    proxy_cpus: Option<String>,
-    /// Starts per subject for the time from start to first byte; 0 leaves it out.
-    #[arg(long, default_value_t = 10)]
-    starts: usize,
-    /// Directory that receives results.md and results.json.
-    #[arg(long)]
-    out_dir: Option<PathBuf>,
-    /// Exit with 1 when a target is missed.
-    #[arg(long)]
-    check: bool,
-    /// List the scenarios and exit.
-    #[arg(long)]
-    list: bool,
+}
+
+/// Where a report is made from results.
+#[derive(clap::Args)]
+pub struct ReportArguments {
+    /// Directory with results.json; results.md and report.html are written beside it.
+    #[arg(long, default_value = "target/load")]
+    out_dir: PathBuf,
+}
+
+/// What all measurements of a run share.
+pub struct Bench {
+    dir: WorkDir,
+    settings: Settings,
+    subjects: Vec<Subject>,
+    cpus: Option<Cpus>,
+    /// What Envoy answers at most, of the round under way.
+    capacity: tokio::sync::Mutex<Option<Capacity>>,
+    /// Resident MB of each subject with one cluster.
+    with_one_cluster: Mutex<BTreeMap<Name, f64>>,
 }
 
 /// Runs the chosen scenarios and prints the report.
 ///
 /// # Errors
-/// When a subject cannot be found or started; a scenario that fails is part of the report and of the exit code.
+/// When a subject cannot be found or started. A round that fails is void and part of the report, a bar that is missed too: the exit
+/// code says only whether measuring worked.
 pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     if arguments.list {
         for scenario in SCENARIOS {
-            say(&format!("{:<24} {}", scenario.name, scenario.what))?;
+            say(&format!("{:<28} {}", scenario.name, scenario.what))?;
         }
         return Ok(ExitCode::SUCCESS);
     }
     let chosen = choose(&arguments.scenario)?;
-    let work = WorkDir::create()?;
-    let mut subjects = Vec::new();
-    if arguments.subject != Choice::Shika {
-        subjects.push(Subject::find("envoy", &arguments.envoy, arguments.proxy_cpus.as_deref())?);
+    let cpus = match arguments.proxy_cpus.as_deref() {
+        Some("none") => None,
+        proxy => Cpus::choose(proxy),
+    };
+    raise_file_limit();
+    let subjects = find_subjects(&arguments, cpus.as_ref())?;
+    if let Some(cpus) = &cpus {
+        cpus.bind_load()?;
     }
-    if arguments.subject != Choice::Envoy {
-        subjects.push(Subject::find("shika", &arguments.shika, arguments.proxy_cpus.as_deref())?);
-    }
-    for subject in &mut subjects {
-        identify(subject, &work).await?;
-    }
-    let mut report = Report::new(&subjects, &arguments);
+    let mut bench = Bench::new(arguments.settings.clone(), subjects, cpus)?;
+    bench.identify().await?;
+    let mut report = Report::new();
     for scenario in chosen {
-        report.scenarios.push(measure_scenario(scenario, &subjects, &work, &arguments).await);
-    }
-    if arguments.starts > 0 {
-        report.start_ms = measure_starts(&subjects, &work, arguments.starts)?;
-        report.rss_idle_mib = Vec::new();
-        for subject in &subjects {
-            let (idle, after) = measure_memory(subject, &work).await?;
-            report.rss_idle_mib.push(idle);
-            report.rss_after_mib.push(after);
+        let measured = bench.scenario(scenario, arguments.rounds.max(1)).await;
+        report.scenarios.insert(scenario.name.to_owned(), measured);
+        if let Some(dir) = &arguments.out_dir {
+            // After each scenario: what is measured is not lost when a later one is interrupted.
+            save(dir, report.clone())?;
         }
     }
-    let markdown = report.markdown();
-    say(&markdown)?;
-    if let Some(dir) = &arguments.out_dir {
-        write_results(dir, &markdown, &report)?;
-    }
-    let failed = report.scenarios.iter().any(|scenario| scenario.failure.is_some());
-    let missed = arguments.check && report.misses_a_target();
-    Ok(if failed || missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    say(&markdown::render(&report))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Makes results.md and report.html from results.json.
+///
+/// # Errors
+/// When there are no results or the files cannot be written.
+pub fn report(arguments: &ReportArguments) -> anyhow::Result<ExitCode> {
+    let report = Report::read(&arguments.out_dir.join("results.json"))?;
+    write(&arguments.out_dir, &report)?;
+    say(&markdown::render(&report))?;
+    say(&format!("{}", arguments.out_dir.join("report.html").display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn save(dir: &Path, newer: Report) -> anyhow::Result<()> {
+    std::fs::create_dir_all(dir).with_context(|| format!("--out-dir {}", dir.display()))?;
+    let file = dir.join("results.json");
+    let mut report = if file.exists() { Report::read(&file)? } else { Report::new() };
+    report.merge(newer);
+    std::fs::write(&file, serde_json::to_string_pretty(&report)?).with_context(|| file.display().to_string())?;
+    write(dir, &report)
+}
+
+fn write(dir: &Path, report: &Report) -> anyhow::Result<()> {
+    std::fs::write(dir.join("results.md"), markdown::render(report)).context("results.md")?;
+    std::fs::write(dir.join("report.html"), html::render(report)).context("report.html")
 }
 
 fn choose(names: &[String]) -> anyhow::Result<Vec<&'static Scenario>> {
+    let meant = |name: &String, scenario: &Scenario| match name.strip_suffix('*') {
+        Some(begin) => scenario.name.starts_with(begin),
+        None => scenario.name == name,
+    };
     for name in names {
         ensure!(
-            SCENARIOS.iter().any(|scenario| scenario.name == name),
+            SCENARIOS.iter().any(|scenario| meant(name, scenario)),
             "--scenario {name}: no such scenario; --list shows them"
         );
     }
-    Ok(SCENARIOS.iter().filter(|scenario| names.is_empty() || names.iter().any(|name| name == scenario.name)).collect())
+    let chosen = |scenario: &&Scenario| names.is_empty() || names.iter().any(|name| meant(name, scenario));
+    Ok(SCENARIOS.iter().filter(chosen).collect())
 }
 
-fn write_results(dir: &Path, markdown: &str, report: &Report) -> anyhow::Result<()> {
-    std::fs::create_dir_all(dir).with_context(|| format!("--out-dir {}", dir.display()))?;
-    std::fs::write(dir.join("results.md"), markdown).context("results.md")?;
-    std::fs::write(dir.join("results.json"), serde_json::to_string_pretty(report)?).context("results.json")?;
-    Ok(())
-}
-
-/// Starts the subject once: a launcher is replaced by the binary it turns into, so that no later figure contains it, and the
-/// version comes from the admin endpoint.
-async fn identify(subject: &mut Subject, work: &WorkDir) -> anyhow::Result<()> {
-    let upstream = Upstream::start(echo::Mode::Http)?;
-    let (mut proxies, _) = start_proxies(&SCENARIOS[0], subject, work, upstream.port).await?;
-    for proxy in &mut proxies {
-        subject.path = proxy.executable()?;
-        subject.version = proxy.version().await?;
+/// The subjects in the order of the first round.
+fn find_subjects(arguments: &Arguments, cpus: Option<&Cpus>) -> anyhow::Result<Vec<Subject>> {
+    let named = |name: &str| arguments.subject.iter().any(|given| given == name);
+    let (all, both) = (named("all"), named("both"));
+    for given in &arguments.subject {
+        ensure!(
+            ["all", "both", "envoy", "shika", "haproxy", "nginx"].contains(&given.as_str()),
+            "--subject {given}: there are envoy, shika, haproxy, nginx, both and all"
+        );
     }
-    note(&format!("{}: {} ({})", subject.name, subject.path.display(), subject.version));
-    Ok(())
+    let mut subjects = Vec::new();
+    for (name, path) in [(Name::Envoy, arguments.envoy.as_path()), (Name::Shika, arguments.shika.as_path())] {
+        if all || both || named(&name.to_string()) {
+            subjects.push(Subject::find(name, path, cpus)?);
+        }
+    }
+    for name in [Name::Haproxy, Name::Nginx] {
+        match Subject::find(name, Path::new(&name.to_string()), cpus) {
+            Ok(subject) if all || named(&name.to_string()) => subjects.push(subject),
+            Err(error) if named(&name.to_string()) => return Err(error),
+            Err(error) if all => note(&format!("left out: {error:#}")),
+            _ => {}
+        }
+    }
+    Ok(subjects)
 }
 
-async fn measure_scenario(
-    scenario: &'static Scenario,
-    subjects: &[Subject],
-    work: &WorkDir,
-    arguments: &Arguments,
-) -> ScenarioReport {
-    let mut shown = ScenarioReport::new(scenario, subjects);
-    for round in 0..arguments.rounds.max(1) {
-        // Every other round goes the other way round, so that neither subject always runs on the warmer machine.
-        let order: Vec<usize> =
-            if round % 2 == 0 { (0..subjects.len()).collect() } else { (0..subjects.len()).rev().collect() };
-        for at in order {
-            let Some(subject) = subjects.get(at) else { continue };
-            match measure_round(scenario, subject, work, arguments).await {
-                Ok(round_figures) => {
-                    note(&format!(
-                        "{:<24} round {} {:<6} {:7.1} µs/request, {:6.0} requests/s",
-                        scenario.name,
-                        round + 1,
-                        subject.name,
-                        round_figures.cpu_us,
-                        round_figures.per_second
-                    ));
-                    shown.add(at, round_figures);
-                }
-                Err(error) => {
-                    let failure = format!("{}, round {}: {error:#}", subject.name, round + 1);
-                    note(&format!("{:<24} {failure}", scenario.name));
-                    shown.failure = Some(failure);
-                    return shown;
+/// Ten thousand connections need as many descriptors, here and in the proxies, which inherit the limit. Where it cannot be raised the
+/// scenarios that need them fail and say so.
+fn raise_file_limit() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised);
+}
+
+impl Bench {
+    fn new(settings: Settings, subjects: Vec<Subject>, cpus: Option<Cpus>) -> anyhow::Result<Self> {
+        let (capacity, with_one_cluster) = (tokio::sync::Mutex::default(), Mutex::default());
+        Ok(Self { dir: WorkDir::create()?, settings, subjects, cpus, capacity, with_one_cluster })
+    }
+
+    /// Starts Envoy and Shika once: a launcher is replaced by the binary it turns into, so that no later figure contains it, and the
+    /// version comes from the admin endpoint.
+    async fn identify(&mut self) -> anyhow::Result<()> {
+        let upstream = Upstream::start(echo::Mode::Http)?;
+        for subject in &mut self.subjects {
+            if matches!(subject.name, Name::Envoy | Name::Shika)
+                && let Some(Scenario { kind: Kind::Closed(work), .. }) = SCENARIOS.first()
+            {
+                let chain = Chain::start(work, subject, &self.dir, upstream.port).await?;
+                let proxy = chain.proxies.first().context("no proxy was started")?;
+                let (path, version) = (proxy.executable()?, proxy.version()?);
+                drop(chain);
+                (subject.path, subject.version) = (path, version);
+            }
+            note(&format!("{}: {} ({})", subject.name, subject.path.display(), subject.version));
+        }
+        Ok(())
+    }
+
+    async fn scenario(&self, scenario: &'static Scenario, rounds: usize) -> Measured {
+        let mut measured = Measured {
+            time: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            machine: report::machine(),
+            settings: self.described(),
+            ..Measured::default()
+        };
+        let subjects: Vec<usize> = (0..self.subjects.len())
+            .filter(|at| self.subjects.get(*at).is_some_and(|s| scenario.is_for(s.name)))
+            .collect();
+        for round in 0..rounds {
+            // Every other round goes the other way round, so that no subject always runs on the warmer machine.
+            let order: Vec<usize> =
+                if round % 2 == 0 { subjects.clone() } else { subjects.iter().rev().copied().collect() };
+            for at in order {
+                let Some(subject) = self.subjects.get(at) else { continue };
+                measured.versions.insert(subject.name, subject.version.clone());
+                let name = subject.name;
+                match self.round(scenario, round, subject).await {
+                    Ok(figures) => {
+                        note(&format!("{:<28} round {} {name:<7} {}", scenario.name, round + 1, brief(&figures)));
+                        measured.add(name, figures);
+                    }
+                    Err(error) => {
+                        let void = format!("round {} of {name}: {error:#}", round + 1);
+                        note(&format!("{:<28} VOID, {void}", scenario.name));
+                        measured.void.push(void);
+                    }
                 }
             }
         }
+        measured
     }
-    shown
-}
 
-async fn measure_round(
-    scenario: &Scenario,
-    subject: &Subject,
-    work: &WorkDir,
-    arguments: &Arguments,
-) -> anyhow::Result<Round> {
-    let upstream = Upstream::start(scenario.upstream)?;
-    let (proxies, target) = start_proxies(scenario, subject, work, upstream.port).await?;
-    let plan = Plan {
-        target,
-        protocol: scenario.protocol,
-        host: "backend".into(),
-        path: "/".into(),
-        payload: scenario.payload,
-        connections: arguments.connections,
-        streams: arguments.streams,
-        rate: arguments.rate,
-        new_connection: scenario.new_connection,
-        timeout: Duration::from_secs(10),
-    };
-    let load = Load::start(&plan);
-    tokio::time::sleep(arguments.warmup).await;
-    load.record();
-    let (begin, first_cpu, first) = (Instant::now(), cpu_of(&proxies)?, load.progress().completed());
-    tokio::time::sleep(arguments.duration).await;
-    let (elapsed, last_cpu, last) = (begin.elapsed(), cpu_of(&proxies)?, load.progress().completed());
-    let record = load.finish().await;
-    ensure!(
-        record.failed() == 0,
-        "{} requests failed, the first: {}",
-        record.failed(),
-        record.first_failure.as_deref().unwrap_or("unknown")
-    );
-    let requests = last - first;
-    ensure!(requests > 0, "no request was answered");
-    Ok(Round {
-        cpu_us: (last_cpu - first_cpu).as_secs_f64() * 1e6 / requests as f64,
-        per_second: requests as f64 / elapsed.as_secs_f64(),
-        p50_us: record.latency.percentile(50.0).as_secs_f64() * 1e6,
-        p99_us: record.latency.percentile(99.0).as_secs_f64() * 1e6,
-    })
-}
-
-/// Starts the scenario's proxies from the last hop to the first and waits until each says that it is live. Returns the first
-/// hop's address.
-async fn start_proxies(
-    scenario: &Scenario,
-    subject: &Subject,
-    work: &WorkDir,
-    upstream_port: u16,
-) -> anyhow::Result<(Vec<Proxy>, std::net::SocketAddr)> {
-    let mut proxies = Vec::new();
-    let mut next = upstream_port;
-    for hop in scenario.hops.iter().rev() {
-        let rendered = work.render(hop, next)?;
-        let mut proxy = Proxy::start(subject, &rendered, work)?;
-        proxy.wait_until_live().await?;
-        next = rendered.listener_port;
-        proxies.push(proxy);
-    }
-    Ok((proxies, setup::loopback(next)))
-}
-
-fn cpu_of(proxies: &[Proxy]) -> anyhow::Result<Duration> {
-    proxies.iter().map(Proxy::cpu_time).sum()
-}
-
-fn measure_starts(subjects: &[Subject], work: &WorkDir, starts: usize) -> anyhow::Result<Vec<Figure>> {
-    let upstream = Upstream::start(echo::Mode::Http)?;
-    let mut millis = vec![Vec::new(); subjects.len()];
-    for round in 0..starts {
-        for (subject, times) in subjects.iter().zip(&mut millis) {
-            let rendered = work.render(&SCENARIOS[0].hops[0], upstream.port)?;
-            let begin = Instant::now();
-            let mut proxy = Proxy::start(subject, &rendered, work)?;
-            proxy.wait_for_first_byte(setup::loopback(rendered.listener_port))?;
-            let time = begin.elapsed();
-            note(&format!("start to first byte      round {} {:<6} {time:.1?}", round + 1, subject.name));
-            times.push(time.as_secs_f64() * 1e3);
+    async fn round(&self, scenario: &'static Scenario, round: usize, subject: &Subject) -> anyhow::Result<Round> {
+        match &scenario.kind {
+            Kind::Closed(work) => self.closed_round(work, subject).await,
+            Kind::Open(work, share) => self.open_round(work, *share, round, subject).await,
+            Kind::Start(work) => self.start_round(work, subject).await,
+            Kind::Idle(work, count) => self.idle_round(work, *count, subject).await,
+            Kind::Churn(work, rate) => self.churn_round(work, *rate, subject).await,
+            Kind::Clusters(number) => self.clusters_round(*number, subject).await,
         }
     }
-    Ok(millis.into_iter().map(Figure::of).collect())
+
+    fn described(&self) -> String {
+        let settings = &self.settings;
+        let cpus = self.cpus.as_ref().map_or_else(
+            || "no process bound to a CPU".to_owned(),
+            |cpus| format!("proxies on CPU {}, load and upstream on CPU {}", cpus.proxy, cpus.load),
+        );
+        let rate = settings.rate.map_or_else(String::new, |rate| format!(", {rate} requests/s"));
+        format!(
+            "{:?} after {:?} of warm-up, {} connections and {} streams on each{rate} where the scenario does not say; {cpus}",
+            settings.duration, settings.warmup, settings.connections, settings.streams
+        )
+    }
 }
 
-/// Resident memory in MiB: after the start without any traffic, and after load whose connections are closed again.
-async fn measure_memory(subject: &Subject, work: &WorkDir) -> anyhow::Result<(f64, f64)> {
-    let upstream = Upstream::start(echo::Mode::Http)?;
-    let (proxies, target) = start_proxies(&SCENARIOS[0], subject, work, upstream.port).await?;
-    let proxy = proxies.first().context("the scenario has no proxy")?;
-    tokio::time::sleep(IDLE).await;
-    let idle = proxy.resident_mib()?;
-    let load = Load::start(&Plan {
-        target,
-        protocol: Protocol::Http1,
-        host: "backend".into(),
-        path: "/".into(),
-        payload: 0,
-        connections: 64,
-        streams: 1,
-        rate: None,
-        new_connection: false,
-        timeout: Duration::from_secs(10),
-    });
-    tokio::time::sleep(MEMORY_LOAD).await;
-    load.finish().await;
-    tokio::time::sleep(IDLE).await;
-    let after = proxy.resident_mib()?;
-    note(&format!("resident memory          {:<6} {idle:.1} MiB idle, {after:.1} MiB after load", subject.name));
-    Ok((idle, after))
+/// The figures of a round on one line.
+fn brief(round: &Round) -> String {
+    let shown: Vec<String> = round
+        .iter()
+        .filter(|(metric, _)| !matches!(metric, Metric::Proportional | Metric::P50 | Metric::P99))
+        .map(|(metric, value)| format!("{} {}", number(*value), metric.label()))
+        .collect();
+    shown.join(", ")
 }
 
 #[cfg(test)]

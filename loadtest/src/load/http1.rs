@@ -1,22 +1,28 @@
 //! HTTP/1.1 client of one connection at a time: the request is prepared once, the reply's head is parsed by `httparse`.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
+use super::stream::{Peer, Stream};
 use super::{Failure, Plan};
 
 /// Largest reply head accepted, in bytes.
 const HEAD_LIMIT: usize = 64 * 1024;
+/// Bytes read at a time where replies are small, and where they are large.
+const SMALL_BUFFER: usize = 4 * 1024;
+const LARGE_BUFFER: usize = 256 * 1024;
 /// Most headers accepted in a reply.
 const HEADER_LIMIT: usize = 100;
+
+/// What bulk uploads consist of.
+static ZEROS: [u8; LARGE_BUFFER] = [0; LARGE_BUFFER];
 
 /// One lane's client.
 pub struct Client {
     plan: Arc<Plan>,
+    peer: Peer,
     request: Vec<u8>,
     connection: Option<Connection>,
 }
@@ -24,14 +30,14 @@ pub struct Client {
 impl Client {
     /// Prepares the request of the plan.
     pub fn new(plan: &Arc<Plan>) -> Self {
-        Self { plan: plan.clone(), request: request_bytes(plan), connection: None }
+        Self { plan: plan.clone(), peer: plan.target.for_lane(), request: request_bytes(plan), connection: None }
     }
 
     /// Sends one request and waits for its reply. A connection that failed or that the peer closes is not used again.
     pub async fn exchange(&mut self) -> Result<(), Failure> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => Connection::open(self.plan.target).await?,
+            None => Connection::open(&self.peer, self.plan.reply).await?,
         };
         let reply = connection.exchange(&self.request).await?;
         if reply.keep_alive && !self.plan.new_connection {
@@ -79,21 +85,20 @@ enum Framing {
 
 /// An open connection and the bytes read ahead from it.
 pub struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     buffer: Vec<u8>,
     /// Bytes of `buffer` that were consumed.
     consumed: usize,
 }
 
 impl Connection {
-    /// Connects, without Nagle's delay.
+    /// Connects; replies of about `reply` bytes are expected.
     ///
     /// # Errors
-    /// [`Failure::Connect`].
-    pub async fn open(target: SocketAddr) -> Result<Self, Failure> {
-        let stream = TcpStream::connect(target).await.map_err(Failure::Connect)?;
-        stream.set_nodelay(true).map_err(Failure::Connect)?;
-        Ok(Self { stream, buffer: Vec::with_capacity(4 * 1024), consumed: 0 })
+    /// As [`Stream::open`].
+    pub async fn open(peer: &Peer, reply: usize) -> Result<Self, Failure> {
+        let stream = Stream::open(peer).await?;
+        Ok(Self { stream, buffer: Vec::with_capacity(reply.clamp(SMALL_BUFFER, LARGE_BUFFER)), consumed: 0 })
     }
 
     /// Writes the request and reads the whole reply; the body is dropped.
@@ -127,6 +132,21 @@ impl Connection {
         let same = self.unread().starts_with(message);
         self.consume(message.len());
         if same { Ok(()) } else { Err(Failure::Mismatch) }
+    }
+
+    /// Sends the head and `up` bytes, then waits until `down` bytes are back, whatever they are.
+    ///
+    /// # Errors
+    /// See [`Failure`]; after one the connection is of no more use.
+    pub async fn transfer(&mut self, head: &[u8], up: usize, down: usize) -> Result<(), Failure> {
+        self.stream.write_all(head).await.map_err(broken)?;
+        let mut left = up;
+        while left > 0 {
+            let step = left.min(ZEROS.len());
+            self.stream.write_all(ZEROS.get(..step).unwrap_or_default()).await.map_err(broken)?;
+            left -= step;
+        }
+        self.skip(down).await
     }
 
     /// Waits until the peer closes the connection or breaks it. Bytes nobody asked for count as an error of the protocol.

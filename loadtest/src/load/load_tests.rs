@@ -13,16 +13,11 @@ async fn start_echo(mode: Mode) -> SocketAddr {
 
 fn plan(target: SocketAddr, protocol: Protocol) -> Plan {
     Plan {
-        target,
-        protocol,
         host: "service".into(),
-        path: "/".into(),
-        payload: 0,
         connections: 3,
         streams: 2,
-        rate: None,
-        new_connection: false,
         timeout: Duration::from_secs(20),
+        ..Plan::to(target, protocol)
     }
 }
 
@@ -75,7 +70,7 @@ async fn a_closed_port_counts_as_connect() {
         let mut client = match protocol {
             Protocol::Http1 => Client::Http1(http1::Client::new(&Arc::new(plan))),
             Protocol::Http2 => Client::Http2(http2::Client::new(http2::Shared::new(Arc::new(plan)))),
-            Protocol::Tcp => Client::Tcp(tcp::Client::new(&Arc::new(plan))),
+            _ => Client::Tcp(tcp::Client::new(&Arc::new(plan))),
         };
         let failure = client.exchange().await.unwrap_err();
         assert_eq!(failure.kind(), "connect", "{protocol:?}: {failure}");
@@ -126,17 +121,42 @@ async fn other_bytes_are_a_mismatch() {
 }
 
 #[tokio::test]
-async fn a_schedule_keeps_its_pace_and_charges_the_wait() {
-    let begin = Instant::now();
-    let due = begin.checked_sub(Duration::from_secs(1)).unwrap();
-    let mut late = Schedule { due, interval: Duration::from_millis(100) };
-    assert_eq!(late.next().await, due, "a lane that is behind is timed from the moment it was due");
-    assert_eq!(late.next().await, due + Duration::from_millis(100));
-    let mut early = Schedule { due: begin + Duration::from_millis(1), interval: Duration::from_millis(100) };
-    assert!(early.next().await >= begin + Duration::from_millis(1), "a lane in time waits until it is due");
-    for lane in 0..4 {
-        let schedule = Schedule::new(begin, 1_000.0, lane, 4);
-        assert_eq!(schedule.interval, Duration::from_millis(4));
-        assert_eq!(schedule.due - begin, Duration::from_millis(lane as u64));
+async fn messages_and_bulk_transfers() {
+    let (grpc, bulk, http) = (start_echo(Mode::Grpc).await, start_echo(Mode::Bulk).await, start_echo(Mode::Http).await);
+    for (protocol, target, payload, reply) in [
+        (Protocol::Grpc, grpc, 64, 64),
+        (Protocol::Grpc, grpc, 200_000, 200_000),
+        (Protocol::GrpcStream, grpc, 64, 64),
+        (Protocol::Bulk, bulk, 0, 3_000_000),
+        (Protocol::Bulk, bulk, 3_000_000, 1),
+        (Protocol::WebSocket, http, 64, 64),
+    ] {
+        let plan = Plan { payload, reply, ..plan(target, protocol) };
+        let record = run_until(&plan, 20).await;
+        assert_eq!(record.failed(), 0, "{protocol:?}: {:?}", record.first_failure);
     }
+}
+
+#[tokio::test]
+async fn a_post_is_read_whole_and_a_reply_has_the_wanted_length() {
+    let target = start_echo(Mode::Http).await;
+    for (payload, path) in [(1_000_000, "/"), (0, "/bytes?n=300000")] {
+        for protocol in [Protocol::Http1, Protocol::Http2] {
+            let plan = Plan { payload, path: path.into(), ..plan(target, protocol) };
+            let record = run_until(&plan, 20).await;
+            assert_eq!(record.failed(), 0, "{protocol:?}: {:?}", record.first_failure);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_open_loop_charges_the_wait_for_a_lane() {
+    // The one lane answers once in 20 ms, the schedule wants 1,000 per second: the backlog shows in the latency.
+    let target = start_echo(Mode::Http).await;
+    let plan =
+        Plan { connections: 1, rate: Some(1_000.0), path: "/slow?ms=20".into(), ..plan(target, Protocol::Http1) };
+    let record = run_until(&plan, 5).await;
+    assert_eq!(record.failed(), 0, "{:?}", record.first_failure);
+    assert!(record.latency.max() >= Duration::from_millis(80), "the longest took {:?}", record.latency.max());
+    assert!(record.lateness.count() > record.latency.count(), "more was due than was sent");
 }

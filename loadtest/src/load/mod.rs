@@ -1,24 +1,27 @@
 //! Load over the network: lanes that send a request, wait for its reply and record how long it took.
 //!
 //! A lane is one connection (HTTP/1.1, TCP) or one stream slot of a connection (HTTP/2). Closed loop: the next
-//! request leaves as soon as the reply is there. Open loop: requests leave by a fixed schedule, and a request that had to wait
-//! because its lane was still busy is timed from the moment it was due, so that a slow subject cannot hide its queue.
+//! request leaves as soon as the reply is there. Open loop: requests are due by a fixed schedule (`pace.rs`) and timed from the moment
+//! they were due, so that a slow subject cannot hide its queue.
 
 pub mod http1;
 mod http2;
+mod pace;
+pub mod stream;
 mod tcp;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::histogram::Histogram;
+use stream::Peer;
 
 /// How long a lane waits after a failure before it tries again, so that a closed port is not hammered.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(10);
@@ -30,23 +33,40 @@ pub enum Protocol {
     Http1,
     /// HTTP/2 with prior knowledge (h2c).
     Http2,
+    /// Unary gRPC calls: HTTP/2 with a message each way and trailers.
+    Grpc,
+    /// gRPC streams that stay open; a request is a message and the one that comes back.
+    GrpcStream,
     /// Bytes which the other side echoes.
     Tcp,
+    /// Many bytes one way: a header says how many go up and how many come down (`echo --mode bulk`).
+    Bulk,
+    /// HTTP/1.1 connections upgraded to WebSocket; a request is a message and the one that comes back.
+    WebSocket,
+}
+
+impl Protocol {
+    /// Whether several lanes share a connection.
+    fn multiplexes(self) -> bool {
+        matches!(self, Self::Http2 | Self::Grpc | Self::GrpcStream)
+    }
 }
 
 /// What to send, where and how fast.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Where to connect.
-    pub target: SocketAddr,
+    pub target: Peer,
     /// What to speak.
     pub protocol: Protocol,
     /// `host` header or `:authority`.
     pub host: String,
     /// Path and query of the request.
     pub path: String,
-    /// Bytes of the request body (HTTP) or of one message (TCP). 0 means GET; a TCP message has at least one byte.
+    /// Bytes of the request body (HTTP) or of one message. 0 means GET; a message has at least one byte.
     pub payload: usize,
+    /// Bytes that are expected back, a hint for the size of buffers; with [`Protocol::Bulk`] the number asked for.
+    pub reply: usize,
     /// Connections open at a time.
     pub connections: usize,
     /// Requests in flight per HTTP/2 connection; 1 elsewhere.
@@ -57,6 +77,25 @@ pub struct Plan {
     pub new_connection: bool,
     /// Longest wait for one reply, connecting included.
     pub timeout: Duration,
+}
+
+impl Plan {
+    /// One connection in a closed loop: GET `/` of the host `backend`, ten seconds for a reply.
+    pub fn to(target: SocketAddr, protocol: Protocol) -> Self {
+        Self {
+            target: Peer::plain(target),
+            protocol,
+            host: "backend".into(),
+            path: "/".into(),
+            payload: 0,
+            reply: 0,
+            connections: 1,
+            streams: 1,
+            rate: None,
+            new_connection: false,
+            timeout: Duration::from_secs(10),
+        }
+    }
 }
 
 /// Why a request has no good reply.
@@ -118,6 +157,8 @@ pub struct Record {
     pub failures: BTreeMap<String, u64>,
     /// The first failure met, in words.
     pub first_failure: Option<String>,
+    /// How late requests of an open loop were handed out; empty in a closed loop.
+    pub lateness: Histogram,
 }
 
 impl Record {
@@ -161,6 +202,8 @@ pub struct Load {
     progress: Arc<Progress>,
     stop: watch::Sender<bool>,
     lanes: JoinSet<Record>,
+    pacing: Option<JoinHandle<()>>,
+    lateness: Arc<Mutex<Histogram>>,
 }
 
 impl Load {
@@ -168,25 +211,20 @@ impl Load {
     pub fn start(plan: &Plan) -> Self {
         let plan = Arc::new(plan.clone());
         let progress = Arc::new(Progress::default());
+        let lateness = Arc::new(Mutex::new(Histogram::default()));
         let (stop, stopped) = watch::channel(false);
-        let streams = if plan.protocol == Protocol::Http2 { plan.streams.max(1) } else { 1 };
-        let lane_count = plan.connections.max(1) * streams;
-        let begin = Instant::now();
+        let streams = if plan.protocol.multiplexes() { plan.streams.max(1) } else { 1 };
+        let queue = plan.rate.map(|_| Arc::new(pace::Queue::default()));
         let mut lanes = JoinSet::new();
-        for connection in 0..plan.connections.max(1) {
+        for _ in 0..plan.connections.max(1) {
             let shared = http2::Shared::new(plan.clone());
-            for stream in 0..streams {
-                let client = match plan.protocol {
-                    Protocol::Http1 => Client::Http1(http1::Client::new(&plan)),
-                    Protocol::Http2 => Client::Http2(http2::Client::new(shared.clone())),
-                    Protocol::Tcp => Client::Tcp(tcp::Client::new(&plan)),
-                };
-                let lane = connection * streams + stream;
-                let schedule = plan.rate.map(|rate| Schedule::new(begin, rate, lane, lane_count));
-                lanes.spawn(run_lane(client, plan.timeout, schedule, progress.clone(), stopped.clone()));
+            for _ in 0..streams {
+                let client = Client::new(&plan, &shared);
+                lanes.spawn(run_lane(client, plan.timeout, queue.clone(), progress.clone(), stopped.clone()));
             }
         }
-        Self { progress, stop, lanes }
+        let pacing = plan.rate.zip(queue).map(|(rate, queue)| tokio::spawn(pace::run(rate, queue, lateness.clone())));
+        Self { progress, stop, lanes, pacing, lateness }
     }
 
     /// Counters to watch.
@@ -196,11 +234,15 @@ impl Load {
 
     /// From now on outcomes are recorded: the warm-up is over.
     pub fn record(&self) {
+        *self.lateness.lock().unwrap_or_else(PoisonError::into_inner) = Histogram::default();
         self.progress.recording.store(true, Ordering::Relaxed);
     }
 
     /// Sends nothing more, waits for the replies under way and adds up.
     pub async fn finish(mut self) -> Record {
+        if let Some(pacing) = &self.pacing {
+            pacing.abort();
+        }
         self.stop.send_replace(true);
         let mut whole = Record::default();
         while let Some(lane) = self.lanes.join_next().await {
@@ -209,6 +251,7 @@ impl Load {
                 Err(error) => whole.fail(&Failure::Protocol(format!("a lane ended early: {error}"))),
             }
         }
+        whole.lateness = self.lateness.lock().unwrap_or_else(PoisonError::into_inner).clone();
         whole
     }
 }
@@ -216,59 +259,44 @@ impl Load {
 enum Client {
     Http1(http1::Client),
     Http2(http2::Client),
+    GrpcStream(http2::MessageClient),
     Tcp(tcp::Client),
 }
 
 impl Client {
+    fn new(plan: &Arc<Plan>, shared: &Arc<http2::Shared>) -> Self {
+        match plan.protocol {
+            Protocol::Http1 => Self::Http1(http1::Client::new(plan)),
+            Protocol::Http2 | Protocol::Grpc => Self::Http2(http2::Client::new(shared.clone())),
+            Protocol::GrpcStream => Self::GrpcStream(http2::MessageClient::new(shared.clone())),
+            Protocol::Tcp | Protocol::Bulk | Protocol::WebSocket => Self::Tcp(tcp::Client::new(plan)),
+        }
+    }
+
     async fn exchange(&mut self) -> Result<(), Failure> {
         match self {
             Self::Http1(client) => client.exchange().await,
             Self::Http2(client) => client.exchange().await,
+            Self::GrpcStream(client) => client.exchange().await,
             Self::Tcp(client) => client.exchange().await,
         }
-    }
-}
-
-/// When the requests of one lane are due.
-struct Schedule {
-    due: Instant,
-    interval: Duration,
-}
-
-impl Schedule {
-    /// Lanes take turns: lane `n` of `lanes` starts `n` request intervals after `begin`.
-    fn new(begin: Instant, rate: f64, lane: usize, lanes: usize) -> Self {
-        let interval = Duration::from_secs_f64(lanes as f64 / rate.max(0.001));
-        Self { due: begin + interval.mul_f64(lane as f64 / lanes as f64), interval }
-    }
-
-    /// Waits for the next request's moment and returns what it is timed from: the moment it was due when the lane came late
-    /// (the subject was slow), the moment of sending when the lane was there in time (a late timer is not the subject's fault).
-    async fn next(&mut self) -> Instant {
-        let due = self.due;
-        self.due += self.interval;
-        if due <= Instant::now() {
-            return due;
-        }
-        tokio::time::sleep_until(due.into()).await;
-        Instant::now()
     }
 }
 
 async fn run_lane(
     mut client: Client,
     timeout: Duration,
-    mut schedule: Option<Schedule>,
+    queue: Option<Arc<pace::Queue>>,
     progress: Arc<Progress>,
     mut stopped: watch::Receiver<bool>,
 ) -> Record {
     let mut record = Record::default();
     loop {
-        let start = match &mut schedule {
-            Some(schedule) => tokio::select! {
+        let start = match &queue {
+            Some(queue) => tokio::select! {
                 biased;
                 _ = stopped.wait_for(|stop| *stop) => return record,
-                start = schedule.next() => start,
+                due = queue.take() => due,
             },
             None => Instant::now(),
         };

@@ -4,6 +4,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use chrono::{Datelike, NaiveDate};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
 };
@@ -39,6 +40,8 @@ pub struct Leaf<'a> {
     pub names: &'a [&'a str],
     pub usages: Vec<ExtendedKeyUsagePurpose>,
     pub expired: bool,
+    /// The day, in UTC, with whose begin it expires; else thousands of years from now.
+    pub until: Option<NaiveDate>,
 }
 
 impl Ca {
@@ -55,7 +58,7 @@ impl Ca {
 
     /// Names that hold `://` are URIs, the rest DNS names.
     pub fn issue(&self, names: &[&str]) -> Identity {
-        self.issue_leaf(&Leaf { names, usages: Vec::new(), expired: false })
+        self.issue_leaf(&Leaf { names, usages: Vec::new(), expired: false, until: None })
     }
 
     pub fn issue_leaf(&self, leaf: &Leaf<'_>) -> Identity {
@@ -72,6 +75,9 @@ impl Ca {
         if leaf.expired {
             params.not_before = rcgen::date_time_ymd(2001, 1, 1);
             params.not_after = rcgen::date_time_ymd(2002, 1, 1);
+        }
+        if let Some(day) = leaf.until {
+            params.not_after = rcgen::date_time_ymd(day.year(), day.month() as u8, day.day() as u8);
         }
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
@@ -115,7 +121,7 @@ pub fn server_spec(identity: Identity, validation: Option<Validation>) -> Server
         validation,
         alpn: Vec::new(),
         parameters: Parameters::default(),
-        stateless_resumption: true,
+        resumption: Some(7200),
     }
 }
 

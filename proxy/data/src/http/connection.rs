@@ -9,14 +9,14 @@ use std::{
 use http::{HeaderValue, Method, Request, StatusCode, Version, header};
 use hyper::{body::Incoming, server::conn, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
     exchange::Exchange,
     guard::Refused,
     life::{Active, Answered, DRAIN_IDLE, End, Life},
     request,
-    wire::Wire,
+    wire::{LINGER, Wire},
 };
 use crate::{
     connection::Connection,
@@ -113,6 +113,49 @@ async fn serve_http1(
     manager: &Arc<HttpConnectionManager>,
     life: &Arc<Life>,
 ) -> (hyper::Result<()>, bool) {
+    loop {
+        // Boxed, and gone before the connection rests: its buffers are most of what a connection costs.
+        let ended = Box::pin(serve_requests(io, connection, chain.clone(), manager, life)).await;
+        let Some(stream) = life.wakes() else { return ended };
+        match rest(stream, connection, manager, life).await {
+            Some(awake) => io = awake,
+            None => return (Ok(()), false),
+        }
+    }
+}
+
+/// Waits for the next request of a connection that rests; `None` if it has ended.
+async fn rest(
+    mut stream: DownstreamIo,
+    connection: &Arc<Connection>,
+    manager: &Arc<HttpConnectionManager>,
+    life: &Arc<Life>,
+) -> Option<Wire> {
+    let mut first = [0; 64];
+    tokio::select! {
+        biased;
+        read = stream.read(&mut first) => match read {
+            Ok(n) if n > 0 => {
+                let seen = first.get(..n).unwrap_or_default().to_vec();
+                return Some(Wire::new(stream, seen, manager.stats.clone(), life));
+            }
+            Ok(_) | Err(_) => life.peer_closes(),
+        },
+        end = life.end(connection, manager, false) => end.count(manager),
+        () = connection.drain.closing() => return None,
+    }
+    let _ = tokio::time::timeout(LINGER, stream.shutdown()).await;
+    None
+}
+
+/// How it ended, and whether a request was being served then; or it has left its stream behind, to rest.
+async fn serve_requests(
+    mut io: Wire,
+    connection: &Arc<Connection>,
+    chain: Arc<FilterChain>,
+    manager: &Arc<HttpConnectionManager>,
+    life: &Arc<Life>,
+) -> (hyper::Result<()>, bool) {
     io.speak_http1(manager, life);
     let mut builder = conn::http1::Builder::new();
     // The time for the head runs from its first byte, as in Envoy, so hyper's, which runs from the end of the request before, is off.
@@ -150,13 +193,17 @@ async fn serve_http1(
         let end = tokio::select! {
             biased;
             result = serving.as_mut() => return (result, life.is_active()),
-            end = life.end(connection, manager), if !ending => end,
+            end = life.end(connection, manager, true), if !ending => end,
             () = life.late(manager.timeouts.request_headers) => {
                 life.refuse(Refused::Late);
                 continue;
             }
             () = connection.drain.closing() => return (Ok(()), false),
         };
+        if let End::Rest = end {
+            life.rest();
+            return (Ok(()), false);
+        }
         end.count(manager);
         ending = true;
         serving.as_mut().graceful_shutdown();
@@ -212,7 +259,7 @@ async fn serve_http2(
         let end = tokio::select! {
             biased;
             result = serving.as_mut() => return (result, life.is_active()),
-            end = life.end(connection, manager), if !ending => end,
+            end = life.end(connection, manager, false), if !ending => end,
             () = drained(connection), if !ending => End::Drain,
             () = life.is_used_up(), if !ending => if connection.drain.is_draining() { End::Drain } else { End::Used },
             () = connection.drain.closing() => return (Ok(()), false),

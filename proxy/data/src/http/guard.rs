@@ -172,6 +172,17 @@ impl Guard {
         }
     }
 
+    /// Goes on behind this many requests of the connection.
+    pub fn behind(mut self, heads: u32) -> Self {
+        self.heads = heads;
+        self
+    }
+
+    /// Requests so far, if the last one was read to its end.
+    pub fn settled(&self) -> Option<u32> {
+        self.is_between_requests().then_some(self.heads)
+    }
+
     /// Whether a head has begun and not ended.
     pub fn in_head(&self) -> bool {
         self.place == Place::Head || (self.place == Place::Start && !self.line.is_empty())

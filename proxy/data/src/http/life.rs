@@ -20,11 +20,16 @@ use super::{
     body::{BodyError, ResponseBody},
     guard::Refused,
 };
-use crate::{connection::Connection, model::http::HttpConnectionManager};
+use crate::{connection::Connection, io::DownstreamIo, model::http::HttpConnectionManager};
 
 /// While draining, a connection that is idle for this long is closed. Longer than the pause between two requests of a busy client, so that it is told by
 /// `connection: close` instead of finding the connection gone.
 pub const DRAIN_IDLE: Duration = Duration::from_millis(500);
+/// An HTTP/1 connection that is idle for this long gives back what only requests need. Soon, so that connections that are opened in one go do not all
+/// hold it at a time; longer than the pauses of a busy client.
+const REST: Duration = Duration::from_millis(100);
+/// How long a connection that was busy is left in peace.
+const BUSY: Duration = Duration::from_secs(1);
 /// Stands for "no limit" where a timer is needed all the same.
 const LONG: Duration = Duration::from_secs(86_400);
 
@@ -45,7 +50,15 @@ pub struct Life {
     head_since: Mutex<Option<Instant>>,
     used_up: Notify,
     peer_closed: AtomicBool,
+    /// Requests whose last byte has been read, while hyper waits for the next; else [`UNSETTLED`].
+    settled: AtomicU32,
+    /// hyper is to be taken away from the connection, and what it holds of it comes here.
+    resting: AtomicBool,
+    rested: Mutex<Option<DownstreamIo>>,
 }
+
+/// There is something of a request.
+const UNSETTLED: u32 = u32::MAX;
 
 impl Default for Life {
     fn default() -> Self {
@@ -61,6 +74,9 @@ impl Default for Life {
             head_since: Mutex::default(),
             used_up: Notify::new(),
             peer_closed: AtomicBool::new(false),
+            settled: AtomicU32::new(UNSETTLED),
+            resting: AtomicBool::new(false),
+            rested: Mutex::default(),
         }
     }
 }
@@ -76,6 +92,8 @@ pub enum End {
     Used,
     /// It drains.
     Drain,
+    /// It does not end: it has been idle for a moment, and what only requests need can be given back.
+    Rest,
 }
 
 impl End {
@@ -86,6 +104,7 @@ impl End {
             End::Old => manager.stats.downstream_cx_max_duration_reached().inc(),
             End::Used => manager.stats.downstream_cx_max_requests_reached().inc(),
             End::Drain => manager.stats.downstream_cx_drain_close().inc(),
+            End::Rest => {}
         }
     }
 }
@@ -159,6 +178,40 @@ impl Life {
         }
     }
 
+    /// hyper waits for bytes; `heads` requests were read to their end, `None` if one is not.
+    pub fn settles(&self, heads: Option<u32>) {
+        self.settled.store(heads.unwrap_or(UNSETTLED), Relaxed);
+    }
+
+    /// Whether hyper knows nothing that the connection does not: every request that it has read is answered, and it has written all it had.
+    fn can_rest(&self) -> bool {
+        !self.is_active()
+            && !self.is_answering()
+            && !self.is_raw()
+            && !self.is_refused.load(Relaxed)
+            && !self.peer_closed()
+            && self.settled.load(Relaxed) == self.requests()
+    }
+
+    /// From now on what is dropped of the connection leaves its stream behind, for [`Life::wakes`].
+    pub fn rest(&self) {
+        self.resting.store(true, Relaxed);
+    }
+
+    /// Takes the stream of a connection that rests.
+    pub fn left_behind(&self, io: DownstreamIo) {
+        if self.resting.load(Relaxed) {
+            *self.rested.lock() = Some(io);
+        }
+    }
+
+    /// The stream that was left behind.
+    pub fn wakes(&self) -> Option<DownstreamIo> {
+        self.resting.store(false, Relaxed);
+        self.settled.store(UNSETTLED, Relaxed);
+        self.rested.lock().take()
+    }
+
     /// Whether a head has begun and not ended.
     pub fn head_is_under_way(&self, begun: bool) {
         let mut since = self.head_since.lock();
@@ -186,9 +239,9 @@ impl Life {
         .await;
     }
 
-    /// Resolves when the connection has been idle, or has lived, for too long. Re-arms itself by looking at what happened meanwhile, so that a request
-    /// costs no timer.
-    pub async fn end(&self, connection: &Connection, manager: &HttpConnectionManager) -> End {
+    /// Resolves when the connection has been idle, or has lived, for too long; with `rests` also when it has nothing to do for a moment. Re-arms itself by
+    /// looking at what happened meanwhile, so that a request costs no timer.
+    pub async fn end(&self, connection: &Connection, manager: &HttpConnectionManager, rests: bool) -> End {
         let oldest = manager.timeouts.max_connection.map(|limit| connection.start + limit);
         loop {
             let now = Instant::now();
@@ -208,6 +261,14 @@ impl Life {
                 (None, None) => now + LONG,
             };
             let next = if draining { next.min(now + DRAIN_IDLE) } else { next };
+            let next = match *self.idle_since.lock() + REST {
+                _ if !rests => next,
+                _ if self.is_active() => next.min(now + BUSY),
+                rested if rested > now => next.min(rested),
+                _ if self.can_rest() => return End::Rest,
+                // Half a request has come, or the end of an answer waits for its reader.
+                _ => next.min(now + BUSY),
+            };
             tokio::select! {
                 () = tokio::time::sleep_until(next.into()) => {}
                 () = connection.drain.draining(), if !draining => {}

@@ -30,7 +30,7 @@ use crate::{
 
 /// How long a peer that may still be sending is read after the last answer: a close with unread bytes becomes a reset, which may overtake the answer.
 /// Source: Envoy `delayed_close_timeout`, default 1 s.
-const LINGER: Duration = Duration::from_secs(1);
+pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// How long hyper has not read when the socket begins to be watched. Most pauses, such as those between the pieces of a body, are shorter, and cost nothing.
 const UNREAD: Duration = Duration::from_millis(100);
 /// Ends a head and a chunked body: wherever in them a carriage return may stand, a line feed must follow it. The empty line behind it makes hyper look: of a
@@ -40,7 +40,8 @@ const POISON: &[u8] = b"\r\0\n\n";
 /// A downstream connection whose first bytes were read to find its protocol, and whose bytes are counted.
 #[derive(Debug)]
 pub struct Wire {
-    io: DownstreamIo,
+    /// There until it is left behind.
+    io: Option<DownstreamIo>,
     seen: Vec<u8>,
     at: usize,
     stats: HttpStats,
@@ -78,12 +79,12 @@ enum Watch {
 impl Wire {
     /// `seen` was read already.
     pub fn new(io: DownstreamIo, seen: Vec<u8>, stats: HttpStats, life: &Arc<Life>) -> Self {
-        Wire { io, seen, at: 0, stats, life: life.clone(), http1: None }
+        Wire { io: Some(io), seen, at: 0, stats, life: life.clone(), http1: None }
     }
 
     /// Turns the guard on.
     pub fn speak_http1(&mut self, manager: &Arc<HttpConnectionManager>, life: &Arc<Life>) {
-        let guard = Guard::new(manager.max_request_headers, manager.http1.accept_http_10);
+        let guard = Guard::new(manager.max_request_headers, manager.http1.accept_http_10).behind(life.requests());
         self.http1 = Some(Box::new(Http1 {
             guard,
             poison: None,
@@ -122,7 +123,8 @@ impl Wire {
             if rest.is_empty() {
                 return Poll::Ready(Ok(length));
             }
-            let n = ready!(Pin::new(&mut self.io).poll_write(cx, rest))?;
+            let Some(stream) = &mut self.io else { return Poll::Ready(Err(gone())) };
+            let n = ready!(Pin::new(stream).poll_write(cx, rest))?;
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -132,11 +134,27 @@ impl Wire {
     }
 }
 
+/// The stream was left behind, and nobody should ask for it.
+fn gone() -> io::Error {
+    io::ErrorKind::NotConnected.into()
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        if let Some(stream) = self.io.take() {
+            self.life.left_behind(stream);
+        }
+    }
+}
+
 impl Http1 {
     /// hyper has asked for bytes; whether there were none.
     fn note_read(&mut self, blocked: bool) {
         self.reads = blocked;
         self.has_read |= blocked;
+        if blocked {
+            self.life.settles(self.guard.settled());
+        }
     }
 
     /// Ready once the client of a request that is being served is gone. To be called while hyper does not read.
@@ -218,7 +236,8 @@ impl AsyncRead for Wire {
             this.at += n;
         } else {
             let room = buf.remaining();
-            let read = Pin::new(&mut this.io).poll_read(cx, buf);
+            let Some(stream) = &mut this.io else { return Poll::Ready(Err(gone())) };
+            let read = Pin::new(stream).poll_read(cx, buf);
             if let Some(http1) = &mut this.http1 {
                 http1.note_read(read.is_pending());
             }
@@ -259,7 +278,8 @@ impl AsyncWrite for Wire {
         if this.refusing().is_some() {
             return this.poll_answer(cx, buf, buf.len());
         }
-        let n = ready!(Pin::new(&mut this.io).poll_write(cx, buf))?;
+        let Some(stream) = &mut this.io else { return Poll::Ready(Err(gone())) };
+        let n = ready!(Pin::new(stream).poll_write(cx, buf))?;
         this.count_written(n);
         Poll::Ready(Ok(n))
     }
@@ -275,36 +295,39 @@ impl AsyncWrite for Wire {
             return this.poll_answer(cx, first, bufs.iter().map(|buf| buf.len()).sum());
         }
         // Most writes are one piece, for which the plain call is cheaper in the kernel.
+        let Some(stream) = &mut this.io else { return Poll::Ready(Err(gone())) };
         let n = match bufs {
-            [one] => ready!(Pin::new(&mut this.io).poll_write(cx, one))?,
-            _ => ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?,
+            [one] => ready!(Pin::new(stream).poll_write(cx, one))?,
+            _ => ready!(Pin::new(stream).poll_write_vectored(cx, bufs))?,
         };
         this.count_written(n);
         Poll::Ready(Ok(n))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        self.io.as_ref().is_some_and(|stream| stream.is_write_vectored())
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        let Some(stream) = &mut this.io else { return Poll::Ready(Err(gone())) };
         if let Some(http1) = &mut this.http1 {
             http1.life.flushed();
-            if !http1.reads && http1.poll_departure(&this.io, cx).is_ready() {
+            if !http1.reads && http1.poll_departure(stream, cx).is_ready() {
                 return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
             }
         }
-        Pin::new(&mut this.io).poll_flush(cx)
+        Pin::new(stream).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        let Some(stream) = &mut this.io else { return Poll::Ready(Err(gone())) };
         let Some(http1) = this.http1.as_deref_mut().filter(|http1| !http1.life.is_raw()) else {
-            return Pin::new(&mut this.io).poll_shutdown(cx);
+            return Pin::new(stream).poll_shutdown(cx);
         };
         if !http1.shut {
-            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+            ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
             http1.shut = true;
         }
         if http1.life.refused().is_none() && http1.guard.is_between_requests() {
@@ -317,7 +340,7 @@ impl AsyncWrite for Wire {
         let mut waste = [0; 4096];
         loop {
             let mut buf = ReadBuf::new(&mut waste);
-            match ready!(Pin::new(&mut this.io).poll_read(cx, &mut buf)) {
+            match ready!(Pin::new(&mut *stream).poll_read(cx, &mut buf)) {
                 Ok(()) if !buf.filled().is_empty() => {}
                 _ => return Poll::Ready(Ok(())),
             }

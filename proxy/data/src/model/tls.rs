@@ -101,8 +101,8 @@ pub struct ServerTlsSpec {
     pub alpn: Vec<Vec<u8>>,
     /// Versions and ciphers.
     pub parameters: Parameters,
-    /// `disable_stateless_session_resumption` is unset.
-    pub stateless_resumption: bool,
+    /// `session_timeout`: seconds after a full handshake in which its session may be resumed. `None` with `disable_stateless_session_resumption`: never.
+    pub resumption: Option<u32>,
 }
 
 /// What an upstream context is built from.
@@ -116,9 +116,9 @@ pub struct ClientTlsSpec {
     pub sni: Option<String>,
     /// ALPN offers.
     pub alpn: Vec<Vec<u8>>,
-    /// Versions and ciphers. Envoy's client default is at most TLS 1.2; ours allows 1.3.
+    /// Versions and ciphers.
     pub parameters: Parameters,
-    /// Number of sessions kept for resumption; Envoy's default is 1, 0 turns it off.
+    /// Number of sessions kept for resumption; Envoy's default is 1, 0 turns it off. Of TLS 1.3, whose sessions serve one connection each, 8 are kept at least.
     pub max_session_keys: usize,
 }
 
@@ -196,9 +196,9 @@ pub enum SanKind {
 pub struct Parameters {
     /// `None` is Envoy's default: 1.2.
     pub minimum: Option<TlsVersion>,
-    /// `None` is the newest.
+    /// `None` is the newest. (Envoy's default for clients is 1.2: the compiler says so.)
     pub maximum: Option<TlsVersion>,
-    /// Empty: the library's defaults. Names are already mapped; they apply to TLS 1.2 only.
+    /// In order of preference; empty: all, in Envoy's order. Names are already mapped; they apply to TLS 1.2 only.
     pub cipher_suites: Vec<rustls::CipherSuite>,
 }
 

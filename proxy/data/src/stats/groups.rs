@@ -179,26 +179,38 @@ stat_group!(
         counter x25519 = "curves.X25519",
         counter p_256 = "curves.P-256",
         counter p_384 = "curves.P-384",
+        counter signed_ecdsa_p_256 = "sigalgs.ecdsa_secp256r1_sha256",
+        counter signed_ecdsa_p_384 = "sigalgs.ecdsa_secp384r1_sha384",
+        counter signed_ecdsa_p_521 = "sigalgs.ecdsa_secp521r1_sha512",
+        counter signed_ed25519 = "sigalgs.ed25519",
+        counter signed_pss_sha256 = "sigalgs.rsa_pss_rsae_sha256",
+        counter signed_pss_sha384 = "sigalgs.rsa_pss_rsae_sha384",
+        counter signed_pss_sha512 = "sigalgs.rsa_pss_rsae_sha512",
+        counter signed_pkcs1_sha256 = "sigalgs.rsa_pkcs1_sha256",
+        counter signed_pkcs1_sha384 = "sigalgs.rsa_pkcs1_sha384",
+        counter signed_pkcs1_sha512 = "sigalgs.rsa_pkcs1_sha512",
     }
 );
 
 impl SslStats {
-    /// Counts what a handshake agreed on: version and cipher by their names, and the group of the key exchange.
-    pub fn agreed_on(&self, version: &str, cipher: &str, curve: Option<rustls::NamedGroup>) {
+    /// Counts what a handshake agreed on, each by its name: version, cipher, the group of the key exchange, and how the peer signed. A resumed session
+    /// counts as the one that it resumes, as in Envoy.
+    pub fn agreed_on(&self, version: &str, cipher: &str, curve: Option<&str>, scheme: Option<&str>) {
         let choices = self.0.below_always("", SslChoiceStats::DEFS);
-        let curve = match curve {
-            Some(rustls::NamedGroup::X25519MLKEM768) => "X25519MLKEM768",
-            Some(rustls::NamedGroup::X25519) => "X25519",
-            Some(rustls::NamedGroup::secp256r1) => "P-256",
-            Some(rustls::NamedGroup::secp384r1) => "P-384",
-            Some(_) | None => "",
-        };
-        for (kind, value) in [("versions.", version), ("ciphers.", cipher), ("curves.", curve)] {
+        let said = [("versions.", Some(version)), ("ciphers.", Some(cipher)), ("curves.", curve), ("sigalgs.", scheme)];
+        for (kind, value) in said.into_iter().filter_map(|(kind, value)| Some((kind, value?))) {
             let chosen = SslChoiceStats::DEFS.iter().find(|def| def.name.strip_prefix(kind) == Some(value));
             if let Some(chosen) = chosen {
                 Counter(&choices, chosen.at).inc();
             }
         }
+    }
+
+    /// How often handshakes agreed on this, such as `curves.X25519`.
+    #[cfg(test)]
+    pub(crate) fn chosen(&self, name: &str) -> u64 {
+        let choices = self.0.below_always("", SslChoiceStats::DEFS);
+        SslChoiceStats::DEFS.iter().find(|def| def.name == name).map_or(0, |def| Counter(&choices, def.at).total())
     }
 }
 

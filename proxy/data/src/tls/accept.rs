@@ -7,7 +7,10 @@ use rustls::{HandshakeKind, server::Acceptor};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
-use super::{FailureKind, VerifyFailure, cipher_name, hello::HANDSHAKE, info, sni as names, version_name};
+use super::{
+    FailureKind, VerifyFailure, cipher_name, group_name, hello::HANDSHAKE, info, scheme_name, session, sni as names,
+    version_name,
+};
 use crate::{
     connection::PeerTls,
     io::Inspected,
@@ -50,7 +53,8 @@ pub async fn accept(tls: &ServerTls, io: Inspected, peer: Option<SocketAddr>) ->
         return Err(AcceptError::NotReady);
     };
     let mut sni = String::new();
-    let result = handshake(&context, io, &mut sni).await;
+    // Boxed here: some kilobytes, which every layer around it would move.
+    let (result, course) = session::observed(Box::pin(handshake(&context, io, &mut sni))).await;
     let stream = match result {
         Ok(stream) => Box::new(stream),
         Err(error) => {
@@ -69,7 +73,8 @@ pub async fn accept(tls: &ServerTls, io: Inspected, peer: Option<SocketAddr>) ->
     }
     let version = session.protocol_version().map_or("UNKNOWN", version_name);
     let cipher = session.negotiated_cipher_suite().map_or("UNKNOWN", |suite| cipher_name(suite.suite()));
-    tls.stats.agreed_on(version, cipher, session.negotiated_key_exchange_group().map(|group| group.name()));
+    let group = session.negotiated_key_exchange_group().map(|group| group.name()).or(course.earlier_group());
+    tls.stats.agreed_on(version, cipher, group.and_then(group_name), course.scheme().and_then(scheme_name));
     let chain: Vec<_> =
         session.peer_certificates().unwrap_or_default().iter().map(|der| der.clone().into_owned()).collect();
     if chain.is_empty() {

@@ -9,7 +9,7 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{accept::explain, cipher_name, outgoing::Outgoing, sni, version_name};
+use super::{accept::explain, cipher_name, group_name, outgoing::Outgoing, scheme_name, session, sni, version_name};
 use crate::{
     error::ConnectError,
     io::{Socket, UpstreamIo},
@@ -39,17 +39,20 @@ pub async fn connect(
             Some(offers.iter().map(|offer| offer.to_vec()).collect())
         }
     };
-    match handshake(&context, offers, socket).await {
+    let (result, course) = session::observed(handshake(&context, offers, socket)).await;
+    match result {
         Ok(stream) => {
             tls.stats.handshake().inc();
-            if stream.get_ref().1.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
+            let session = stream.get_ref().1;
+            if session.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
                 tls.stats.session_reused().inc();
             }
-            let session = stream.get_ref().1;
+            let group = session.negotiated_key_exchange_group().map(|group| group.name()).or(course.earlier_group());
             tls.stats.agreed_on(
                 session.protocol_version().map_or("", version_name),
                 session.negotiated_cipher_suite().map_or("", |suite| cipher_name(suite.suite())),
-                session.negotiated_key_exchange_group().map(|group| group.name()),
+                group.and_then(group_name),
+                course.scheme().and_then(scheme_name),
             );
             Ok(UpstreamIo::Tls(Box::new(stream)))
         }

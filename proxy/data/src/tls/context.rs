@@ -13,7 +13,10 @@ use rustls::{
 use rustls_pki_types::CertificateDer;
 
 use super::{
-    info, sni,
+    info,
+    preferences::{PROVIDER, Preferring},
+    session::{Sessions, Tickets},
+    sni,
     verify::{ClientVerifier, Judge, ServerVerifier, dns_matches},
 };
 use crate::model::tls::{
@@ -76,14 +79,7 @@ pub enum ContextError {
 impl ServerContext {
     /// Builds a downstream context.
     pub fn build(spec: &ServerTlsSpec) -> Result<Self, ContextError> {
-        let ServerTlsSpec {
-            identities,
-            validation,
-            require_client_certificate,
-            alpn,
-            parameters,
-            stateless_resumption,
-        } = spec;
+        let ServerTlsSpec { identities, validation, require_client_certificate, alpn, parameters, resumption } = spec;
         if identities.is_empty() {
             return Err(ContextError::NoCertificate);
         }
@@ -107,12 +103,14 @@ impl ServerContext {
         };
         let own_uri = keys.first().and_then(|served| first_uri(&served.names));
         let mut config = builder.with_cert_resolver(Arc::new(BySni(keys)));
-        if *stateless_resumption {
-            config.ticketer =
-                aws_lc_rs::Ticketer::new().map_err(|error| ContextError::Parameters(error.to_string()))?;
-        } else {
-            config.send_tls13_tickets = 0;
-            config.session_storage = Arc::new(NoServerSessionStorage {});
+        // Tickets alone resume sessions: a store would cost memory for each context, and the library says nothing of what is in it.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        match *resumption {
+            Some(longest) => {
+                let seal = aws_lc_rs::Ticketer::new().map_err(|error| ContextError::Parameters(error.to_string()))?;
+                config.ticketer = Arc::new(Tickets::new(seal, longest));
+            }
+            None => config.send_tls13_tickets = 0,
         }
         let config_without_alpn = Arc::new(config.clone());
         config.alpn_protocols = alpn.clone();
@@ -151,11 +149,10 @@ impl ClientContext {
         };
         config.alpn_protocols = alpn.clone();
         config.enable_sni = sni.is_some();
-        // The store counts servers; ours is one per context, with several tickets each.
         config.resumption = if *max_session_keys == 0 {
             Resumption::disabled()
         } else {
-            Resumption::in_memory_sessions(*max_session_keys)
+            Resumption::store(Arc::new(Sessions::new(*max_session_keys)))
         };
         Ok(ClientContext {
             config: Arc::new(config),
@@ -182,15 +179,17 @@ fn provider(
     if versions.is_empty() {
         return Err(ContextError::Parameters("the minimum version is above the maximum version".into()));
     }
-    let mut provider = sni::provider();
-    if !cipher_suites.is_empty() {
-        provider.cipher_suites.retain(|suite| suite.tls13().is_some() || cipher_suites.contains(&suite.suite()));
-        if maximum == TlsVersion::V1_2 && !provider.cipher_suites.iter().any(|suite| suite.tls13().is_none()) {
-            return Err(ContextError::Parameters("none of the cipher suites is supported".into()));
-        }
-        if !provider.cipher_suites.iter().any(|suite| suite.tls13().is_none()) {
-            versions.retain(|version| version.version == TLS13.version);
-        }
+    if cipher_suites.is_empty() {
+        return Ok((PROVIDER.clone(), versions));
+    }
+    let mut provider = CryptoProvider::clone(&PROVIDER);
+    provider.cipher_suites.retain(|suite| suite.tls13().is_some() || cipher_suites.contains(&suite.suite()));
+    provider.cipher_suites.sort_by_key(|suite| cipher_suites.iter().position(|wanted| *wanted == suite.suite()));
+    if maximum == TlsVersion::V1_2 && !provider.cipher_suites.iter().any(|suite| suite.tls13().is_none()) {
+        return Err(ContextError::Parameters("none of the cipher suites is supported".into()));
+    }
+    if !provider.cipher_suites.iter().any(|suite| suite.tls13().is_none()) {
+        versions.retain(|version| version.version == TLS13.version);
     }
     Ok((Arc::new(provider), versions))
 }
@@ -205,9 +204,12 @@ fn certified_key(identity: &Identity, provider: &CryptoProvider) -> Result<Certi
         .key_provider
         .load_private_key(identity.key.clone_key())
         .map_err(|error| ContextError::Key { path: identity.path.clone(), reason: error.to_string() })?;
-    let certified = CertifiedKey::new(identity.chain.clone(), key);
+    let mut certified = CertifiedKey::new(identity.chain.clone(), key);
     match certified.keys_match() {
-        Ok(()) => Ok(certified),
+        Ok(()) => {
+            certified.key = Arc::new(Preferring(certified.key));
+            Ok(certified)
+        }
         Err(rustls::Error::InconsistentKeys(_)) => {
             Err(ContextError::KeyMismatch { path: identity.path.clone(), certificate: info::describe(certificate) })
         }

@@ -8,13 +8,15 @@ mod context;
 pub(crate) mod hello;
 pub mod info;
 pub mod outgoing;
+mod preferences;
+mod session;
 mod sni;
 mod verify;
 
 pub use context::ContextError;
 pub use verify::{FailureKind, VerifyFailure};
 
-use rustls::CipherSuite;
+use rustls::{CipherSuite, NamedGroup, SignatureScheme};
 
 /// What the handshake takes for the server name.
 #[cfg(feature = "fuzzing")]
@@ -44,6 +46,34 @@ pub fn cipher_by_name(name: &str) -> Option<CipherSuite> {
         .iter()
         .map(|suite| suite.suite())
         .find(|suite| cipher_name(*suite) == name)
+}
+
+/// BoringSSL's name of a group, which Envoy counts in `ssl.curves.*`; `None` for one that is never agreed on.
+pub fn group_name(group: NamedGroup) -> Option<&'static str> {
+    Some(match group {
+        NamedGroup::X25519MLKEM768 => "X25519MLKEM768",
+        NamedGroup::X25519 => "X25519",
+        NamedGroup::secp256r1 => "P-256",
+        NamedGroup::secp384r1 => "P-384",
+        _ => return None,
+    })
+}
+
+/// BoringSSL's name of a signature algorithm, which Envoy counts in `ssl.sigalgs.*`; `None` for one that no certificate here can have.
+pub fn scheme_name(scheme: SignatureScheme) -> Option<&'static str> {
+    Some(match scheme {
+        SignatureScheme::ECDSA_NISTP256_SHA256 => "ecdsa_secp256r1_sha256",
+        SignatureScheme::ECDSA_NISTP384_SHA384 => "ecdsa_secp384r1_sha384",
+        SignatureScheme::ECDSA_NISTP521_SHA512 => "ecdsa_secp521r1_sha512",
+        SignatureScheme::ED25519 => "ed25519",
+        SignatureScheme::RSA_PSS_SHA256 => "rsa_pss_rsae_sha256",
+        SignatureScheme::RSA_PSS_SHA384 => "rsa_pss_rsae_sha384",
+        SignatureScheme::RSA_PSS_SHA512 => "rsa_pss_rsae_sha512",
+        SignatureScheme::RSA_PKCS1_SHA256 => "rsa_pkcs1_sha256",
+        SignatureScheme::RSA_PKCS1_SHA384 => "rsa_pkcs1_sha384",
+        SignatureScheme::RSA_PKCS1_SHA512 => "rsa_pkcs1_sha512",
+        _ => return None,
+    })
 }
 
 /// A protocol version as Envoy prints it in `%DOWNSTREAM_TLS_VERSION%`.

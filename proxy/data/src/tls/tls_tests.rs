@@ -25,7 +25,7 @@ use crate::{
     upstream::connect::AlpnChoice,
 };
 
-fn client_spec(identity: Option<Identity>, validation: Option<Validation>) -> ClientTlsSpec {
+pub(super) fn client_spec(identity: Option<Identity>, validation: Option<Validation>) -> ClientTlsSpec {
     ClientTlsSpec {
         identity,
         validation,
@@ -36,9 +36,9 @@ fn client_spec(identity: Option<Identity>, validation: Option<Validation>) -> Cl
     }
 }
 
-struct Sides {
-    client: ClientTls,
-    server: Arc<ServerTls>,
+pub(super) struct Sides {
+    pub(super) client: ClientTls,
+    pub(super) server: Arc<ServerTls>,
 }
 
 /// Handshakes that failed, each counted once.
@@ -53,7 +53,7 @@ fn failures(stats: &SslStats) -> u64 {
     all.map(|counter| counter.total()).iter().sum()
 }
 
-fn sides(client: &ClientTlsSpec, server: &ServerTlsSpec) -> Sides {
+pub(super) fn sides(client: &ClientTlsSpec, server: &ServerTlsSpec) -> Sides {
     let registry = Registry::new(1);
     Sides {
         client: ClientTls {
@@ -67,7 +67,7 @@ fn sides(client: &ClientTlsSpec, server: &ServerTlsSpec) -> Sides {
 
 impl Sides {
     /// One handshake and, where both sides think it went well, one byte each way: a TLS 1.3 client learns only then that it was refused.
-    async fn shake(&self) -> (Result<UpstreamIo, ConnectError>, Result<Accepted, AcceptError>) {
+    pub(super) async fn shake(&self) -> (Result<UpstreamIo, ConnectError>, Result<Accepted, AcceptError>) {
         let (client, server) = testing::pair().await;
         let peer = server.peer_addr().ok();
         let endpoint = testing::endpoint(client.peer_addr().unwrap());
@@ -101,7 +101,7 @@ async fn both_sides_learn_who_the_other_is() {
     assert_eq!(accepted.peer.names.as_ref().unwrap().uris, ["spiffe://mesh/frontend".into()]);
     assert_eq!(&*accepted.sni, "backend.mesh");
     assert_eq!(accepted.peer.version, "TLSv1.3");
-    assert_eq!(accepted.peer.cipher, "TLS_AES_256_GCM_SHA384");
+    assert_eq!(accepted.peer.cipher, "TLS_AES_128_GCM_SHA256");
     assert_eq!(accepted.peer.own_uri.as_deref(), Some("spiffe://mesh/backend"));
     assert!(accepted.peer.fingerprint.is_some() && accepted.alpn.is_none() && !accepted.peer.resumed);
     assert_eq!((sides.server.stats.handshake().total(), sides.client.stats.handshake().total()), (1, 1));
@@ -249,7 +249,12 @@ async fn refusals_say_what_was_expected_and_what_was_shown() {
         (
             "expired client",
             client_spec(
-                Some(ca.issue_leaf(&Leaf { names: &["spiffe://mesh/frontend"], usages: Vec::new(), expired: true })),
+                Some(ca.issue_leaf(&Leaf {
+                    names: &["spiffe://mesh/frontend"],
+                    usages: Vec::new(),
+                    expired: true,
+                    until: None,
+                })),
                 None,
             ),
             server_spec(backend(), Some(ca.validation(Vec::new()))),
@@ -259,7 +264,10 @@ async fn refusals_say_what_was_expected_and_what_was_shown() {
         (
             "server with a certificate for clients",
             client_spec(None, Some(ca.validation(Vec::new()))),
-            server_spec(ca.issue_leaf(&Leaf { names: &["backend.mesh"], usages: client_usage, expired: false }), None),
+            server_spec(
+                ca.issue_leaf(&Leaf { names: &["backend.mesh"], usages: client_usage, expired: false, until: None }),
+                None,
+            ),
             Some("extended key usage"),
             None,
         ),
@@ -324,8 +332,14 @@ async fn refusals_say_what_was_expected_and_what_was_shown() {
 async fn what_is_allowed_goes_through() {
     let ca = Ca::new("ca");
     let frontend = || Some(ca.issue(&["spiffe://mesh/frontend"]));
-    let expired =
-        || Some(ca.issue_leaf(&Leaf { names: &["spiffe://mesh/frontend"], usages: Vec::new(), expired: true }));
+    let expired = || {
+        Some(ca.issue_leaf(&Leaf {
+            names: &["spiffe://mesh/frontend"],
+            usages: Vec::new(),
+            expired: true,
+            until: None,
+        }))
+    };
     let pinned = ca.issue(&["pinned.example"]);
     let spiffe = Trust::Spiffe(vec![("other".into(), Vec::new()), ("mesh".into(), vec![ca.der()])]);
     for (name, client, validation) in [
@@ -420,7 +434,7 @@ async fn versions_are_kept() {
     let client = ClientTlsSpec { parameters: at_most(TlsVersion::V1_2), ..client_spec(None, None) };
     let (_, accepted) = sides(&client, &server).shake().await;
     let peer = accepted.unwrap().peer;
-    assert_eq!((peer.version, peer.cipher), ("TLSv1.2", "ECDHE-ECDSA-AES256-GCM-SHA384"));
+    assert_eq!((peer.version, peer.cipher), ("TLSv1.2", "ECDHE-ECDSA-AES128-GCM-SHA256"));
 
     let strict =
         ServerTlsSpec { parameters: Parameters { minimum: Some(TlsVersion::V1_3), ..Parameters::default() }, ..server };

@@ -15,7 +15,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
-use super::{context::ContextError, info, sni};
+use super::{context::ContextError, info, session, sni};
 use crate::model::tls::{SanMatcher, Trust, Validation};
 
 use names::{describe_matcher, san_matches, trust_domain};
@@ -200,7 +200,20 @@ impl Judge {
             self.check_chain(leaf, intermediates, now, peer)?;
         }
         self.check_sans(leaf)?;
-        self.check_hashes(leaf)
+        self.check_hashes(leaf)?;
+        if self.is_a_matter_of_time() {
+            // One of them may not be needed for the chain. Then the session ends early, and a full handshake follows.
+            for certificate in std::iter::once(leaf).chain(intermediates) {
+                let end = info::validity(certificate).map_or(0, |(_, to)| u64::try_from(to).unwrap_or(0));
+                session::note_expiry(end);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether what is accepted now may be refused later.
+    fn is_a_matter_of_time(&self) -> bool {
+        !matches!(self.roots, Roots::None) && !self.accept_untrusted && !self.allow_expired
     }
 
     fn check_chain(
@@ -378,12 +391,10 @@ impl ClientCertVerifier for ClientVerifier {
         leaf: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(
-            &sni::on_wire(message),
-            leaf,
-            dss,
-            &self.judge.provider.signature_verification_algorithms,
-        )
+        let algorithms = &self.judge.provider.signature_verification_algorithms;
+        let valid = verify_tls12_signature(&sni::on_wire(message), leaf, dss, algorithms)?;
+        session::note_proof(dss.scheme);
+        Ok(valid)
     }
 
     fn verify_tls13_signature(
@@ -392,7 +403,9 @@ impl ClientCertVerifier for ClientVerifier {
         leaf: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, leaf, dss, &self.judge.provider.signature_verification_algorithms)
+        let valid = verify_tls13_signature(message, leaf, dss, &self.judge.provider.signature_verification_algorithms)?;
+        session::note_proof(dss.scheme);
+        Ok(valid)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -430,7 +443,9 @@ impl ServerCertVerifier for ServerVerifier {
         leaf: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, leaf, dss, &self.0.provider.signature_verification_algorithms)
+        let valid = verify_tls12_signature(message, leaf, dss, &self.0.provider.signature_verification_algorithms)?;
+        session::note_proof(dss.scheme);
+        Ok(valid)
     }
 
     fn verify_tls13_signature(
@@ -439,7 +454,9 @@ impl ServerCertVerifier for ServerVerifier {
         leaf: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, leaf, dss, &self.0.provider.signature_verification_algorithms)
+        let valid = verify_tls13_signature(message, leaf, dss, &self.0.provider.signature_verification_algorithms)?;
+        session::note_proof(dss.scheme);
+        Ok(valid)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -32,7 +32,7 @@ use shika_proto::{
 use super::{
     Compiled, Context, Fault, Within,
     config_source::{self, Through},
-    enumeration, flag, non_empty, required,
+    duration, enumeration, flag, non_empty, required,
     secret::{self, SecretValue},
     unpack, wrapped,
 };
@@ -82,7 +82,7 @@ pub(crate) struct ServerBinding {
     expiry: Expiry,
     common: Common,
     require_client_certificate: bool,
-    stateless_resumption: bool,
+    resumption: Option<u32>,
 }
 
 /// An upstream context and what it is built from.
@@ -211,9 +211,10 @@ pub(crate) fn downstream(
         if flag(&tls.require_sni, false) {
             return Err(Fault::new("require_sni", "is not supported"));
         }
-        let stateless_resumption = match &tls.session_ticket_keys_type {
-            None | Some(SessionTicketKeysType::DisableStatelessSessionResumption(false)) => true,
-            Some(SessionTicketKeysType::DisableStatelessSessionResumption(true)) => false,
+        let longest = session_timeout(&tls)?;
+        let resumption = match &tls.session_ticket_keys_type {
+            None | Some(SessionTicketKeysType::DisableStatelessSessionResumption(false)) => Some(longest),
+            Some(SessionTicketKeysType::DisableStatelessSessionResumption(true)) => None,
             Some(SessionTicketKeysType::SessionTicketKeys(_)) => {
                 return Err(Fault::new("session_ticket_keys", "shared session ticket keys are not supported"));
             }
@@ -229,16 +230,19 @@ pub(crate) fn downstream(
         let expiry = Expiry::new(context.registry, &scope, &common);
         let stats = SslStats::new(context.registry, scope);
         let handle = Arc::new(ServerTls { context: ArcSwapOption::empty(), stats, factory });
-        Ok(Transport::Tls(ServerBinding {
-            handle,
-            demands,
-            expiry,
-            common,
-            require_client_certificate,
-            stateless_resumption,
-        }))
+        Ok(Transport::Tls(ServerBinding { handle, demands, expiry, common, require_client_certificate, resumption }))
     })()
     .within("typed_config")
+}
+
+/// Seconds. Source: Envoy `DownstreamTlsContext.session_timeout`; the default is that of BoringSSL for TLS 1.2 (`SSL_DEFAULT_SESSION_TIMEOUT`).
+fn session_timeout(tls: &DownstreamTlsContext) -> Compiled<u32> {
+    const DEFAULT: u32 = 2 * 60 * 60;
+    match duration(&tls.session_timeout, "session_timeout")?.map(|timeout| u32::try_from(timeout.as_secs())) {
+        None | Some(Ok(0)) => Ok(DEFAULT),
+        Some(Ok(seconds)) if seconds < u32::MAX => Ok(seconds),
+        Some(_) => Err(Fault::new("session_timeout", "value must be inside range [0s, 4294967295s)")),
+    }
 }
 
 /// The context without what we show of ourselves: inline certificates and keys are no demand on the peer.
@@ -282,8 +286,9 @@ pub(crate) fn upstream(
                 "Multiple TLS certificates are not supported for client contexts",
             ));
         }
-        // Envoy's client stops at TLS 1.2 unless it is told otherwise; here 1.3 is allowed too.
-        common.parameters.maximum = common.parameters.maximum.or(Some(TlsVersion::V1_3));
+        // As in Envoy a client stops at TLS 1.2 unless it is told otherwise. There is no sense in a minimum of 1.3 that allows nothing.
+        common.parameters.maximum =
+            common.parameters.maximum.or(Some(common.parameters.minimum.unwrap_or(TlsVersion::V1_2)));
         if tls.sni.len() > 255 {
             return Err(Fault::new("sni", "value length must be at most 255 bytes"));
         }
@@ -515,7 +520,7 @@ impl ServerBinding {
             require_client_certificate: self.require_client_certificate,
             alpn: self.common.alpn.clone(),
             parameters: self.common.parameters.clone(),
-            stateless_resumption: self.stateless_resumption,
+            resumption: self.resumption,
         };
         shika_data::model::tls::ServerContext::build(&spec)
             .map(|context| Some(Arc::new(context)))

@@ -312,9 +312,8 @@ pub(super) const TABLE: &[Message] = &[
     },
     Message {
         name: "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-        honoured: "common_tls_context require_client_certificate require_sni disable_stateless_session_resumption",
+        honoured: "common_tls_context require_client_certificate require_sni disable_stateless_session_resumption session_timeout",
         harmless: &[
-            ("session_timeout", "sessions live as long as the library keeps them, which is less than Envoy's default"),
             ("disable_stateful_session_resumption", "only stateless tickets resume sessions"),
             ("full_scan_certs_on_sni_mismatch", "a certificate that fits is always looked for among all"),
             ("prefer_client_ciphers", "all suites that are left are strong"),
