@@ -86,12 +86,15 @@ async fn what_is_not_a_closed_loop_yields_its_figures() {
     assert!(idle.contains_key(&Metric::ConnectionMemory), "{idle:?}");
     has(&bench.clusters_round(1, subject).await.unwrap(), &[Metric::Start, Metric::Update, Metric::ScrapeSize]);
     let three = bench.clusters_round(3, subject).await.unwrap();
-    has(&three, &[Metric::ScrapeAll, Metric::ScrapeUsed, Metric::Cpu]);
-    assert!(three.contains_key(&Metric::ClusterMemory), "with one cluster it was measured before: {three:?}");
+    has(&three, &[Metric::ScrapeAll, Metric::ScrapeUsed, Metric::Cpu, Metric::Growth]);
+    assert!(three.contains_key(&Metric::ClusterMemory), "{three:?}");
     let settings = Settings { rate: Some(200.0), ..bench.settings.clone() };
     let bench = Bench { settings, ..bench };
-    let open = bench.open_round(open, 0.7, 0, &bench.subjects[0]).await.unwrap();
-    has(&open, &[Metric::P50, Metric::P90, Metric::P99, Metric::P999, Metric::Lateness]);
+    match bench.open_round(open, 0.7, 0, &bench.subjects[0]).await {
+        Ok(open) => has(&open, &[Metric::P50, Metric::P90, Metric::P99, Metric::P999, Metric::Lateness]),
+        // On a busy machine that is the right outcome.
+        Err(error) => assert!(error.to_string().contains("the load was late itself"), "{error:#}"),
+    }
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 
 use super::figure::{Metric, Round};
 use super::scenario::{Handshake, Work};
-use super::setup::{Upstream, WorkDir, loopback};
+use super::setup::{Upstream, WorkDir, loopback, wait_for_conntrack};
 use super::subject::{Proxy, Subject, memory_of, usage_of};
 use super::{Bench, Settings, tls};
 use crate::echo::Mode;
@@ -71,6 +71,9 @@ impl Bench {
     /// # Errors
     /// When a proxy does not start, or any request fails: the round is void.
     pub async fn closed_round(&self, work: &Work, subject: &Subject) -> anyhow::Result<Round> {
+        if work.new_connection {
+            wait_for_conntrack().await;
+        }
         let upstream = Upstream::start(work.upstream)?;
         let chain = Chain::start(work, subject, &self.dir, upstream.port).await?;
         let plan = self.plan(work, chain.target)?;

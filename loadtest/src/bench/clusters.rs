@@ -1,6 +1,7 @@
 //! Cost by the number of clusters: start, memory, scrapes, updates and requests.
 
 use std::fmt::Write;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -8,64 +9,82 @@ use anyhow::{Context, ensure};
 use super::Bench;
 use super::figure::{Metric, Round};
 use super::moving::{Endpoints, Two};
-use super::subject::{Name, Proxy, Subject, memory_of, usage_of};
+use super::subject::{Proxy, Subject, memory_of, usage_of};
 use crate::load::stream::Peer;
 use crate::load::{Plan, Protocol};
 
 /// Time without traffic before memory is read.
 const REST: Duration = Duration::from_secs(1);
 
+/// A proxy that has served requests with some number of clusters.
+struct Served {
+    proxies: [Proxy; 1],
+    listener: SocketAddr,
+    /// Start to the first byte.
+    start: Duration,
+    /// Resident MB before any traffic.
+    idle: f64,
+    /// What its requests cost.
+    round: Round,
+}
+
 impl Bench {
-    /// One round with so many clusters beside one whose endpoints come from a file.
+    /// One round with so many clusters beside one whose endpoints come from a file. Just before it the same with one cluster, so that
+    /// growth does not depend on how fast the machine was at another time.
     ///
     /// # Errors
     /// When the proxy does not start or any request fails.
     pub async fn clusters_round(&self, number: usize, subject: &Subject) -> anyhow::Result<Round> {
         let two = Two::start()?;
         let mut endpoints = Endpoints::create(&self.dir, &[two.first.port])?;
-        let text = bootstrap(number);
-        let rendered = self.dir.render("clusters", &text, "", &[("upstream_port", two.first.port)])?;
-        let begin = Instant::now();
-        let mut proxy = Proxy::start(subject, &rendered, 1, &self.dir)?;
-        proxy.wait_for_first_byte("/")?;
-        let start = begin.elapsed();
-        let proxies = [proxy];
-        tokio::time::sleep(REST).await;
-        let idle = memory_of(&proxies)?.resident;
-        let plan = Plan {
-            target: Peer { spread: true, ..Peer::plain(rendered.listener) },
-            // The last of them: looking it up must not take longer than the first.
-            host: format!("service-{}", number - 1),
-            connections: self.settings.connections,
-            ..Plan::to(rendered.listener, Protocol::Http1)
+        let one = match number {
+            1 => None,
+            _ => {
+                let served = self.serve_clusters(1, subject, &two).await?;
+                Some((served.idle, served.round.get(&Metric::Cpu).copied().unwrap_or_default()))
+            }
         };
-        let (mut round, _) = self.measure(&plan, &self.settings, &proxies).await?;
-        let [proxy] = &proxies;
+        let served = self.serve_clusters(number, subject, &two).await?;
+        let ([proxy], mut round) = (&served.proxies, served.round.clone());
         let (all, size) = scrape(proxy, "/stats/prometheus")?;
         let (used, _) = scrape(proxy, "/stats/prometheus?usedonly")?;
-        let update = two.time_updates(&mut endpoints, rendered.listener)?;
+        let update = two.time_updates(&mut endpoints, served.listener)?;
         round.extend([
-            (Metric::Start, start.as_secs_f64() * 1e3),
-            (Metric::IdleMemory, idle),
+            (Metric::Start, served.start.as_secs_f64() * 1e3),
+            (Metric::IdleMemory, served.idle),
             (Metric::ScrapeAll, all),
             (Metric::ScrapeSize, size),
             (Metric::ScrapeUsed, used),
             (Metric::Update, update),
         ]);
-        if let Some(each) = self.memory_per_cluster(subject.name, number, idle) {
-            round.insert(Metric::ClusterMemory, each);
+        if let Some((idle, cpu)) = one {
+            let own = round.get(&Metric::Cpu).copied().unwrap_or_default();
+            ensure!(cpu > 0.0, "requests with one cluster took no time");
+            round.insert(Metric::ClusterMemory, (served.idle - idle) * 1e3 / (number - 1) as f64);
+            round.insert(Metric::Growth, own / cpu);
         }
         Ok(round)
     }
 
-    /// kB per cluster beyond what the same subject takes with one; none before that was measured in this run.
-    fn memory_per_cluster(&self, subject: Name, number: usize, idle: f64) -> Option<f64> {
-        let mut with_one = self.with_one_cluster.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if number == 1 {
-            with_one.insert(subject, idle);
-            return None;
-        }
-        with_one.get(&subject).map(|one| (idle - one) * 1e3 / (number - 1) as f64)
+    /// Starts the proxy with so many clusters and loads it.
+    async fn serve_clusters(&self, number: usize, subject: &Subject, two: &Two) -> anyhow::Result<Served> {
+        let rendered = self.dir.render("clusters", &bootstrap(number), "", &[("upstream_port", two.first.port)])?;
+        let begin = Instant::now();
+        let mut proxy = Proxy::start(subject, &rendered, 1, &self.dir)?;
+        proxy.wait_for_first_byte("/")?;
+        let start = begin.elapsed();
+        let (proxies, listener) = ([proxy], rendered.listener);
+        tokio::time::sleep(REST).await;
+        let idle = memory_of(&proxies)?.resident;
+        let plan = Plan {
+            target: Peer { spread: true, ..Peer::plain(listener) },
+            // The last of them: looking it up must not take longer than the first.
+            host: format!("service-{}", number - 1),
+            connections: self.settings.connections,
+            ..Plan::to(listener, Protocol::Http1)
+        };
+        let (round, _) = self.measure(&plan, &self.settings, &proxies).await?;
+        Ok(Served { proxies, listener, start, idle, round })
     }
 }
 

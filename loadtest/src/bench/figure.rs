@@ -44,6 +44,8 @@ pub enum Metric {
     ScrapeUsed,
     /// From an update of endpoints to the first reply from the new one, in milliseconds.
     Update,
+    /// CPU time per request over that with one cluster in the same round.
+    Growth,
     /// Updates of endpoints that the proxy took per second.
     Updates,
 }
@@ -70,6 +72,7 @@ impl Metric {
             Self::ScrapeSize => "/stats/prometheus, MB",
             Self::ScrapeUsed => "/stats/prometheus?usedonly, CPU ms",
             Self::Update => "endpoint update to use, ms",
+            Self::Growth => "CPU per request, times that with one cluster",
             Self::Updates => "endpoint updates/s",
         }
     }

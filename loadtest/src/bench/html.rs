@@ -66,7 +66,7 @@ fn growth(report: &Report) -> String {
     let names = report.of_section(Section::Clusters);
     let subjects = report.subjects(&names);
     let metrics =
-        [Metric::Start, Metric::IdleMemory, Metric::ScrapeAll, Metric::ScrapeUsed, Metric::Update, Metric::Cpu];
+        [Metric::Start, Metric::IdleMemory, Metric::ScrapeAll, Metric::ScrapeUsed, Metric::Update, Metric::Growth];
     let charts: String = metrics
         .iter()
         .map(|metric| {

@@ -18,13 +18,13 @@ mod setup;
 mod subject;
 mod tls;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, ensure};
+
+use tokio::sync::Mutex;
 
 use crate::echo;
 use crate::text::{note, parse_duration, say};
@@ -105,9 +105,7 @@ pub struct Bench {
     subjects: Vec<Subject>,
     cpus: Option<Cpus>,
     /// What Envoy answers at most, of the round under way.
-    capacity: tokio::sync::Mutex<Option<Capacity>>,
-    /// Resident MB of each subject with one cluster.
-    with_one_cluster: Mutex<BTreeMap<Name, f64>>,
+    capacity: Mutex<Option<Capacity>>,
 }
 
 /// Runs the chosen scenarios and prints the report.
@@ -225,8 +223,8 @@ fn raise_file_limit() {
 
 impl Bench {
     fn new(settings: Settings, subjects: Vec<Subject>, cpus: Option<Cpus>) -> anyhow::Result<Self> {
-        let (capacity, with_one_cluster) = (tokio::sync::Mutex::default(), Mutex::default());
-        Ok(Self { dir: WorkDir::create()?, settings, subjects, cpus, capacity, with_one_cluster })
+        let capacity = Mutex::default();
+        Ok(Self { dir: WorkDir::create()?, settings, subjects, cpus, capacity })
     }
 
     /// Starts Envoy and Shika once: a launcher is replaced by the binary it turns into, so that no later figure contains it, and the

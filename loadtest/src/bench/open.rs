@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use super::closed::Chain;
 use super::figure::{Metric, Round};
@@ -17,6 +17,9 @@ use crate::text::note;
 const LEAST: Duration = Duration::from_secs(5);
 /// The shortest warm-up: by its end every connection is open, also those between the sidecars with their handshakes.
 const LEAST_WARMUP: Duration = Duration::from_secs(2);
+/// How late the load itself may hand out requests, at its 99th percentile; beyond that the round says more about the machine than about
+/// the proxy.
+const LATEST: Duration = Duration::from_millis(3);
 /// How long it is looked how much Envoy answers at most.
 const SEARCH: Duration = Duration::from_secs(2);
 /// Connections, so many that a request seldom waits for one: what is measured is the proxy's queue, not the client's.
@@ -35,7 +38,7 @@ impl Bench {
     /// neighbours are not equally fast all the time.
     ///
     /// # Errors
-    /// When a proxy does not start, or any request fails.
+    /// When a proxy does not start, any request fails, or the load could not keep its schedule.
     pub async fn open_round(&self, work: &Work, share: f64, round: usize, subject: &Subject) -> anyhow::Result<Round> {
         let rate = match self.settings.rate {
             Some(rate) => rate,
@@ -50,11 +53,16 @@ impl Bench {
             ..self.settings.clone()
         };
         let (mut round, record) = self.measure(&plan, &settings, &chain.proxies).await?;
+        let lateness = record.lateness.percentile(99.0);
+        ensure!(
+            lateness < LATEST,
+            "the load was late itself: {lateness:.1?} at its p99, more than {LATEST:?}; something else takes its CPU"
+        );
         let micros = |percent| record.latency.percentile(percent).as_secs_f64() * 1e6;
         round.extend([
             (Metric::P90, micros(90.0)),
             (Metric::P999, micros(99.9)),
-            (Metric::Lateness, record.lateness.percentile(99.0).as_secs_f64() * 1e6),
+            (Metric::Lateness, lateness.as_secs_f64() * 1e6),
         ]);
         Ok(round)
     }

@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rcgen::{
@@ -12,11 +13,17 @@ use rcgen::{
 use tokio::sync::oneshot;
 
 use crate::echo;
+use crate::text::note;
 
 /// What a template may name between two pairs of braces.
 #[cfg(test)]
 pub const PLACES: &[&str] =
     &["listener_port", "upstream_port", "sink_port", "admin_port", "nginx_stream", "certs", "hcm"];
+
+/// Longest wait for room in the table of tracked connections: a little more than the life of an entry.
+const CONNTRACK_WAIT: Duration = Duration::from_secs(130);
+/// Pause between two looks at it.
+const CONNTRACK_STEP: Duration = Duration::from_secs(2);
 
 /// `127.0.0.1` with this port.
 pub fn loopback(port: u16) -> SocketAddr {
@@ -110,6 +117,27 @@ impl Drop for WorkDir {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.path);
     }
+}
+
+/// Waits until the kernel's table of tracked connections, where it keeps one, has room for a round that opens many: entries stay for two
+/// minutes after their connection, and a full table drops packets, which looks as if a proxy failed.
+pub async fn wait_for_conntrack() {
+    let begin = Instant::now();
+    while begin.elapsed() < CONNTRACK_WAIT && conntrack_is_crowded() == Some(true) {
+        if begin.elapsed() < CONNTRACK_STEP {
+            note("waiting until nf_conntrack has room for the connections of the next round");
+        }
+        tokio::time::sleep(CONNTRACK_STEP).await;
+    }
+}
+
+/// Whether more than half of the table is taken; none where connections are not tracked.
+fn conntrack_is_crowded() -> Option<bool> {
+    let number = |name: &str| {
+        let text = std::fs::read_to_string(format!("/proc/sys/net/netfilter/nf_conntrack_{name}")).ok()?;
+        text.trim().parse::<u64>().ok()
+    };
+    Some(number("count")? > number("max")? / 2)
 }
 
 /// A configuration that is ready to run.
