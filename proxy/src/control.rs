@@ -68,6 +68,8 @@ pub struct Control {
     health: Health,
     /// SIGUSR2 came: connections drain already.
     drained: bool,
+    /// Connections at rest when the heap was last given back for them, less those that have ended since.
+    resting: usize,
 }
 
 impl Control {
@@ -87,6 +89,7 @@ impl Control {
             credentials,
             health: Health::default(),
             drained: false,
+            resting: 0,
         }
     }
 
@@ -166,6 +169,7 @@ impl Control {
                     self.look_at_credentials();
                     // What a slow stream did not take before.
                     self.subscriptions.send();
+                    self.note_resting();
                     if self.state.initialized.get() && self.state.heap_used.take() {
                         heap::give_back();
                     }
@@ -204,6 +208,17 @@ impl Control {
             self.publish_and_log().await;
         }
         self.follow_up();
+    }
+
+    /// Many connections that have come to rest leave their buffers behind, between what they keep.
+    fn note_resting(&mut self) {
+        let resting = shika_data::http::connection::resting();
+        if resting >= self.resting + heap::CROWD {
+            self.state.heap_used.set(true);
+        }
+        if resting < self.resting || resting >= self.resting + heap::CROWD {
+            self.resting = resting;
+        }
     }
 
     /// Reading a large update takes some twenty times its size for a moment.

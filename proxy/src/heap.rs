@@ -6,6 +6,9 @@
 /// Bytes of resources in one update, or of one answer of the admin interface, from which on giving back is worth its walk over the heap.
 pub const LARGE: usize = 256 * 1024;
 
+/// Connections that have come to rest since it was last given back, from which on giving back is worth its walk: some 20 KB each.
+pub const CROWD: usize = 500;
+
 /// Returns free pages of all arenas to the system. Takes some milliseconds per 100 MB, so it is for the control thread and seldom.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[allow(unsafe_code)]

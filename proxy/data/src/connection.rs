@@ -307,7 +307,8 @@ pub(crate) async fn serve(mut socket: Socket, accepted_by: ListenerId, panics: P
         Terminal::Tcp(tcp) => {
             let tcp = tcp.clone();
             drop(chain);
-            outcome = tcp::proxy::serve(io, &connection, &tcp, early).await;
+            // Boxed like the others: what one kind of connection needs, the other kinds do not carry.
+            outcome = Box::pin(tcp::proxy::serve(io, &connection, &tcp, early)).await;
         }
         Terminal::DirectResponse(bytes) => Box::pin(ends::answer(io, bytes.clone(), &connection)).await,
         Terminal::Echo => Box::pin(ends::echo(io, &connection)).await,

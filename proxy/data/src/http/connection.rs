@@ -2,7 +2,10 @@
 
 use std::{
     io,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Instant,
 };
 
@@ -46,7 +49,8 @@ pub async fn serve(io: DownstreamIo, connection: Arc<Connection>, chain: Arc<Fil
     };
     let (served, active) = if http2 {
         let _counted = CountedCodec::new(&manager, true);
-        serve_http2(io, &connection, chain, &manager, &life).await
+        // Boxed: hyper's state of an HTTP/2 connection is large, and an idle HTTP/1 connection has none.
+        Box::pin(serve_http2(io, &connection, chain, &manager, &life)).await
     } else {
         let _counted = CountedCodec::new(&manager, false);
         serve_http1(io, &connection, chain, &manager, &life).await
@@ -131,6 +135,7 @@ async fn rest(
     manager: &Arc<HttpConnectionManager>,
     life: &Arc<Life>,
 ) -> Option<Wire> {
+    let _counted = Resting::new();
     let mut first = [0; 64];
     tokio::select! {
         biased;
@@ -318,6 +323,30 @@ async fn idle(manager: &HttpConnectionManager) {
     match manager.timeouts.idle {
         Some(idle) => tokio::time::sleep(idle).await,
         None => std::future::pending().await,
+    }
+}
+
+/// HTTP/1 connections that rest, of all workers.
+static RESTING: AtomicUsize = AtomicUsize::new(0);
+
+/// How many HTTP/1 connections have given back what only requests need. An allocator may still hold it.
+pub fn resting() -> usize {
+    RESTING.load(Relaxed)
+}
+
+/// Counts one of them.
+struct Resting;
+
+impl Resting {
+    fn new() -> Self {
+        RESTING.fetch_add(1, Relaxed);
+        Resting
+    }
+}
+
+impl Drop for Resting {
+    fn drop(&mut self) {
+        RESTING.fetch_sub(1, Relaxed);
     }
 }
 

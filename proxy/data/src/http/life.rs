@@ -340,3 +340,39 @@ impl Body for Answered {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_rests_only_when_nothing_of_a_request_is_left() {
+        let life = Arc::new(Life::default());
+        assert!(!life.can_rest(), "hyper has not asked for bytes yet");
+        life.settles(Some(0));
+        assert!(life.can_rest());
+        let active = Active::new(life.clone());
+        life.settles(Some(1));
+        assert!(!life.can_rest(), "a request is being served");
+        drop(active);
+        assert!(!life.can_rest(), "its answer is not written");
+        life.flushed();
+        assert!(life.can_rest());
+        for (heads, why) in [(None, "half a request has come"), (Some(2), "one that was read is not served yet")] {
+            life.settles(heads);
+            assert!(!life.can_rest(), "{why}");
+        }
+        life.settles(Some(1));
+        life.peer_closes();
+        assert!(!life.can_rest(), "the peer has gone");
+    }
+
+    #[test]
+    fn only_what_rests_leaves_its_stream_behind() {
+        let life = Life::default();
+        life.settles(Some(0));
+        life.rest();
+        assert!(life.wakes().is_none(), "nothing was dropped");
+        assert!(!life.can_rest(), "what was known of the last codec does not count for the next");
+    }
+}
