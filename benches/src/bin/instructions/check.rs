@@ -142,8 +142,9 @@ fn measure(
                 count = count.and_then(|first| Ok(first.min(any.count(place)?)));
             }
             let count = count.with_context(|| any.name().to_owned());
-            if let Ok(count) = &count {
-                note(&line(any.name(), known, *count));
+            match &count {
+                Ok(count) => note(&line(any.name(), known, *count)),
+                Err(error) => note(&format!("{error:#}")),
             }
             lock(&results).push((at, count.map(|count| (any, count))));
         }
