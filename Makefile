@@ -10,7 +10,7 @@ SECONDS ?= 600
 # Tools installed under target/tools win over those of the machine.
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
-.PHONY: help demo demo-zones zone-faults control-planes images test test-compose bench bench-sidecar load load-report fuzz fmt lint setup
+.PHONY: help demo demo-zones zone-faults control-planes images test test-compose bench bench-sidecar instructions load load-report fuzz fmt lint setup
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -38,12 +38,16 @@ images: ## Static programs and container images (Docker)
 	@scripts/images.sh
 
 test: ## Formatting, clippy, licences, every test, parity with Envoy
-	@scripts/setup.sh build lint deny envoy peers curl netns sovereign prometheus
+	@scripts/setup.sh build lint deny envoy peers curl netns sovereign prometheus valgrind
 	@scripts/test.sh
 
 test-compose: ## The same with docker compose and a real Prometheus (root where no engine runs)
 	@scripts/setup.sh build curl docker
 	@scripts/test-compose.sh
+
+instructions: ## Instructions of each operation against their baseline: make instructions [BLESS=1] [ONLY=part-of-a-name] [KEEP=directory]
+	@scripts/setup.sh build valgrind
+	@scripts/instructions.sh $(if $(BLESS),--bless) $(if $(ONLY),--only '$(ONLY)') $(if $(KEEP),--keep '$(KEEP)')
 
 bench-sidecar: ## DNS under dnsperf while names change, and the delay of a server that speaks first (root)
 	@scripts/setup.sh build curl netns dnsperf
@@ -75,4 +79,4 @@ lint: ## Formatting, clippy, licences
 	@scripts/test.sh lint
 
 setup: ## Install everything that the other targets need
-	@scripts/setup.sh build lint deny envoy peers curl netns sovereign prometheus
+	@scripts/setup.sh build lint deny envoy peers curl netns sovereign prometheus valgrind

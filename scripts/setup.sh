@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the named parts of the work need: build, lint, deny, envoy, peers, curl, netns, dnsperf, docker, fuzz, sovereign, go, prometheus, loadpeers.
+# Installs what the named parts of the work need: build, lint, deny, envoy, peers, curl, netns, dnsperf, docker, fuzz, sovereign, go, prometheus, loadpeers,
+# valgrind.
 # What is there already is left alone.
 # System packages come from apt where this runs as root; everything else goes to target/tools and can be deleted with it.
 set -euo pipefail
@@ -201,6 +202,16 @@ setup_prometheus() {
     done
 }
 
+# Where it cannot be had the step that counts instructions says so.
+setup_valgrind() {
+    have valgrind && return
+    if [ "$(id -u)" != 0 ] || ! have apt-get; then
+        say "valgrind is missing, and this is no root shell with apt-get: instructions are not counted"
+        return
+    fi
+    apt_install "valgrind is missing" valgrind
+}
+
 # libFuzzer is C++, and comes with a crate.
 setup_fuzz() {
     have c++ || apt_install "a C++ compiler is missing" g++
@@ -208,7 +219,7 @@ setup_fuzz() {
 
 for part in "$@"; do
     case $part in
-    build | lint | deny | envoy | peers | curl | netns | dnsperf | docker | fuzz | sovereign | go | prometheus | loadpeers) "setup_$part" ;;
+    build | lint | deny | envoy | peers | curl | netns | dnsperf | docker | fuzz | sovereign | go | prometheus | loadpeers | valgrind) "setup_$part" ;;
     *) die "no such part: $part" ;;
     esac
 done

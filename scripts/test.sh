@@ -84,6 +84,7 @@ if [ "${1:-}" != lint ]; then
     if grep -q 'NOTHING WAS CHECKED' "$out/cargo-test.log" 2>/dev/null; then
         unchecked+=("redirection in network namespaces: $(grep -m 1 -o 'NOTHING WAS CHECKED: .*' "$out/cargo-test.log")")
     fi
+    step "instructions" scripts/instructions.sh
     step "sovereign drives Shika and Envoy" sovereign
     step "two zones in network namespaces" two_zones
 fi

@@ -26,3 +26,4 @@ mod upgrade;
 mod wire;
 
 pub use head::own_address;
+pub use headers::{mutate, values as header_values};
