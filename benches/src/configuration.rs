@@ -71,7 +71,7 @@ pub fn compile(bootstrap: Bootstrap) -> anyhow::Result<(Arc<Registry>, Arc<Snaps
         log_collector: Box::new(|_| LogSink::new("", 1).0),
     };
     let mut compiler = Compiler::new(registry.clone(), options);
-    compiler.load_static(bootstrap, Instant::now()).map_err(|refused| {
+    compiler.load_static(&(&bootstrap).into(), Instant::now()).map_err(|refused| {
         let lines: Vec<_> = refused.iter().map(ToString::to_string).collect();
         anyhow!("{}", lines.join("\n"))
     })?;
