@@ -225,7 +225,9 @@ fn ssl(name: &str, at: usize, tag: &mut impl FnMut(&'static str, usize, usize)) 
     let start = name.len() - rest.len();
     for (kind, label) in CHOICES {
         if rest.starts_with(kind) {
-            tag(label, start + kind.len(), name.len());
+            // Envoy's own tag for the ciphers of clusters, and the only one without its prefix.
+            let of_cluster = kind == "ciphers." && name.starts_with("cluster.");
+            tag(if of_cluster { "cipher_suite" } else { label }, start + kind.len(), name.len());
         }
     }
     if rest.starts_with("certificate.")
@@ -426,7 +428,7 @@ mod tests {
             (
                 "cluster.a.ssl.ciphers.ECDHE-RSA-AES128-GCM-SHA256",
                 "cluster.ssl.ciphers",
-                &[("envoy_ssl_cipher", "ECDHE-RSA-AES128-GCM-SHA256"), ("envoy_cluster_name", "a")],
+                &[("cipher_suite", "ECDHE-RSA-AES128-GCM-SHA256"), ("envoy_cluster_name", "a")],
             ),
             (
                 "listener.10.0.0.1_80.ssl.certificate.mesh.ca.expiration_unix_time_seconds",

@@ -77,9 +77,11 @@ pub enum Verdict {
 pub fn judge(baseline: Option<f64>, count: f64) -> (Verdict, f64) {
     let Some(baseline) = baseline.filter(|baseline| *baseline > 0.0) else { return (Verdict::Unknown, 0.0) };
     let change = count / baseline - 1.0;
+    // Three per cent themselves are allowed, however they come out of a division.
+    let tolerance = TOLERANCE + 1e-9;
     let verdict = match change {
-        change if change > TOLERANCE => Verdict::Worse,
-        change if change < -TOLERANCE => Verdict::Better,
+        change if change > tolerance => Verdict::Worse,
+        change if change < -tolerance => Verdict::Better,
         _ => Verdict::Held,
     };
     (verdict, change)
