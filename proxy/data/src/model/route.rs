@@ -173,7 +173,6 @@ pub struct Fraction {
 
 /// What a route does.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "nearly all routes forward, and a request reads them without a detour")]
 pub enum RouteAction {
     /// `route`
     Forward(Forward),
