@@ -357,6 +357,8 @@ async def grpc_large_metadata():
     options = [("grpc.max_metadata_size", 200 << 10), ("grpc.absolute_max_metadata_size", 200 << 10)]
     async with grpc.aio.insecure_channel(AT["grpc"], options=options) as own:
         status = await ends(unary("Echo", over=own)(b"", metadata=[("x-fill", "a" * (100 << 10))]))
+    # How the end of a connection that was reset is read depends on the moment.
+    status = status.replace("recvmsg:Connection reset by peer (104)", "Socket closed")
     return f"{fits} {status}"
 
 
