@@ -3,6 +3,7 @@
 SUBJECT ?= all
 RATE ?=
 SCENARIO ?=
+SHIKA ?=
 ROUNDS ?= 5
 TARGET ?= http1
 SECONDS ?= 600
@@ -10,7 +11,7 @@ SECONDS ?= 600
 # Tools installed under target/tools win over those of the machine.
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
-.PHONY: help demo demo-zones zone-faults control-planes images test test-compose bench bench-sidecar instructions load load-report fuzz fmt lint setup
+.PHONY: help demo demo-zones zone-faults control-planes images test test-compose bench bench-sidecar instructions release load load-report fuzz fmt lint setup
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -53,10 +54,15 @@ bench-sidecar: ## DNS under dnsperf while names change, and the delay of a serve
 	@scripts/setup.sh build curl netns dnsperf
 	@scripts/bench-sidecar.sh
 
-load: ## Shika beside Envoy, HAProxy and nginx: make load SCENARIO=pair_* ROUNDS=5 SUBJECT=all|both|shika,envoy RATE=5000 (loadtest/README.md)
+release: ## The program laid out by what it does under load, target/optimized/shika-proxy: two builds, 20 to 30 minutes on two cores
+	@scripts/setup.sh build profdata
+	@scripts/release.sh
+
+load: ## Shika beside Envoy, HAProxy and nginx: make load SCENARIO=pair_* ROUNDS=5 SUBJECT=all|both|shika,envoy RATE=5000 SHIKA=binary (loadtest/README.md)
 	@scripts/setup.sh build envoy loadpeers
-	cargo build --release --locked -p shika-proxy -p shika-loadtest
+	cargo build --release --locked $(if $(SHIKA),,-p shika-proxy) -p shika-loadtest
 	target/release/shika-loadtest bench --subject $(SUBJECT) --rounds $(ROUNDS) --out-dir target/load \
+	    $(if $(SHIKA),--shika '$(SHIKA)') \
 	    $(if $(SCENARIO),--scenario '$(SCENARIO)') $(if $(RATE),--rate $(RATE))
 
 load-report: ## What `make load` has measured, as target/load/report.html with plots

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the named parts of the work need: build, lint, deny, envoy, peers, curl, netns, dnsperf, docker, fuzz, sovereign, go, prometheus, loadpeers,
-# valgrind.
+# valgrind, profdata.
 # What is there already is left alone.
 # System packages come from apt where this runs as root; everything else goes to target/tools and can be deleted with it.
 set -euo pipefail
@@ -212,6 +212,16 @@ setup_valgrind() {
     apt_install "valgrind is missing" valgrind
 }
 
+# What merges the counts of a program must come from the compiler's own LLVM.
+setup_profdata() {
+    local tool
+    tool=$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p')/bin/llvm-profdata
+    [ -x "$tool" ] && return
+    say "installing rustup's component llvm-tools"
+    { have rustup && rustup component add llvm-tools >&2; } ||
+        die "$tool is missing, and rustup cannot install it: run \`rustup component add llvm-tools\`, or be content with \`cargo build --release\`"
+}
+
 # libFuzzer is C++, and comes with a crate.
 setup_fuzz() {
     have c++ || apt_install "a C++ compiler is missing" g++
@@ -219,7 +229,7 @@ setup_fuzz() {
 
 for part in "$@"; do
     case $part in
-    build | lint | deny | envoy | peers | curl | netns | dnsperf | docker | fuzz | sovereign | go | prometheus | loadpeers | valgrind) "setup_$part" ;;
+    build | lint | deny | envoy | peers | curl | netns | dnsperf | docker | fuzz | sovereign | go | prometheus | loadpeers | valgrind | profdata) "setup_$part" ;;
     *) die "no such part: $part" ;;
     esac
 done

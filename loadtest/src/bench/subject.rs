@@ -242,15 +242,27 @@ impl Proxy {
     }
 }
 
+/// A program built to record a profile (`-C profile-generate`) writes it when it ends by itself. LLVM's run-time library reads this variable.
+const PROFILE: &str = "LLVM_PROFILE_FILE";
+const END_LIMIT: Duration = Duration::from_secs(20);
+
 impl Drop for Proxy {
     fn drop(&mut self) {
+        let records = self.name == Name::Shika && std::env::var_os(PROFILE).is_some();
         // nginx's master takes its workers along only when it is asked to end.
-        if self.name == Name::Nginx
-            && let Some(pid) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw)
-        {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        } else {
+        if self.name != Name::Nginx && !records {
             let _ = self.child.kill();
+        } else if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        let begin = Instant::now();
+        while records && matches!(self.child.try_wait(), Ok(None)) {
+            if begin.elapsed() > END_LIMIT {
+                eprintln!("{} does not end; its profile is lost", self.name);
+                let _ = self.child.kill();
+                break;
+            }
+            std::thread::sleep(TRY_PAUSE);
         }
         let _ = self.child.wait();
     }
