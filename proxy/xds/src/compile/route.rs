@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use foldhash::HashMap;
+use foldhash::{HashMap, HashSet};
 use http::StatusCode;
 use shika_data::model::{
     RouteTableId,
@@ -61,8 +61,9 @@ pub(crate) fn table(
     };
     let mut domains = Domains::default();
     let mut virtual_hosts = Vec::with_capacity(from.virtual_hosts.len());
+    let mut names = HashSet::default();
     for (index, host) in from.virtual_hosts.iter().enumerate() {
-        if from.virtual_hosts.iter().take(index).any(|other| other.name == host.name) {
+        if !names.insert(host.name.as_str()) {
             return Err(Fault::new(
                 format!("virtual_hosts[{index}].name"),
                 format!("virtual host names must be unique, but {:?} occurs twice", host.name),
