@@ -14,7 +14,7 @@ use crate::load::stream::Peer;
 use crate::load::{Plan, Protocol};
 
 /// Time without traffic before memory is read.
-const REST: Duration = Duration::from_secs(1);
+const REST: Duration = Duration::from_secs(3);
 
 /// A proxy that has served requests with some number of clusters.
 struct Served {

@@ -14,7 +14,7 @@ use crate::load::http1::{Connection, request_bytes};
 use crate::load::{Load, Plan};
 
 /// Time without traffic before memory is read: start-up work, and what ends with a connection, is over by then.
-const REST: Duration = Duration::from_secs(1);
+const REST: Duration = Duration::from_secs(3);
 /// Connections of the load between the two readings of memory.
 const LOAD_CONNECTIONS: usize = 64;
 /// Connections that are opened at a time.
