@@ -26,7 +26,7 @@ pub use beside::Credentials;
 use crate::{
     files::Files,
     health::Health,
-    heap,
+    memory,
     overload::OverloadWatch,
     resolve::{Answer, Resolver},
     server_stats,
@@ -70,6 +70,8 @@ pub struct Control {
     drained: bool,
     /// Connections at rest when the heap was last given back for them, less those that have ended since.
     resting: usize,
+    /// The pages of code that the start needed are given back.
+    started: bool,
 }
 
 impl Control {
@@ -90,6 +92,7 @@ impl Control {
             health: Health::default(),
             drained: false,
             resting: 0,
+            started: false,
         }
     }
 
@@ -170,9 +173,7 @@ impl Control {
                     // What a slow stream did not take before.
                     self.subscriptions.send();
                     self.note_resting();
-                    if self.state.initialized.get() && self.state.heap_used.take() {
-                        heap::give_back();
-                    }
+                    self.give_back();
                 }
             }
         }
@@ -213,18 +214,31 @@ impl Control {
     /// Many connections that have come to rest leave their buffers behind, between what they keep.
     fn note_resting(&mut self) {
         let resting = shika_data::http::connection::resting();
-        if resting >= self.resting + heap::CROWD {
+        if resting >= self.resting + memory::CROWD {
             self.state.heap_used.set(true);
         }
-        if resting < self.resting || resting >= self.resting + heap::CROWD {
+        if resting < self.resting || resting >= self.resting + memory::CROWD {
             self.resting = resting;
+        }
+    }
+
+    /// What the start and large changes have left behind, once they are over.
+    fn give_back(&mut self) {
+        if !self.state.initialized.get() {
+            return;
+        }
+        if self.state.heap_used.take() {
+            memory::give_back_heap();
+        }
+        if !std::mem::replace(&mut self.started, true) {
+            memory::give_back_code();
         }
     }
 
     /// Reading a large update takes some twenty times its size for a moment.
     fn note_size(&self, update: &shika_xds::Update) {
         let bytes: usize = update.resources.iter().map(|resource| resource.resource.value.len()).sum();
-        if bytes >= heap::LARGE {
+        if bytes >= memory::LARGE {
             self.state.heap_used.set(true);
         }
     }
