@@ -3,12 +3,13 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Instant, SystemTime},
 };
 
+use ::http::HeaderValue;
 use bytes::BytesMut;
 use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
@@ -33,6 +34,7 @@ use crate::{
     model::{
         ChainId, ListenerId,
         chain_match::{ConnectionFacts, TransportProtocol},
+        http::ForwardClientCert,
         listener::{FilterChain, Listener, Terminal, TrafficDirection},
         rbac::{PeerNames, Subject},
         tls::ServerTls,
@@ -81,7 +83,7 @@ pub struct Connection {
     /// Application protocol that the HTTP inspector or the ClientHello announced, for the codec's choice.
     pub detected: Option<Box<str>>,
     /// `None` for plain text.
-    pub tls: Option<PeerTls>,
+    pub tls: Option<Box<PeerTls>>,
     /// What filters keep of it.
     pub filter_state: FilterState,
     /// When it was accepted.
@@ -117,6 +119,8 @@ pub struct PeerTls {
     pub cipher: &'static str,
     /// A session was resumed.
     pub resumed: bool,
+    /// `x-forwarded-client-cert` as it was first made, and for which settings: it says the same of each request.
+    pub told: OnceLock<Box<(ForwardClientCert, HeaderValue)>>,
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -188,13 +192,47 @@ fn place(listener: &Listener) -> Option<worker::Place> {
     place
 }
 
-/// LIFE OF A CONNECTION, from accept to end: destination, listener, first bytes, filter chain, TLS, network filters, terminal filter.
-pub(crate) async fn serve(mut socket: Socket, accepted_by: ListenerId, panics: PanicCount) {
+/// LIFE OF A CONNECTION, from accept to end: destination, listener, first bytes, filter chain, TLS and network filters in [`arrive`], then its terminal
+/// filter.
+pub(crate) async fn serve(socket: Socket, accepted_by: ListenerId, panics: PanicCount) {
     let _panics = panics;
+    // Boxed, and gone when it is done: a connection may live for days, and to be let in takes several times the memory of being served.
+    let Some(arrived) = Box::pin(arrive(socket, accepted_by)).await else { return };
+    let Arrived { io, connection, chain, early, counted, place: _place, registered: _registered } = arrived;
+    let mut outcome = Outcome::default();
+    match &chain.terminal {
+        Terminal::Http(_) => Box::pin(http::connection::serve(io, connection.clone(), chain.clone())).await,
+        Terminal::Tcp(tcp) => {
+            let tcp = tcp.clone();
+            drop(chain);
+            // Boxed like the others: what one kind of connection needs, the other kinds do not carry.
+            outcome = Box::pin(tcp::proxy::serve(io, &connection, &tcp, early)).await;
+        }
+        Terminal::DirectResponse(bytes) => Box::pin(ends::answer(io, bytes.clone(), &connection)).await,
+        Terminal::Echo => Box::pin(ends::echo(io, &connection)).await,
+        Terminal::Close => drop(io),
+    }
+    drop(counted);
+    finish(&connection, &outcome, &worker::snapshot());
+}
+
+/// A connection that was let in.
+struct Arrived {
+    io: DownstreamIo,
+    connection: Arc<Connection>,
+    chain: Arc<FilterChain>,
+    early: Option<Box<tcp::proxy::Early>>,
+    place: worker::Place,
+    counted: Counted,
+    registered: worker::Registered,
+}
+
+/// Up to where its terminal filter takes over; `None`: it was turned away, and has been counted and logged.
+async fn arrive(mut socket: Socket, accepted_by: ListenerId) -> Option<Arrived> {
     let snapshot = worker::snapshot();
 
     // Where it wanted to go, and whose connection it is therefore.
-    let Some(accepting) = snapshot.listener(accepted_by) else { return };
+    let accepting = snapshot.listener(accepted_by)?;
     let restores = accepting.use_original_dst || accepting.inspect.original_dst;
     let original = if restores { orig_dst::original_destination(&socket) } else { None };
     let listener = match orig_dst::owner(&snapshot, accepting, original, &socket) {
@@ -204,17 +242,15 @@ pub(crate) async fn serve(mut socket: Socket, accepted_by: ListenerId, panics: P
             if let Some(more) = notice::due(accepting.id, Notice::RedirectLoop) {
                 tracing::warn!(listener = %accepting.name, destination = ?original, peer = ?socket.peer_address(), more, "closed: {why}");
             }
-            return;
+            return None;
         }
     };
-    let Some(_place) = place(listener) else { return };
+    let place = place(listener)?;
     let mut connection = Connection::arrived(listener, &socket, original);
 
     // What it speaks: by the client's first bytes, or by the server's speaking first.
     let mut head = BytesMut::new();
-    let Some((findings, early)) = detect::detect(&mut socket, &mut head, listener, &mut connection).await else {
-        return;
-    };
+    let (findings, early) = detect::detect(&mut socket, &mut head, listener, &mut connection).await?;
     let io = inspect::replay(head, socket);
 
     // Which chain takes it.
@@ -231,7 +267,7 @@ pub(crate) async fn serve(mut socket: Socket, accepted_by: ListenerId, panics: P
         if let Some(more) = notice::due(listener.id, Notice::NoChain) {
             tracing::warn!(listener = %listener.name, ?facts, more, "closed: no filter chain matches the connection");
         }
-        return;
+        return None;
     };
     let counted = Counted::new(listener.stats.clone(), connection.start);
     (connection.chain, connection.demands) = (chain.id, chain.demands);
@@ -249,7 +285,8 @@ pub(crate) async fn serve(mut socket: Socket, accepted_by: ListenerId, panics: P
         if let Terminal::Tcp(tcp) = &chain.terminal {
             outcome.write(&tcp.access_log, &connection);
         }
-        return finish(&connection, &outcome, &snapshot);
+        finish(&connection, &outcome, &snapshot);
+        return None;
     }
 
     // TLS. Boxed: a handshake's state is large and short-lived.
@@ -259,34 +296,37 @@ pub(crate) async fn serve(mut socket: Socket, accepted_by: ListenerId, panics: P
             // Chain and policies go by what the inspector read, so the handshake must not have been for another server.
             Ok(accepted) if speaks_tls && accepted.sni != connection.sni => {
                 outcome.downstream_failure = Some("TLS_error: the server name changed after it was inspected".into());
-                return finish(&connection, &outcome, &snapshot);
+                finish(&connection, &outcome, &snapshot);
+                return None;
             }
             Ok(accepted) => {
                 if !listener.inspect.at(connection.local).tls {
                     connection.sni = accepted.sni;
                 }
                 connection.alpn = accepted.alpn;
-                connection.tls = Some(accepted.peer);
+                connection.tls = Some(Box::new(accepted.peer));
                 policy::keep(chain, &mut connection);
                 DownstreamIo::Tls(accepted.stream)
             }
             Err(reason) => {
                 tracing::debug!(listener = %listener.name, connection = connection.id, "{reason}");
                 outcome.downstream_failure = Some(reason);
-                return finish(&connection, &outcome, &snapshot);
+                finish(&connection, &outcome, &snapshot);
+                return None;
             }
         },
     };
 
     // From here on every publication judges the connection; what was published during the handshake is looked at now.
     let connection = Arc::new(connection);
-    let _registered = worker::register(connection.clone());
+    let registered = worker::register(connection.clone());
     drop(snapshot);
     let snapshot = worker::snapshot();
     let Some(chain) =
         snapshot.chain(connection.listener, connection.chain).filter(|chain| chain.demands == connection.demands)
     else {
-        return finish(&connection, &outcome, &snapshot);
+        finish(&connection, &outcome, &snapshot);
+        return None;
     };
     let chain = chain.clone();
     if let Some(details) = policy::decide(&chain, &connection) {
@@ -297,25 +337,11 @@ pub(crate) async fn serve(mut socket: Socket, accepted_by: ListenerId, panics: P
         if let Terminal::Tcp(tcp) = &chain.terminal {
             outcome.write(&tcp.access_log, &connection);
         }
-        return finish(&connection, &outcome, &snapshot);
+        finish(&connection, &outcome, &snapshot);
+        return None;
     }
-    // A connection may live for days: it must not hold a configuration that long.
-    drop(snapshot);
-
-    match &chain.terminal {
-        Terminal::Http(_) => Box::pin(http::connection::serve(io, connection.clone(), chain.clone())).await,
-        Terminal::Tcp(tcp) => {
-            let tcp = tcp.clone();
-            drop(chain);
-            // Boxed like the others: what one kind of connection needs, the other kinds do not carry.
-            outcome = Box::pin(tcp::proxy::serve(io, &connection, &tcp, early)).await;
-        }
-        Terminal::DirectResponse(bytes) => Box::pin(ends::answer(io, bytes.clone(), &connection)).await,
-        Terminal::Echo => Box::pin(ends::echo(io, &connection)).await,
-        Terminal::Close => drop(io),
-    }
-    drop(counted);
-    finish(&connection, &outcome, &worker::snapshot());
+    // The configuration ends here: a connection must not hold one for as long as it may live.
+    Some(Arrived { io, connection, chain, early, counted, place, registered })
 }
 
 /// Ends TLS, within the chain's time. The error is `%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`.

@@ -7,12 +7,14 @@ mod health;
 mod local;
 mod overload;
 mod pool;
+mod tasks;
 
 pub use health::{health_failed, set_health_failed};
 #[cfg(feature = "fuzzing")]
 pub(crate) use local::forget;
+pub(crate) use local::{Registered, number, register, with_balances};
 pub use local::{SnapshotRef, date, enter_for_test, random, snapshot, with_pools};
-pub(crate) use local::{register, with_balances};
 pub(crate) use overload::{Place, place, stops_requests};
 pub use overload::{set_connection_limit, set_stop_requests};
 pub use pool::{WorkerConfig, Workers};
+pub(crate) use tasks::Tasks;

@@ -11,7 +11,7 @@ use std::{
 
 use http::{HeaderValue, Method, Request, StatusCode, Version, header};
 use hyper::{body::Incoming, server::conn, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
@@ -29,7 +29,7 @@ use crate::{
         http::{Codec, HttpConnectionManager},
         listener::{FilterChain, Terminal},
     },
-    worker::with_pools,
+    worker::{Tasks, with_pools},
 };
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -224,7 +224,7 @@ async fn serve_http2(
     life: &Arc<Life>,
 ) -> (hyper::Result<()>, bool) {
     let options = &manager.http2;
-    let mut builder = conn::http2::Builder::new(TokioExecutor::new());
+    let mut builder = conn::http2::Builder::new(Tasks);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(options.max_concurrent_streams.unwrap_or(1024))

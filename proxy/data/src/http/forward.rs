@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri};
 use http_body::Body;
 use hyper::body::Incoming;
 
@@ -132,7 +132,7 @@ pub(super) async fn forward(
     if !manager.suppress_envoy_headers
         && let Some(timeout) = action.retry.as_ref().and_then(|retry| retry.first_timeout(timeout)).or(timeout)
     {
-        head.headers.insert(names::ENVOY_ATTEMPT_TIMEOUT.clone(), HeaderValue::from(timeout.as_millis() as u64));
+        head.headers.insert(names::ENVOY_ATTEMPT_TIMEOUT.clone(), names::number(timeout.as_millis() as u64));
     }
     let needs_copy = exchange.logs()
         || matched.has_response_headers()
@@ -251,6 +251,11 @@ pub(super) fn choose_cluster(
 fn request_timeout(head: &mut Head, origin: Origin, action: &Forward) -> Option<Duration> {
     // Requests from outside have lost them already.
     if origin == Origin::External {
+        return action.timeout;
+    }
+    // Almost no request has one of them, so one pass over what is there is cheaper than asking for each.
+    let is_asked = |name: &HeaderName| name.as_str().starts_with("x-envoy-") && *name != names::ENVOY_INTERNAL;
+    if !head.headers.keys().any(is_asked) {
         return action.timeout;
     }
     let asked = head.headers.remove(&names::ENVOY_TIMEOUT);
@@ -453,7 +458,7 @@ fn respond(
     if !exchange.manager.suppress_envoy_headers && exchange.has_whole_request() {
         parts
             .headers
-            .insert(names::ENVOY_UPSTREAM_TIME.clone(), HeaderValue::from((now - upstream.start).as_millis() as u64));
+            .insert(names::ENVOY_UPSTREAM_TIME.clone(), names::number((now - upstream.start).as_millis() as u64));
     }
     exchange.upstream = Some(upstream);
     for cookie in std::mem::take(&mut exchange.set_cookies) {

@@ -293,7 +293,7 @@ impl Head {
         if manager.generate_request_id && !keep_id {
             self.headers.insert(names::REQUEST_ID.clone(), names::new_request_id());
         }
-        self.client_certificate(manager.client_cert, connection.tls.as_ref());
+        self.client_certificate(manager.client_cert, connection.tls.as_deref());
         if let Some(via) = &manager.via {
             names::append(&mut self.headers, header::VIA, via.to_str().unwrap_or(""), ", ");
         }

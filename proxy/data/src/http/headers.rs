@@ -82,12 +82,39 @@ pub const EDGE_ONLY: [HeaderName; 5] = [
     ENVOY_ORIGINAL_HOST,
 ];
 
-/// A fresh `x-request-id`: a UUID of version 4.
+/// A fresh `x-request-id`: a UUID of version 4. Marked so that no table of HPACK takes it up (RFC 7541 section 6.2.3): it never comes again, and would
+/// put out of the table what does.
 pub fn new_request_id() -> HeaderValue {
     let bits = u128::from(worker::random()) << 64 | u128::from(worker::random());
     let id = uuid::Builder::from_random_bytes(bits.to_be_bytes()).into_uuid();
     let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
-    HeaderValue::from_str(id.as_hyphenated().encode_lower(&mut text)).unwrap_or(HeaderValue::from_static(""))
+    let mut id =
+        HeaderValue::from_str(id.as_hyphenated().encode_lower(&mut text)).unwrap_or(HeaderValue::from_static(""));
+    id.set_sensitive(true);
+    id
+}
+
+/// Decimal digits of 0 to 99, two for each.
+static DIGITS: [u8; 200] = {
+    let mut digits = [0; 200];
+    let mut n = 0;
+    while n < 100 {
+        digits[2 * n] = b'0' + (n / 10) as u8;
+        digits[2 * n + 1] = b'0' + (n % 10) as u8;
+        n += 1;
+    }
+    digits
+};
+
+/// A number as a header's value. Small ones, and the last large one of this worker, cost no allocation: times that upstreams take are small, and a route's
+/// timeout is the same for each request.
+pub fn number(n: u64) -> HeaderValue {
+    let at = 2 * usize::try_from(n).unwrap_or(usize::MAX).min(100);
+    let digits = if n < 10 { DIGITS.get(at + 1..at + 2) } else { DIGITS.get(at..at + 2) };
+    match digits.and_then(|digits| std::str::from_utf8(digits).ok()) {
+        Some(digits) => HeaderValue::from_static(digits),
+        None => worker::number(n),
+    }
 }
 
 /// Removes what belongs to one hop from a response.
@@ -165,6 +192,18 @@ pub fn join_cookies(headers: &mut HeaderMap) {
         let parts: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
         if let Ok(joined) = HeaderValue::from_bytes(&parts.join(&b"; "[..])) {
             headers.insert(header::COOKIE, joined);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_in_decimal() {
+        for n in (0..=101).chain([999, 15_000, 15_000, 7, 15_001, 15_000, u64::MAX]) {
+            assert_eq!(number(n), n.to_string());
         }
     }
 }

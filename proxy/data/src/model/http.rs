@@ -224,7 +224,7 @@ pub struct Http2Options {
 }
 
 /// Envoy `ForwardClientCertDetails` and `SetCurrentClientCertDetails`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForwardClientCert {
     /// What is done with the header.
     pub mode: ForwardClientCertMode,

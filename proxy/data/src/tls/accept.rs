@@ -1,6 +1,6 @@
 //! The server's side of a handshake.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, sync::OnceLock};
 
 use bytes::Bytes;
 use rustls::{HandshakeKind, server::Acceptor};
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     connection::PeerTls,
-    io::Inspected,
+    io::{Ahead, Inspected},
     model::tls::{ServerContext, ServerTls},
     record,
     stats::SslStats,
@@ -23,7 +23,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Accepted {
     /// The session.
-    pub stream: Box<TlsStream<Inspected>>,
+    pub stream: Box<TlsStream<Ahead<Inspected>>>,
     /// What the peer showed.
     pub peer: PeerTls,
     /// Requested server name in lower case, empty without one.
@@ -89,6 +89,7 @@ pub async fn accept(tls: &ServerTls, io: Inspected, peer: Option<SocketAddr>) ->
         }
     };
     let peer = PeerTls {
+        told: OnceLock::new(),
         names,
         fingerprint: chain.first().map(info::fingerprint),
         chain,
@@ -101,7 +102,11 @@ pub async fn accept(tls: &ServerTls, io: Inspected, peer: Option<SocketAddr>) ->
     Ok(Accepted { peer, alpn, sni: sni.into(), stream })
 }
 
-async fn handshake(context: &ServerContext, mut io: Inspected, sni: &mut String) -> io::Result<TlsStream<Inspected>> {
+async fn handshake(
+    context: &ServerContext,
+    mut io: Inspected,
+    sni: &mut String,
+) -> io::Result<TlsStream<Ahead<Inspected>>> {
     // What is plain text gets no alert, as with Envoy: it could not read one.
     if io.head.is_empty() {
         let mut first = [0; 1024];
@@ -122,7 +127,7 @@ async fn handshake(context: &ServerContext, mut io: Inspected, sni: &mut String)
     if let Some(asked) = &asked {
         sni.clone_from(&asked.name);
     }
-    let acceptor = LazyConfigAcceptor::new(Acceptor::default(), io);
+    let acceptor = LazyConfigAcceptor::new(Acceptor::default(), Ahead::new(io));
     tokio::pin!(acceptor);
     let start = match acceptor.as_mut().await {
         Ok(start) => start,

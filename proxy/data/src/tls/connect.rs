@@ -12,7 +12,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use super::{accept::explain, cipher_name, group_name, outgoing::Outgoing, scheme_name, session, sni, version_name};
 use crate::{
     error::ConnectError,
-    io::{Socket, UpstreamIo},
+    io::{Ahead, Socket, UpstreamIo},
     model::{
         cluster::Endpoint,
         tls::{ClientContext, ClientTls},
@@ -39,7 +39,7 @@ pub async fn connect(
             Some(offers.iter().map(|offer| offer.to_vec()).collect())
         }
     };
-    let (result, course) = session::observed(handshake(&context, offers, socket)).await;
+    let (result, course) = session::observed(handshake(&context, offers, Ahead::new(socket))).await;
     match result {
         Ok(stream) => {
             tls.stats.handshake().inc();

@@ -16,7 +16,7 @@ use std::{
 
 use foldhash::HashMap;
 use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::oneshot;
 
 use super::{
@@ -28,7 +28,7 @@ use crate::{
     error::ConnectError,
     http::body::RequestBody,
     model::cluster::{Cluster, Endpoint, UpstreamProtocol},
-    worker::with_pools,
+    worker::{self, with_pools},
 };
 
 /// HTTP version spoken to an upstream.

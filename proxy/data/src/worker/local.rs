@@ -133,6 +133,8 @@ struct Local {
     balances: RefCell<Balances>,
     random: RefCell<SmallRng>,
     date: RefCell<(u64, HeaderValue)>,
+    /// The last that was asked for.
+    number: RefCell<(u64, HeaderValue)>,
     connections: RefCell<HashMap<u64, Arc<Connection>>>,
     /// Drains that new connections join.
     standing: RefCell<Vec<DrainScope>>,
@@ -146,6 +148,7 @@ thread_local! {
         balances: RefCell::default(),
         random: RefCell::new(SmallRng::from_os_rng()),
         date: RefCell::new((0, HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT"))),
+        number: RefCell::new((0, HeaderValue::from_static("0"))),
         connections: RefCell::default(),
         standing: RefCell::default(),
         live: RefCell::default(),
@@ -184,6 +187,17 @@ pub fn date() -> HeaderValue {
             *date = (second, text);
         }
         date.1.clone()
+    })
+}
+
+/// A number as a header's value, made once as long as it is the same that is asked for.
+pub(crate) fn number(n: u64) -> HeaderValue {
+    LOCAL.with(|local| {
+        let mut number = local.number.borrow_mut();
+        if number.0 != n {
+            *number = (n, HeaderValue::from(n));
+        }
+        number.1.clone()
     })
 }
 

@@ -38,15 +38,24 @@ impl Head {
             ForwardClientCertMode::AppendForward | ForwardClientCertMode::SanitizeSet => {}
         }
         let Some(peer) = peer else { return };
-        let text = path::percent_encoded_controls(element(what, peer));
+        let text = || path::percent_encoded_controls(element(what, peer));
         if what.mode == ForwardClientCertMode::AppendForward {
-            names::append(&mut self.headers, names::CLIENT_CERT.clone(), &text, ",");
+            names::append(&mut self.headers, names::CLIENT_CERT.clone(), &text(), ",");
             return;
         }
-        // What the peer sent goes first, whatever becomes of ours.
-        self.headers.remove(&names::CLIENT_CERT);
-        if let Ok(value) = HeaderValue::from_str(&text) {
-            self.headers.insert(names::CLIENT_CERT.clone(), value);
+        let value = match peer.told.get() {
+            Some(told) if told.0 == what => Ok(told.1.clone()),
+            _ => HeaderValue::from_str(&text()).inspect(|value| {
+                // A connection that outlives its settings goes on without.
+                let _ = peer.told.set(Box::new((what, value.clone())));
+            }),
+        };
+        match value {
+            Ok(value) => {
+                self.headers.insert(names::CLIENT_CERT, value);
+            }
+            // What the peer sent goes, whatever becomes of ours.
+            Err(_) => self.drop_client_certificate(),
         }
     }
 }

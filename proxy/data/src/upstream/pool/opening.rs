@@ -73,7 +73,7 @@ async fn http2_handshake(cluster: &Arc<Cluster>, connected: UpstreamConnection, 
     guard.pooled = Some(pooled.clone());
     let local = io.local_address();
     let options = &cluster.http2;
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+    let mut builder = http2::Builder::new(worker::Tasks);
     builder
         .timer(TokioTimer::new())
         .initial_stream_window_size(options.initial_stream_window.unwrap_or(16 << 20))

@@ -36,7 +36,7 @@ fn request(question: &Question<'_>) -> Vec<u8> {
     let mut message = Writer::default();
     message.message(1, |attributes| {
         let connection = &question.exchange.connection;
-        let tls = connection.tls.as_ref();
+        let tls = connection.tls.as_deref();
         attributes.message(1, |peer| {
             address(peer, connection.remote);
             let cluster = question.head.headers.get("x-envoy-downstream-service-cluster");
