@@ -11,7 +11,7 @@
 pub const LARGE: usize = 256 * 1024;
 
 /// Connections that have come to rest since it was last given back, from which on giving back is worth its walk: some 20 KB each.
-pub const CROWD: usize = 500;
+pub const CROWD: usize = 100;
 
 /// Returns free pages of all arenas to the system. Takes some milliseconds per 100 MB, so it is for the control thread and seldom.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]

@@ -23,13 +23,16 @@ const MAX_EXACT: u64 = (1 << 53) - 2;
 /// Reads one document. `Err` is the reason, with line and column.
 pub(crate) fn parse(text: &str) -> Result<Node<'_>, String> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut loader = Loader::default();
+    // The parser counts characters, so only among those of one byte each it says where in the text something stands.
+    let mut loader = Loader { source: if text.is_ascii() { text } else { "" }, ..Loader::default() };
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|error| at(error.marker().line(), error.marker().col(), error.info()))?;
-        loader.event(event).map_err(|reason| at(span.start.line(), span.start.col(), &reason))?;
+        loader.event(event, span.start.index()).map_err(|reason| at(span.start.line(), span.start.col(), &reason))?;
     }
     let mut root = loader.root.unwrap_or(Node::Null);
-    root.merge_keys()?;
+    if loader.merges {
+        root.merge_keys()?;
+    }
     Ok(root)
 }
 
@@ -126,6 +129,10 @@ fn at(line: usize, column: usize, reason: &str) -> String {
 
 #[derive(Default)]
 struct Loader<'a> {
+    /// The document, or nothing where it cannot be pointed into.
+    source: &'a str,
+    /// There is a merge key.
+    merges: bool,
     root: Option<Node<'a>>,
     open: Vec<Open<'a>>,
     anchors: HashMap<usize, Anchor<'a>>,
@@ -145,13 +152,15 @@ struct Anchor<'a> {
 }
 
 impl<'a> Loader<'a> {
-    fn event(&mut self, event: Event<'a>) -> Result<(), String> {
+    /// Takes what begins at the character `start`.
+    fn event(&mut self, event: Event<'a>, start: usize) -> Result<(), String> {
         match event {
             Event::DocumentStart(_) if self.root.is_some() => Err("a second document: only one is read".into()),
             Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentStart(_) | Event::DocumentEnd => {
                 Ok(())
             }
             Event::Scalar(text, style, anchor, tag) => {
+                let text = self.in_place(text, start);
                 let node = match scalar(text.clone(), style, tag.as_deref()) {
                     Node::Null => Node::Null,
                     // A key is text, whatever it would be as a value: `y: 1` has the key `y`.
@@ -182,6 +191,14 @@ impl<'a> Loader<'a> {
         }
     }
 
+    /// The same text as a part of the document, where it stands there as it is: most does, and needs no memory of its own.
+    fn in_place(&self, text: Cow<'a, str>, start: usize) -> Cow<'a, str> {
+        match self.source.get(start..start + text.len()) {
+            Some(there) if there == text => Cow::Borrowed(there),
+            _ => text,
+        }
+    }
+
     fn wants_key(&self) -> bool {
         matches!(self.open.last(), Some(Open::Map(_, None, _)))
     }
@@ -209,7 +226,11 @@ impl<'a> Loader<'a> {
             Some(Open::List(items, _)) => items.push(node),
             Some(Open::Map(entries, pending, _)) => match pending.take() {
                 Some(key) => entries.push((key, node)),
-                None => *pending = Some(key(node)?),
+                None => {
+                    let key = key(node)?;
+                    self.merges |= key == "<<";
+                    *pending = Some(key);
+                }
             },
         }
         Ok(())
