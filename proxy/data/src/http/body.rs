@@ -28,6 +28,7 @@ pub use kept::{Replay, Sending};
 use super::{
     exchange::Exchange,
     filter::{RequestMessages, Shaped},
+    headers as names,
 };
 use crate::{error::ResponseFlag, upstream::pool::Lease};
 
@@ -149,6 +150,9 @@ pub enum RequestBodyError {
     /// The response was complete before the request was.
     #[error("the request was answered before its end")]
     Abandoned,
+    /// Its trailers have a name that is none.
+    #[error("the request's trailers are malformed")]
+    Trailers,
 }
 
 /// The next frame from the downstream.
@@ -180,6 +184,9 @@ fn poll_incoming(
                     }
                 } else if !trailers {
                     continue;
+                } else if frame.trailers_ref().is_some_and(names::has_bad_name) {
+                    let _ = progress.broken.set(Broken::Malformed);
+                    return Poll::Ready(Some(Err(RequestBodyError::Trailers)));
                 }
                 if inner.is_end_stream() {
                     progress.done.store(true, Relaxed);
@@ -293,6 +300,9 @@ pub enum BodyError {
     /// The upstream broke off.
     #[error("upstream broke off the response: {0}")]
     Upstream(#[from] hyper::Error),
+    /// Its trailers have a name that is none.
+    #[error("the response's trailers are malformed")]
+    Trailers,
     /// A bound on time was reached.
     #[error("response took too long: {}", .0.long())]
     Timeout(ResponseFlag),
@@ -362,6 +372,10 @@ impl UpstreamBody {
         match frame {
             Some(Ok(frame)) => {
                 self.waiting = false;
+                if frame.trailers_ref().is_some_and(names::has_bad_name) {
+                    self.exchange.upstream_went_wrong();
+                    return Poll::Ready(Some(Err(BodyError::Trailers)));
+                }
                 match frame.data_ref() {
                     Some(data) => self.exchange.bytes_sent += data.remaining() as u64,
                     None => self.exchange.keep_trailers(frame.trailers_ref()),

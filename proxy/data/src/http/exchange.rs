@@ -292,18 +292,28 @@ impl Exchange {
 
     /// The upstream ended the response in its middle.
     pub fn upstream_broke_off(&mut self, error: &hyper::Error) {
-        self.complete = true;
         let text = error.to_string();
         let (flag, details) = if text.contains("stream error") || text.contains("reset") {
             (ResponseFlag::UpstreamRemoteReset, "upstream_reset_after_response_started{connection_termination}")
         } else if broken_by_protocol(error) || cut_short(error) {
-            (ResponseFlag::UpstreamProtocolError, "upstream_reset_after_response_started{protocol_error}")
+            return self.upstream_went_wrong();
         } else {
             (
                 ResponseFlag::UpstreamConnectionTermination,
                 "upstream_reset_after_response_started{connection_termination}",
             )
         };
+        self.upstream_reset(flag, details);
+    }
+
+    /// The response went on in a way that no message does.
+    pub fn upstream_went_wrong(&mut self) {
+        let details = "upstream_reset_after_response_started{protocol_error}";
+        self.upstream_reset(ResponseFlag::UpstreamProtocolError, details);
+    }
+
+    fn upstream_reset(&mut self, flag: ResponseFlag, details: &'static str) {
+        self.complete = true;
         self.flags.set(flag);
         self.details = Some(details.into());
         self.manager.stats.rq_reset_after_downstream_response_started().inc();

@@ -22,6 +22,8 @@ const DEADLINE_EXCEEDED: u32 = 4;
 pub(super) enum Failure {
     Acquire(AcquireError),
     Send(hyper::Error),
+    /// The response has a header that is none.
+    BadResponse,
     /// A further try found no endpoint.
     NoHost,
     BadTarget,
@@ -72,6 +74,10 @@ pub(super) fn fail(
                 _ => {}
             }
             (reason, flag, status)
+        }
+        Failure::BadResponse => {
+            cluster.stats.upstream_cx_protocol_error().inc();
+            ("protocol error", ResponseFlag::UpstreamProtocolError, StatusCode::BAD_GATEWAY)
         }
         Failure::NoHost => {
             cluster.stats.count_code(exchange.origin, 503);

@@ -417,6 +417,9 @@ pub(super) async fn attempt(
             None => return Err(Failure::BadTarget),
         };
         match sent {
+            Ok(response) if lease.protocol() == Protocol::Http2 && names::has_bad_name(response.headers()) => {
+                return Err(Failure::BadResponse);
+            }
             Ok(response) => return Ok((response, lease)),
             Err(mut error) => match error.take_message() {
                 Some(unsent) if reused => request = unsent,

@@ -173,6 +173,9 @@ impl Head {
         if self.version != Version::HTTP_2 && self.present.has(Present::HOSTS) {
             return Err(self.malformed());
         }
+        if self.version == Version::HTTP_2 && names::has_bad_name(&self.headers) {
+            return Err(Refusal { details: "http2.invalid.header.field".into(), ..self.malformed() });
+        }
         if self.headers.len() > manager.max_header_count as usize {
             manager.stats.downstream_rq_too_large().inc();
             let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;

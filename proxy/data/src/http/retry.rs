@@ -318,7 +318,7 @@ fn reset(failure: &Failure) -> Option<Reset> {
         Failure::Acquire(AcquireError::Overflow) => Some(Reset::Overflow),
         Failure::Acquire(AcquireError::Connect(_)) => Some(Reset::Connect),
         Failure::Send(error) if super::failure::is_refused(error) => Some(Reset::Refused),
-        Failure::Send(_) => Some(Reset::Other),
+        Failure::Send(_) | Failure::BadResponse => Some(Reset::Other),
         Failure::NoHost | Failure::BadTarget => None,
     }
 }
