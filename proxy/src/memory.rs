@@ -53,8 +53,11 @@ fn clean_files(smaps: &str) -> Vec<(usize, usize)> {
         let mut words = line.split_ascii_whitespace();
         let Some(first) = words.next() else { continue };
         if first.ends_with(':') {
-            if first == "Anonymous:" && words.next() == Some("0") {
-                found.extend(at.take());
+            match first {
+                // In memory or swapped out: `Swap` follows `Anonymous`.
+                "Anonymous:" if words.next() != Some("0") => at = None,
+                "Swap:" if words.next() == Some("0") => found.extend(at.take()),
+                _ => {}
             }
             continue;
         }
@@ -79,26 +82,36 @@ mod tests {
 Size:               5664 kB
 Rss:                2112 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 VmFlags: rd mr mw me
 55d0a0588000-55d0a1675000 r-xp 00587000 fe:00 1234 /usr/bin/shika proxy
 Rss:                9896 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 55d0a1676000-55d0a1710000 r--p 01674000 fe:00 1234 /usr/bin/shika proxy
 Anonymous:           616 kB
+Swap:                  0 kB
 55d0a1710000-55d0a1715000 rw-p 0170d000 fe:00 1234 /usr/bin/shika proxy
 Anonymous:             0 kB
+Swap:                  0 kB
+7e0000000000-7e0000010000 r--p 00000000 fe:00 98 /usr/lib/swapped out.so
+Anonymous:             0 kB
+Swap:                 64 kB
 7f0000000000-7f0000021000 rw-p 00000000 00:00 0
 Anonymous:             0 kB
+Swap:                  0 kB
 7f1000000000-7f1000001000 r--s 00000000 fe:00 99 /var/shared
 Anonymous:             0 kB
+Swap:                  0 kB
 7ffc00000000-7ffc00002000 r-xp 00000000 00:00 0 [vdso]
 Anonymous:             0 kB
+Swap:                  0 kB
 ";
 
     #[test]
     fn only_what_the_file_still_says_is_unmapped() {
         assert_eq!(clean_files(SMAPS), [(0x55d0_a000_0000, 0x58_8000), (0x55d0_a058_8000, 0x10e_d000)]);
-        assert_eq!(clean_files("garbage\n-\nffff-0 r-xp 0 0 0 /x\nAnonymous: 0 kB\n"), []);
+        assert_eq!(clean_files("garbage\n-\nffff-0 r-xp 0 0 0 /x\nAnonymous: 0 kB\nSwap: 0 kB\n"), []);
     }
 
     #[test]
