@@ -135,14 +135,17 @@ struct Loader<'a> {
     merges: bool,
     root: Option<Node<'a>>,
     open: Vec<Open<'a>>,
+    /// Items of all open lists, then entries of all open maps: the innermost one's last. Each gets memory once, when its number is known.
+    items: Vec<Node<'a>>,
+    entries: Vec<(Cow<'a, str>, Node<'a>)>,
     anchors: HashMap<usize, Anchor<'a>>,
     aliased: usize,
 }
 
-/// A list or map whose end is still to come, with the number of its anchor (0 for none).
+/// A list or map whose end is still to come: where its items or entries start, and the number of its anchor (0 for none).
 enum Open<'a> {
-    List(Vec<Node<'a>>, usize),
-    Map(Vec<(Cow<'a, str>, Node<'a>)>, Option<Cow<'a, str>>, usize),
+    List(usize, usize),
+    Map(usize, Option<Cow<'a, str>>, usize),
 }
 
 struct Anchor<'a> {
@@ -169,11 +172,17 @@ impl<'a> Loader<'a> {
                 };
                 self.value(node, anchor)
             }
-            Event::SequenceStart(anchor, _) => self.open(Open::List(Vec::new(), anchor)),
-            Event::MappingStart(anchor, _) => self.open(Open::Map(Vec::new(), None, anchor)),
+            Event::SequenceStart(anchor, _) => self.open(Open::List(self.items.len(), anchor)),
+            Event::MappingStart(anchor, _) => self.open(Open::Map(self.entries.len(), None, anchor)),
             Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
-                Some(Open::List(items, anchor)) => self.value(Node::List(items), anchor),
-                Some(Open::Map(entries, _, anchor)) => self.value(Node::Map(entries), anchor),
+                Some(Open::List(start, anchor)) => {
+                    let items = self.items.drain(start..).collect();
+                    self.value(Node::List(items), anchor)
+                }
+                Some(Open::Map(start, _, anchor)) => {
+                    let entries = self.entries.drain(start..).collect();
+                    self.value(Node::Map(entries), anchor)
+                }
                 None => Err("an end without a beginning".into()),
             },
             Event::Alias(anchor) => {
@@ -223,9 +232,9 @@ impl<'a> Loader<'a> {
         }
         match self.open.last_mut() {
             None => self.root = Some(node),
-            Some(Open::List(items, _)) => items.push(node),
-            Some(Open::Map(entries, pending, _)) => match pending.take() {
-                Some(key) => entries.push((key, node)),
+            Some(Open::List(..)) => self.items.push(node),
+            Some(Open::Map(_, pending, _)) => match pending.take() {
+                Some(key) => self.entries.push((key, node)),
                 None => {
                     let key = key(node)?;
                     self.merges |= key == "<<";
