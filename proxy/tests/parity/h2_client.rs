@@ -139,7 +139,7 @@ async fn send_request(
     }
     for line in request.headers.iter().filter(|line| !line.starts_with(":protocol:")) {
         let (name, value) = header_line(line);
-        builder = builder.header(name, fill_text(&value, &run.placeholders)?);
+        builder = builder.header(header_name(&name)?, fill_text(&value, &run.placeholders)?);
     }
     let body = request.body.as_ref().map(|body| body.bytes());
     let bodiless = body.is_none() && request.trailers.is_empty() && request.abort.is_none() && method != "CONNECT";
@@ -267,9 +267,14 @@ pub fn pairs(headers: &HeaderMap) -> Vec<(String, String)> {
 pub fn header_map(lines: &[String]) -> Result<HeaderMap> {
     let mut map = HeaderMap::new();
     for (name, value) in header_lines(lines) {
-        map.append(http::HeaderName::try_from(name)?, http::HeaderValue::try_from(value)?);
+        map.append(header_name(&name)?, http::HeaderValue::try_from(value)?);
     }
     Ok(map)
+}
+
+/// A name as it goes over HTTP/2, with a quote in it where a case has one.
+fn header_name(name: &str) -> Result<http::HeaderName> {
+    http::HeaderName::from_lowercase(name.as_bytes()).with_context(|| format!("`{name}` is no name over HTTP/2"))
 }
 
 /// A reset code by its name in RFC 9113 section 7.

@@ -13,6 +13,7 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use futures_util::task::AtomicWaker;
+use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
@@ -29,6 +30,7 @@ use super::{
     exchange::Exchange,
     filter::{RequestMessages, Shaped},
     headers as names,
+    local_reply::Refusal,
 };
 use crate::{error::ResponseFlag, upstream::pool::Lease};
 
@@ -54,6 +56,21 @@ pub enum Broken {
     Aborted,
     /// What it sent as a body is none.
     Malformed,
+    /// Its trailers, over HTTP/2, have a name that is none.
+    BadTrailers,
+}
+
+impl Broken {
+    /// The answer to such a request, and what the access log says of it.
+    pub(super) fn refusal(self) -> Refusal {
+        let (body, details, flag) = match self {
+            // Nobody reads the answer; what is logged is that the client left.
+            Broken::Aborted => ("", "downstream_remote_disconnect", ResponseFlag::DownstreamConnectionTermination),
+            Broken::Malformed => ("Bad Request", "http1.codec_error", ResponseFlag::DownstreamProtocolError),
+            Broken::BadTrailers => ("", "http2.invalid.header.field", ResponseFlag::DownstreamProtocolError),
+        };
+        Refusal::new(StatusCode::BAD_REQUEST, body, details).flag(flag).closing()
+    }
 }
 
 /// The framing of a body is wrong.
@@ -185,7 +202,7 @@ fn poll_incoming(
                 } else if !trailers {
                     continue;
                 } else if frame.trailers_ref().is_some_and(names::has_bad_name) {
-                    let _ = progress.broken.set(Broken::Malformed);
+                    let _ = progress.broken.set(Broken::BadTrailers);
                     return Poll::Ready(Some(Err(RequestBodyError::Trailers)));
                 }
                 if inner.is_end_stream() {

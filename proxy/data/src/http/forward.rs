@@ -201,10 +201,8 @@ pub(super) async fn forward(
             return match exchange.progress.as_ref().and_then(|progress| progress.broken()) {
                 // Dropping the exchange records that the client left.
                 Some(Broken::Aborted) => Err(Unanswered("the client ended it")),
-                Some(Broken::Malformed) => {
-                    let refusal = Refusal::new(StatusCode::BAD_REQUEST, "Bad Request", "http1.codec_error")
-                        .flag(ResponseFlag::DownstreamProtocolError);
-                    Ok(reply(exchange, head, Some(matched), refusal.closing()))
+                Some(broken @ (Broken::Malformed | Broken::BadTrailers)) => {
+                    Ok(reply(exchange, head, Some(matched), broken.refusal()))
                 }
                 None => Ok(fail(exchange, head, matched, &cluster, failure)),
             };

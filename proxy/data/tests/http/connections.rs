@@ -94,6 +94,32 @@ async fn http2_goes_in_and_out() {
     serve.abort();
 }
 
+/// A name with a quote in it, which is none: h2 lets it through.
+#[tokio::test]
+async fn trailers_that_are_none_break_the_request_and_not_its_connection() {
+    let upstream = Upstream::new().await;
+    let proxy = start(Setup::new(upstream.address())).await;
+    let stream = TcpStream::connect(proxy.address).await.unwrap();
+    let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+    let driving = tokio::spawn(connection);
+    let mut sender = sender.ready().await.unwrap();
+    let request = http::Request::post("http://example.com/").body(()).unwrap();
+    let (response, mut body) = sender.send_request(request, false).unwrap();
+    let mut server = upstream.accept().await;
+    assert!(server.head().await.starts_with("POST / HTTP/1.1\r\n"));
+    let name = http::HeaderName::from_lowercase(b"x-a\"b").unwrap();
+    body.send_trailers([(name, http::HeaderValue::from_static("1"))].into_iter().collect()).unwrap();
+    assert_eq!(response.await.unwrap().status(), 400);
+    while server.read().await > 0 {}
+    assert!(!String::from_utf8_lossy(&server.rest).contains("\r\n\r\n"), "the upstream saw the request's end");
+
+    let mut sender = sender.ready().await.unwrap();
+    let request = http::Request::get("http://example.com/direct").body(()).unwrap();
+    let (response, _) = sender.send_request(request, true).unwrap();
+    assert_eq!(response.await.unwrap().status(), 200);
+    driving.abort();
+}
+
 /// The way to the upstream is cut: nothing comes back, and nothing says that the connection is of no use.
 #[tokio::test]
 async fn a_silent_http2_connection_gets_no_further_requests() {

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Instant};
 use http::{StatusCode, Version};
 
 use super::super::{
-    body::{Broken, Hold, Inbound, Progress},
+    body::{Hold, Inbound, Progress},
     exchange::Exchange,
     head::Head,
     local_reply::Refusal,
@@ -69,15 +69,7 @@ pub(super) async fn hold(
     match held {
         Hold::Whole => Ok(true),
         Hold::TooLong => Ok(false),
-        Hold::Broken(Broken::Malformed) => {
-            let refusal = Refusal::new(StatusCode::BAD_REQUEST, "Bad Request", "http1.codec_error");
-            Err(refusal.flag(ResponseFlag::DownstreamProtocolError).closing())
-        }
-        // Nobody reads the answer; what is logged is that the client left.
-        Hold::Broken(Broken::Aborted) => {
-            let refusal = Refusal::new(StatusCode::BAD_REQUEST, "", "downstream_remote_disconnect");
-            Err(refusal.flag(ResponseFlag::DownstreamConnectionTermination).closing())
-        }
+        Hold::Broken(broken) => Err(broken.refusal()),
         Hold::Idle => {
             exchange.manager.stats.downstream_rq_idle_timeout().inc();
             let refusal = Refusal::new(StatusCode::REQUEST_TIMEOUT, "stream timeout", "stream_idle_timeout");
