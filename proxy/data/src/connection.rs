@@ -197,23 +197,37 @@ fn place(listener: &Listener) -> Option<worker::Place> {
 pub(crate) async fn serve(socket: Socket, accepted_by: ListenerId, panics: PanicCount) {
     let _panics = panics;
     // Boxed, and gone when it is done: a connection may live for days, and to be let in takes several times the memory of being served.
-    let Some(arrived) = Box::pin(arrive(socket, accepted_by)).await else { return };
-    let Arrived { io, connection, chain, early, counted, place: _place, registered: _registered } = arrived;
-    let mut outcome = Outcome::default();
-    match &chain.terminal {
-        Terminal::Http(_) => Box::pin(http::connection::serve(io, connection.clone(), chain.clone())).await,
+    let Some(Arrived { io, connection, chain, early, counted, place: _place, registered: _registered }) =
+        Box::pin(arrive(socket, accepted_by)).await
+    else {
+        return;
+    };
+    let outcome = match &chain.terminal {
+        Terminal::Http(_) => {
+            Box::pin(http::connection::serve(io, connection.clone(), chain.clone())).await;
+            None
+        }
         Terminal::Tcp(tcp) => {
             let tcp = tcp.clone();
             drop(chain);
             // Boxed like the others: what one kind of connection needs, the other kinds do not carry.
-            outcome = Box::pin(tcp::proxy::serve(io, &connection, &tcp, early)).await;
+            Some(Box::pin(tcp::proxy::serve(io, &connection, &tcp, early)).await)
         }
-        Terminal::DirectResponse(bytes) => Box::pin(ends::answer(io, bytes.clone(), &connection)).await,
-        Terminal::Echo => Box::pin(ends::echo(io, &connection)).await,
-        Terminal::Close => drop(io),
-    }
+        Terminal::DirectResponse(bytes) => {
+            Box::pin(ends::answer(io, bytes.clone(), &connection)).await;
+            None
+        }
+        Terminal::Echo => {
+            Box::pin(ends::echo(io, &connection)).await;
+            None
+        }
+        Terminal::Close => {
+            drop(io);
+            None
+        }
+    };
     drop(counted);
-    finish(&connection, &outcome, &worker::snapshot());
+    finish(&connection, &outcome.unwrap_or_default(), &worker::snapshot());
 }
 
 /// A connection that was let in.

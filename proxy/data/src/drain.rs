@@ -78,6 +78,11 @@ impl Watch {
         self.reached(Phase::Closing).await;
     }
 
+    /// Waits until the connection is further than in `phase`; at once if there is nothing further.
+    pub fn after(&self, phase: Phase) -> impl Future<Output = ()> {
+        self.reached(if phase == Phase::Open { Phase::Draining } else { Phase::Closing })
+    }
+
     async fn reached(&self, wanted: Phase) {
         loop {
             // Made before the look: a change between the two completes it.

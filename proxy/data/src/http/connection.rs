@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     connection::Connection,
+    drain::Phase,
     error::ResponseFlag,
     io::DownstreamIo,
     model::{
@@ -40,7 +41,8 @@ pub async fn serve(io: DownstreamIo, connection: Arc<Connection>, chain: Arc<Fil
     let manager = manager.clone();
     let _counted = Counted::new(&manager, connection.tls.is_some());
     let life = Arc::new(Life::default());
-    let (io, http2) = match choose_codec(io, &manager, &connection, &life).await {
+    // Boxed, as is all that is over before the connection rests or that only some connections need: the rest of it stays for as long as the connection.
+    let (mut io, http2) = match Box::pin(choose_codec(io, &manager, &connection, &life)).await {
         Ok(chosen) => chosen,
         Err(_) => {
             manager.stats.downstream_cx_destroy_remote().inc();
@@ -49,11 +51,17 @@ pub async fn serve(io: DownstreamIo, connection: Arc<Connection>, chain: Arc<Fil
     };
     let (served, active) = if http2 {
         let _counted = CountedCodec::new(&manager, true);
-        // Boxed: hyper's state of an HTTP/2 connection is large, and an idle HTTP/1 connection has none.
         Box::pin(serve_http2(io, &connection, chain, &manager, &life)).await
     } else {
         let _counted = CountedCodec::new(&manager, false);
-        serve_http1(io, &connection, chain, &manager, &life).await
+        loop {
+            let ended = Box::pin(serve_requests(io, &connection, chain.clone(), &manager, &life)).await;
+            let Some(stream) = life.wakes() else { break ended };
+            match rest(stream, &connection, &manager, &life).await {
+                Some(awake) => io = awake,
+                None => break (Ok(()), false),
+            }
+        }
     };
     with_pools(|pools| pools.forget_client(connection.id));
     // Streams that are dropped from now on were not reset one by one.
@@ -109,47 +117,44 @@ fn record_refusal(refused: Refused, connection: &Arc<Connection>, manager: &Arc<
     exchange.complete();
 }
 
-/// How it ended, and whether a request was being served then.
-async fn serve_http1(
-    mut io: Wire,
-    connection: &Arc<Connection>,
-    chain: Arc<FilterChain>,
-    manager: &Arc<HttpConnectionManager>,
-    life: &Arc<Life>,
-) -> (hyper::Result<()>, bool) {
-    loop {
-        // Boxed, and gone before the connection rests: its buffers are most of what a connection costs.
-        let ended = Box::pin(serve_requests(io, connection, chain.clone(), manager, life)).await;
-        let Some(stream) = life.wakes() else { return ended };
-        match rest(stream, connection, manager, life).await {
-            Some(awake) => io = awake,
-            None => return (Ok(()), false),
-        }
-    }
-}
-
-/// Waits for the next request of a connection that rests; `None` if it has ended.
+/// Waits for the next request of a connection that rests; `None` if it has ended. What this holds is most of what such a connection costs.
 async fn rest(
-    mut stream: DownstreamIo,
+    mut stream: Box<DownstreamIo>,
     connection: &Arc<Connection>,
     manager: &Arc<HttpConnectionManager>,
     life: &Arc<Life>,
 ) -> Option<Wire> {
     let _counted = Resting::new();
-    let mut first = [0; 64];
-    tokio::select! {
-        biased;
-        read = stream.read(&mut first) => match read {
-            Ok(n) if n > 0 => {
-                let seen = first.get(..n).unwrap_or_default().to_vec();
-                return Some(Wire::new(stream, seen, manager.stats.clone(), life));
+    let mut first = [0; 8];
+    loop {
+        let phase = connection.drain.phase();
+        if phase == Phase::Closing {
+            return None;
+        }
+        let next = match life.next_end(connection, manager, Instant::now()) {
+            Ok(next) => next,
+            Err(end) => {
+                end.count(manager);
+                break;
             }
-            Ok(_) | Err(_) => life.peer_closes(),
-        },
-        end = life.end(connection, manager, false) => end.count(manager),
-        () = connection.drain.closing() => return None,
+        };
+        tokio::select! {
+            biased;
+            read = stream.read(&mut first) => match read {
+                Ok(n) if n > 0 => {
+                    let seen = first.get(..n).unwrap_or_default().to_vec();
+                    return Some(Wire::new(*stream, seen, manager.stats.clone(), life));
+                }
+                Ok(_) | Err(_) => {
+                    life.peer_closes();
+                    break;
+                }
+            },
+            () = tokio::time::sleep_until(next.into()) => {}
+            () = connection.drain.after(phase) => {}
+        }
     }
-    let _ = tokio::time::timeout(LINGER, stream.shutdown()).await;
+    let _ = Box::pin(tokio::time::timeout(LINGER, stream.shutdown())).await;
     None
 }
 

@@ -54,7 +54,7 @@ pub struct Life {
     settled: AtomicU32,
     /// hyper is to be taken away from the connection, and what it holds of it comes here.
     resting: AtomicBool,
-    rested: Mutex<Option<DownstreamIo>>,
+    rested: Mutex<Option<Box<DownstreamIo>>>,
 }
 
 /// There is something of a request.
@@ -201,12 +201,12 @@ impl Life {
     /// Takes the stream of a connection that rests.
     pub fn left_behind(&self, io: DownstreamIo) {
         if self.resting.load(Relaxed) {
-            *self.rested.lock() = Some(io);
+            *self.rested.lock() = Some(Box::new(io));
         }
     }
 
     /// The stream that was left behind.
-    pub fn wakes(&self) -> Option<DownstreamIo> {
+    pub fn wakes(&self) -> Option<Box<DownstreamIo>> {
         self.resting.store(false, Relaxed);
         self.settled.store(UNSETTLED, Relaxed);
         self.rested.lock().take()
@@ -239,28 +239,42 @@ impl Life {
         .await;
     }
 
+    /// When to look again whether the connection has been idle, or has lived, for too long; the error is that it has.
+    pub fn next_end(
+        &self,
+        connection: &Connection,
+        manager: &HttpConnectionManager,
+        now: Instant,
+    ) -> Result<Instant, End> {
+        let oldest = manager.timeouts.max_connection.map(|limit| connection.start + limit);
+        let draining = connection.drain.is_draining();
+        if draining && self.active.load(Relaxed) == 0 && now.duration_since(*self.idle_since.lock()) >= DRAIN_IDLE {
+            return Err(End::Drain);
+        }
+        let idle = manager.timeouts.idle.map(|limit| match self.active.load(Relaxed) {
+            0 => *self.idle_since.lock() + limit,
+            _ => now + limit,
+        });
+        let next = match (idle, oldest) {
+            (_, Some(oldest)) if oldest <= now => return Err(End::Old),
+            (Some(idle), _) if idle <= now && self.active.load(Relaxed) == 0 => return Err(End::Idle),
+            (Some(idle), Some(oldest)) => idle.min(oldest),
+            (Some(one), None) | (None, Some(one)) => one,
+            (None, None) => now + LONG,
+        };
+        Ok(if draining { next.min(now + DRAIN_IDLE) } else { next })
+    }
+
     /// Resolves when the connection has been idle, or has lived, for too long; with `rests` also when it has nothing to do for a moment. Re-arms itself by
     /// looking at what happened meanwhile, so that a request costs no timer.
     pub async fn end(&self, connection: &Connection, manager: &HttpConnectionManager, rests: bool) -> End {
-        let oldest = manager.timeouts.max_connection.map(|limit| connection.start + limit);
         loop {
             let now = Instant::now();
             let draining = connection.drain.is_draining();
-            if draining && self.active.load(Relaxed) == 0 && now.duration_since(*self.idle_since.lock()) >= DRAIN_IDLE {
-                return End::Drain;
-            }
-            let idle = manager.timeouts.idle.map(|limit| match self.active.load(Relaxed) {
-                0 => *self.idle_since.lock() + limit,
-                _ => now + limit,
-            });
-            let next = match (idle, oldest) {
-                (_, Some(oldest)) if oldest <= now => return End::Old,
-                (Some(idle), _) if idle <= now && self.active.load(Relaxed) == 0 => return End::Idle,
-                (Some(idle), Some(oldest)) => idle.min(oldest),
-                (Some(one), None) | (None, Some(one)) => one,
-                (None, None) => now + LONG,
+            let next = match self.next_end(connection, manager, now) {
+                Ok(next) => next,
+                Err(end) => return end,
             };
-            let next = if draining { next.min(now + DRAIN_IDLE) } else { next };
             let next = match *self.idle_since.lock() + REST {
                 _ if !rests => next,
                 _ if self.is_active() => next.min(now + BUSY),
