@@ -12,5 +12,15 @@ if ! command -v valgrind >/dev/null 2>&1; then
     echo "valgrind is not installed: scripts/setup.sh valgrind says why"
     exit 75
 fi
+# What can be told before anything is built; the program itself compares the rest.
+made_with=$(sed -n 's/^# made with: //p' benches/instructions.tsv 2>/dev/null || true)
+if [[ " $* " != *" --bless "* ]]; then
+    for tool in "$(rustc --version)" "$(valgrind --version)"; do
+        if [[ "$made_with" != *"$tool"* ]]; then
+            echo "the baseline was made with $made_with; here is $tool, whose instructions cannot be compared with it"
+            exit 75
+        fi
+    done
+fi
 cargo build --profile instructions --locked -p shika-proxy -p shika-benches
 exec target/instructions/shika-benches-instructions check "$@"

@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context, bail};
 
 use super::{
+    baseline::TOLERANCE,
     callgrind::Output,
     load::{self, Load},
     upstream::Upstream,
@@ -34,7 +35,13 @@ pub struct Proxied {
     pub upstream: Upstream,
     /// A text in the bootstraps, and what stands in its place.
     pub edit: Option<(&'static str, &'static str)>,
+    /// Most by which it may exceed its baseline.
+    pub tolerance: f64,
 }
+
+/// For what depends on how fast the machine is beside the instructions: how many seconds' worth of clocks and counters a turn sees, in how many pieces the
+/// kernel hands a body over. Between two runs of one build up to 8 % were seen.
+const LOOSE: f64 = 0.15;
 
 macro_rules! bootstrap {
     ($name:literal) => {
@@ -49,6 +56,7 @@ const ONE_HOP: Proxied = Proxied {
     turns: 500,
     upstream: Upstream::Http1 { body: 2 },
     edit: None,
+    tolerance: TOLERANCE,
 };
 
 const PAIR_TCP: Proxied = Proxied {
@@ -58,14 +66,21 @@ const PAIR_TCP: Proxied = Proxied {
     turns: 1_000,
     upstream: Upstream::Echo,
     edit: None,
+    tolerance: TOLERANCE,
 };
 
 /// All scenarios of this kind; pairs speak mutual TLS with each other.
 pub const SCENARIOS: &[Proxied] = &[
-    Proxied { name: "page of 1,000 clusters", load: Load::Metrics, turns: 2, ..ONE_HOP },
+    Proxied { name: "page of 1,000 clusters", load: Load::Metrics, turns: 2, tolerance: LOOSE, ..ONE_HOP },
     Proxied { name: "start: one of 1,000 clusters", load: Load::Cluster, turns: 1_000, ..ONE_HOP },
     ONE_HOP,
-    Proxied { name: "proxy: HTTP/1.1, 64 KiB", upstream: Upstream::Http1 { body: 64 << 10 }, turns: 200, ..ONE_HOP },
+    Proxied {
+        name: "proxy: HTTP/1.1, 64 KiB",
+        upstream: Upstream::Http1 { body: 64 << 10 },
+        turns: 200,
+        tolerance: LOOSE,
+        ..ONE_HOP
+    },
     Proxied { name: "proxy: HTTP/1.1, new connection", load: Load::Http1Fresh, turns: 200, ..ONE_HOP },
     Proxied {
         name: "proxy: HTTP/2",
