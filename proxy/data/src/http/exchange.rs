@@ -71,6 +71,8 @@ pub struct Exchange {
     pub progress: Option<Arc<Progress>>,
     /// Body bytes sent to the downstream.
     pub bytes_sent: u64,
+    /// Behind its upgrade. Of its body, `progress` counts.
+    pub bytes_received: u64,
     /// Who asks, as far as `x-forwarded-for` is trusted.
     pub remote: Option<SocketAddr>,
     /// The request has more to come that nobody reads: a body, or what follows an upgrade.
@@ -225,6 +227,7 @@ impl Exchange {
             response_start: None,
             progress: None,
             bytes_sent: 0,
+            bytes_received: 0,
             unfinished: false,
             keep_alive: false,
             grpc: false,
@@ -351,7 +354,7 @@ impl Exchange {
             },
             response_start: self.response_start,
             duration,
-            bytes_received: self.progress.as_ref().map_or(0, |progress| progress.bytes()),
+            bytes_received: self.bytes_received + self.progress.as_ref().map_or(0, |progress| progress.bytes()),
             bytes_sent: self.bytes_sent,
             route: self.route.as_deref(),
             virtual_host: self.virtual_host.as_deref(),

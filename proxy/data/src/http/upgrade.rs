@@ -153,8 +153,9 @@ pub(super) fn granted(
     Response::from_parts(parts, ResponseBody::EMPTY)
 }
 
-/// Copies bytes between the two sides once both have left HTTP. As in Envoy, the upstream's end is the tunnel's. The exchange and the lease live as long as the copy. A downstream connection over HTTP/1 waits
-/// for it, one over HTTP/2 counts it as a request under way.
+/// Copies bytes between the two sides once both have left HTTP. As in Envoy, the upstream's end is the tunnel's, and so is that of a client over HTTP/1:
+/// whatever it has said before still goes through. The exchange and the lease live as long as the copy. A downstream connection over HTTP/1 waits for it,
+/// one over HTTP/2 counts it as a request under way.
 fn splice(client: Client, server: OnUpgrade, mut exchange: Box<Exchange>, lease: Lease, limits: &Limits) {
     exchange.manager.stats.downstream_cx_upgrades_active().inc();
     let Client { upgrade: client, life, .. } = client;
@@ -164,12 +165,20 @@ fn splice(client: Client, server: OnUpgrade, mut exchange: Box<Exchange>, lease:
     let (until, idle) = (limits.tunnel_end(), limits.idle);
     let versions = (exchange.version, lease.protocol());
     let task = tokio::spawn(async move {
+        let mut left = false;
         if let (Ok(client), Ok(server)) = tokio::join!(client, server) {
             let mut client = Side::new(client, versions.0 == Version::HTTP_2);
             let mut server = Side::new(server, versions.1 == Protocol::Http2);
-            let limits = copy::Limits { idle, until: until.map(|(at, _)| at.into()), upstream_ends: true };
+            let limits = copy::Limits {
+                idle,
+                until: until.map(|(at, _)| at.into()),
+                upstream_ends: true,
+                downstream_ends: whole,
+            };
             let (copied, end) = both_ways(&mut client, &mut server, limits, &exchange.connection.drain).await;
-            exchange.bytes_sent = copied.to_downstream;
+            (exchange.bytes_sent, exchange.bytes_received) = (copied.to_downstream, copied.to_upstream);
+            left =
+                whole && matches!(end, End::Finished(copy::Side::Downstream) | End::Failed(copy::Side::Downstream, _));
             drop(server);
             if whole && matches!(end, End::Finished(_)) {
                 // A connection that is closed with something unread is reset, and what was sent over it may be lost.
@@ -182,8 +191,11 @@ fn splice(client: Client, server: OnUpgrade, mut exchange: Box<Exchange>, lease:
             }
         }
         exchange.manager.stats.downstream_cx_upgrades_active().dec();
-        exchange.complete();
-        drop((lease, active));
+        // Dropping the exchange records that the client left.
+        if !left {
+            exchange.complete();
+        }
+        drop((exchange, lease, active));
     });
     if whole {
         *connection.upgrade.lock() = Some(task);

@@ -65,6 +65,8 @@ pub struct Limits {
     pub until: Option<Instant>,
     /// Once the upstream's end is passed on, nothing more is expected of the downstream.
     pub upstream_ends: bool,
+    /// The same for the downstream's end.
+    pub downstream_ends: bool,
 }
 
 /// Is told of every byte that was passed on.
@@ -135,7 +137,9 @@ where
             (_, true) => first = first.or(Some(Side::Upstream)),
             (false, false) => {}
         }
-        if let (Some(first), true) = (first, to_down.is_ready() && (to_up.is_ready() || limits.upstream_ends)) {
+        let (up_over, down_over) = (to_up.is_ready(), to_down.is_ready());
+        let over = (up_over && (down_over || limits.downstream_ends)) || (down_over && limits.upstream_ends);
+        if let (Some(first), true) = (first, over) {
             return Poll::Ready(End::Finished(first));
         }
         if watch.is_some_and(|watch| watch.poll(cx, Phase::Closing).is_ready()) {

@@ -29,7 +29,7 @@ fn pattern(length: usize) -> Vec<u8> {
 }
 
 fn unlimited() -> Limits {
-    Limits { idle: None, until: None, upstream_ends: false }
+    Limits { idle: None, until: None, upstream_ends: false, downstream_ends: false }
 }
 
 #[tokio::test]
@@ -100,11 +100,35 @@ async fn the_end_of_the_upstream_is_the_end_where_that_is_asked_for() {
     assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
 }
 
+#[tokio::test]
+async fn the_end_of_the_downstream_is_the_end_where_that_is_asked_for() {
+    let (mut client, mut down) = duplex(64);
+    let (mut up, mut server) = duplex(64);
+    let limits = Limits { upstream_ends: true, downstream_ends: true, ..unlimited() };
+    let copying = tokio::spawn(async move { copy(&mut down, &mut up, limits, None, &mut Copied::default()).await });
+    // More than the pipes hold, to a server that says nothing: all of it arrives before the end does.
+    let said = vec![7; 1000];
+    let sent = said.clone();
+    let (_, heard) = tokio::join!(
+        async {
+            client.write_all(&sent).await.unwrap();
+            client.shutdown().await.unwrap();
+        },
+        async {
+            let mut heard = Vec::new();
+            server.read_to_end(&mut heard).await.unwrap();
+            heard
+        }
+    );
+    assert_eq!(heard, said);
+    assert!(matches!(copying.await.unwrap(), End::Finished(Side::Downstream)));
+}
+
 #[tokio::test(start_paused = true)]
 async fn idle_counts_from_the_last_byte_in_either_direction() {
     let (mut client, mut down) = duplex(64);
     let (mut up, mut server) = duplex(64);
-    let limits = Limits { idle: Some(Duration::from_secs(10)), until: None, upstream_ends: false };
+    let limits = Limits { idle: Some(Duration::from_secs(10)), ..unlimited() };
     let begin = Instant::now();
     let copying = tokio::spawn(async move { copy(&mut down, &mut up, limits, None, &mut Copied::default()).await });
     let mut byte = [0];
@@ -129,7 +153,7 @@ async fn a_connection_lives_no_longer_than_it_may() {
     let limits = Limits {
         idle: Some(Duration::from_secs(100)),
         until: Some(Instant::now() + Duration::from_secs(5)),
-        upstream_ends: false,
+        ..unlimited()
     };
     let begin = Instant::now();
     assert!(matches!(copy(&mut down, &mut up, limits, None, &mut Copied::default()).await, End::MaxDuration));

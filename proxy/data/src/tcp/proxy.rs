@@ -177,6 +177,7 @@ async fn splice(
         idle: proxy.idle_timeout,
         until: proxy.max_duration.map(|limit| Instant::from_std(connection.start) + limit),
         upstream_ends: false,
+        downstream_ends: false,
     };
     if !greeting.is_empty() && pass_on(io, &greeting, connection).await.is_ok() {
         meter.to_downstream(greeting.len());
