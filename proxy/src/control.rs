@@ -66,6 +66,8 @@ pub struct Control {
     documents: Documents,
     credentials: Credentials,
     health: Health,
+    /// [`shika_xds::Compiler::revision`] that has been followed up.
+    followed: Option<u64>,
     /// SIGUSR2 came: connections drain already.
     drained: bool,
     /// Connections at rest when the heap was last given back for them, less those that have ended since.
@@ -90,6 +92,7 @@ impl Control {
             documents: Documents::default(),
             credentials,
             health: Health::default(),
+            followed: None,
             drained: false,
             resting: 0,
             started: false,
@@ -252,10 +255,13 @@ impl Control {
     /// What has to be asked for after a change: names, files, resources.
     fn follow_up(&mut self) {
         let compiler = self.state.compiler.borrow();
-        self.resolver.update(compiler.dns_targets());
-        self.files.watch(compiler.wanted_files());
-        self.health.check(compiler.health_targets());
-        self.subscriptions.want(&compiler);
+        // Endpoints come many times as often as anything that changes what is asked for.
+        if self.followed.replace(compiler.revision()) != Some(compiler.revision()) {
+            self.resolver.update(compiler.dns_targets());
+            self.files.watch(compiler.wanted_files());
+            self.health.check(compiler.health_targets());
+            self.subscriptions.want(&compiler);
+        }
         let initialized = compiler.initialized();
         drop(compiler);
         if initialized && !self.state.initialized.replace(true) {
@@ -279,7 +285,12 @@ impl Control {
     /// Builds, binds and publishes what changed; returns the listeners that could not be bound.
     async fn publish(&mut self) -> Vec<Reject> {
         let mut rejects = Vec::new();
-        let Some(mut plan) = self.state.compiler.borrow_mut().build() else { return rejects };
+        // Not in the `else`: what is borrowed there is borrowed for as long as it takes.
+        let plan = self.state.compiler.borrow_mut().build();
+        let Some(mut plan) = plan else {
+            self.workers.endpoints_changed().await;
+            return rejects;
+        };
         let mut bound: Vec<BoundListener> = Vec::new();
         let mut unbind: BTreeSet<ListenerId> = BTreeSet::new();
         loop {

@@ -81,7 +81,7 @@ impl Compiler {
         }
         // Worked out once per response: what it brings does not change what is wanted, and a first push may bring ten thousand.
         let wanted = match kind {
-            type_url::CLUSTER | type_url::LISTENER => None,
+            type_url::CLUSTER | type_url::LISTENER | type_url::ENDPOINT => None,
             _ => Some(self.names(kind)),
         };
         let mut seen: BTreeSet<String> = BTreeSet::new();
@@ -102,7 +102,9 @@ impl Compiler {
             };
             let outcome = if !seen.insert(name.clone()) {
                 Err(vec![Fault::new("name", format!("duplicate {} {name} found", crate::reject::short_type(kind)))])
-            } else if wanted.as_ref().is_some_and(|wanted| !wanted.contains(name.as_str())) {
+            } else if wanted.as_ref().is_some_and(|wanted| !wanted.contains(name.as_str()))
+                || (kind == type_url::ENDPOINT && !self.clusters.ask_for(&name))
+            {
                 Ok(Outcome::Unwanted)
             } else {
                 self.one(kind, &name, &resource, now)
@@ -148,8 +150,7 @@ impl Compiler {
         match kind {
             // Those that are accepted are counted where they are put to use.
             type_url::ENDPOINT if !accepted => {
-                let states = self.clusters.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
-                for state in states.filter(|state| state.compiled.eds.as_ref().is_some_and(|(eds, _)| **eds == *name)) {
+                for state in self.clusters.that_ask_for(name) {
                     if let Some(eds) = &state.compiled.eds_stats {
                         subscription::endpoints(&state.compiled.cluster.stats, eds, version, accepted, took);
                     }
@@ -245,7 +246,8 @@ impl Compiler {
         let store = self.store.of_mut(kind);
         store.errors.remove(name);
         store.dynamic.insert(name.to_owned(), Stored { warming, ..stored });
-        self.changed = true;
+        // Endpoints are in force already, on every worker; only what waits may have got what it waits for.
+        self.changed |= kind != type_url::ENDPOINT || self.clusters.waiting().next().is_some();
         Ok(Outcome::Changed)
     }
 
@@ -253,11 +255,12 @@ impl Compiler {
         let store = self.store.of_mut(kind);
         store.errors.remove(name);
         match kind {
-            type_url::CLUSTER => match self.clusters.get_mut(name) {
+            type_url::CLUSTER => match self.clusters.slot(name) {
                 Some(slot) if !slot.fixed => {
                     store.dynamic.remove(name);
                     self.stats.clusters.cluster_removed().inc();
                     self.clusters.remove(name);
+                    self.asks_changed();
                     self.changed = true;
                     true
                 }
@@ -268,6 +271,8 @@ impl Compiler {
                     store.dynamic.remove(name);
                     self.stats.listeners.listener_removed().inc();
                     (slot.active, slot.warming) = (None, None);
+                    self.waiting_listeners.remove(name);
+                    self.asks_changed();
                     self.changed = true;
                     true
                 }
@@ -280,24 +285,24 @@ impl Compiler {
 
     /// Takes a cluster.
     pub(crate) fn cluster_update(&mut self, from: &clusters::Cluster, fixed: bool, now: Instant) -> Compiled<()> {
-        let compiled = self.with_context(&|_| true, |context, _| cluster::cluster(context, from))?;
+        let compiled = self.with_context(|context, _| cluster::cluster(context, from))?;
         for tls in &compiled.tls {
             let context =
                 tls.build(&self.secrets).map_err(|reason| Fault::new("transport_socket.typed_config", reason))?;
             tls.handle.context.store(context);
         }
         let name = compiled.cluster.name.clone();
-        let slot = self.clusters.entry(name).or_default();
-        let existed = slot.active.is_some();
-        slot.fixed = fixed;
-        let state = ClusterState::new(compiled, slot.warming.as_deref().or(slot.active.as_deref()), now);
-        if let Some((name, _)) = &state.compiled.eds
-            && let Some(assignment) = self.assignments.get(name)
-        {
-            let old = slot.active.as_ref().map(|old| old.compiled.cluster.endpoints.load_full());
+        let before = self.clusters.slot(&name);
+        let active = before.and_then(|slot| slot.active.as_deref());
+        let existed = active.is_some();
+        let latest = before.and_then(|slot| slot.warming.as_deref()).or(active);
+        let state = ClusterState::new(compiled, latest, now);
+        if let Some(assignment) = state.assignment().and_then(|name| self.assignments.get(name)) {
+            let old = active.map(|old| old.compiled.cluster.endpoints.load_full());
             state.assign(assignment, old.as_deref());
         }
-        slot.warming = Some(state);
+        self.clusters.accept(name, fixed, state);
+        self.asks_changed();
         let stats = &self.stats.clusters;
         if existed {
             stats.cluster_modified().inc()
@@ -325,8 +330,7 @@ impl Compiler {
             }
             None => (next, ChainIds::default(), Vec::new()),
         };
-        let known: BTreeSet<Arc<str>> = self.clusters.keys().cloned().collect();
-        let compiled = self.with_context(&|cluster| known.contains(cluster), |context, route_ids| {
+        let compiled = self.with_context(|context, route_ids| {
             listener::listener(context, from, id, &mut chain_ids, &old, &mut |chain, name| {
                 route_ids(match name {
                     Some(name) => RouteKey::Rds(name.into()),
@@ -365,6 +369,8 @@ impl Compiler {
             stats.listener_added().inc()
         }
         slot.warming = Some(ListenerState::new(compiled, Stored { warming: true, ..stored }, now));
+        self.waiting_listeners.insert(name.into());
+        self.asks_changed();
         Ok(())
     }
 
@@ -387,12 +393,10 @@ impl Compiler {
     fn assignment(&mut self, from: &ClusterLoadAssignment, name: &str, version: &str) -> Compiled<()> {
         let began = Instant::now();
         let assignment = endpoints::assignment(from, Names::Refused)?;
-        for state in self.clusters.values().flat_map(|slot| slot.active.iter().chain(&slot.warming)) {
-            if state.compiled.eds.as_ref().is_some_and(|(wanted, _)| &**wanted == name) {
-                state.assign(&assignment, None);
-                if let Some(eds) = &state.compiled.eds_stats {
-                    subscription::endpoints(&state.compiled.cluster.stats, eds, version, true, began.elapsed());
-                }
+        for state in self.clusters.that_ask_for(name) {
+            state.assign(&assignment, None);
+            if let Some(eds) = &state.compiled.eds_stats {
+                subscription::endpoints(&state.compiled.cluster.stats, eds, version, true, began.elapsed());
             }
         }
         self.assignments.insert(name.into(), assignment);
@@ -400,8 +404,7 @@ impl Compiler {
     }
 
     fn route_table(&mut self, from: &RouteConfiguration, name: &str) -> Compiled<()> {
-        let known: BTreeSet<Arc<str>> = self.clusters.keys().cloned().collect();
-        let table = self.with_context(&|cluster| known.contains(cluster), |context, route_ids| {
+        let table = self.with_context(|context, route_ids| {
             let id = route_ids(RouteKey::Rds(name.into()));
             route::table(context, from, id, false)
         })?;
@@ -443,7 +446,7 @@ impl Compiler {
         let uses =
             |secrets: BTreeSet<crate::compile::tls::SecretRef>| secrets.iter().any(|secret| &*secret.name == name);
         let mut contexts = Vec::new();
-        for state in self.clusters.values().flat_map(|slot| slot.active.iter().chain(&slot.warming)) {
+        for state in self.clusters.states() {
             for tls in &state.compiled.tls {
                 if uses(tls.secrets())
                     && let Some(context) = tls.build(&self.secrets)?
@@ -467,11 +470,10 @@ impl Compiler {
     /// Runs `compile` with all it reads and fills; the second argument gives ids of route tables.
     pub(crate) fn with_context<T>(
         &mut self,
-        cluster_exists: &dyn Fn(&str) -> bool,
         compile: impl FnOnce(&mut Context<'_>, &mut dyn FnMut(RouteKey) -> RouteTableId) -> Compiled<T>,
     ) -> Compiled<T> {
         let Secrets { fixed, dynamic: _ } = &self.secrets;
-        let runtime = &mut self.runtime;
+        let (runtime, clusters) = (&mut self.runtime, &self.clusters);
         let CompileOptions {
             hostname,
             concurrency: _,
@@ -491,7 +493,7 @@ impl Compiler {
             bind_source: self.bind_source,
             clusters: &mut self.cluster_ids,
             connection_limit: &mut |listener| runtime.limit(listener),
-            cluster_exists,
+            cluster_exists: &|name| clusters.contains(name),
             servers: &self.servers,
             static_secret_exists: &|name| fixed.contains_key(name),
         };

@@ -25,19 +25,15 @@ use shika_proto::type_url;
 
 pub use crate::update::*;
 use crate::{
-    bootstrap::{ApiConfig, Source},
-    compile::{
-        ClusterIds,
-        config_source::Servers,
-        endpoints::Assignment,
-        tls::{SecretRef, Secrets},
-    },
+    bootstrap::Source,
+    clusters::Clusters,
+    compile::{ClusterIds, config_source::Servers, endpoints::Assignment, tls::Secrets},
     harmless::HarmlessSeen,
     reject::Reject,
-    runtime::{Layer, Runtime},
+    runtime::Runtime,
     store::Store,
     subscription,
-    warm::{Arrived, ClusterSlot, ListenerSlot, Sockets},
+    warm::{Arrived, ListenerSlot, Sockets},
 };
 
 /// A type that arrives as a whole: CDS or LDS.
@@ -76,8 +72,12 @@ pub struct Compiler {
     /// `node.cluster` of the bootstrap.
     pub(crate) local_cluster: String,
     pub(crate) route_ids: HashMap<RouteKey, RouteTableId>,
-    pub(crate) clusters: BTreeMap<Arc<str>, ClusterSlot>,
+    pub(crate) clusters: Clusters,
     pub(crate) listeners: BTreeMap<Arc<str>, ListenerSlot>,
+    /// Listeners of which a version waits.
+    pub(crate) waiting_listeners: BTreeSet<Arc<str>>,
+    /// Listeners that the last plan has put in force: their slots hold what was there before.
+    replaced: Vec<Arc<str>>,
     pub(crate) assignments: HashMap<Arc<str>, Assignment>,
     pub(crate) tables: HashMap<Arc<str>, Arc<RouteTable>>,
     pub(crate) secrets: Secrets,
@@ -89,6 +89,10 @@ pub struct Compiler {
     pub(crate) stats: ManagerStats,
     /// Something is to be published.
     pub(crate) changed: bool,
+    /// See [`Self::revision`].
+    pub(crate) revision: u64,
+    /// The revision when last what nothing asks for was forgotten.
+    forgotten: u64,
     published: Arc<Snapshot>,
     initialized: bool,
 }
@@ -131,8 +135,10 @@ impl Compiler {
             servers: Servers::default(),
             local_cluster: String::new(),
             route_ids: HashMap::new(),
-            clusters: BTreeMap::new(),
+            clusters: Clusters::default(),
             listeners: BTreeMap::new(),
+            waiting_listeners: BTreeSet::new(),
+            replaced: Vec::new(),
             assignments: HashMap::new(),
             tables: HashMap::new(),
             secrets: Secrets::default(),
@@ -141,6 +147,8 @@ impl Compiler {
             cds: Whole::default(),
             lds: Whole::default(),
             changed: false,
+            revision: 1,
+            forgotten: 0,
             published: Arc::default(),
             initialized: false,
         }
@@ -148,11 +156,15 @@ impl Compiler {
 
     /// What to publish after changes; `None` if there is nothing new.
     pub fn build(&mut self) -> Option<Plan> {
-        for slot in self.listeners.values_mut() {
-            slot.previous = None;
+        for name in std::mem::take(&mut self.replaced) {
+            if let Some(slot) = self.listeners.get_mut(&name) {
+                slot.previous = None;
+            }
         }
         self.settle();
-        self.forget_unwanted();
+        if std::mem::replace(&mut self.forgotten, self.revision) != self.revision {
+            self.forget_unwanted();
+        }
         if !std::mem::take(&mut self.changed) {
             return None;
         }
@@ -183,7 +195,7 @@ impl Compiler {
         snapshot.clusters.resize_with(self.cluster_ids.len(), || None);
         snapshot.route_tables.resize_with(self.route_ids.len(), || None);
         snapshot.listeners.resize_with(self.listeners.len(), || None);
-        for state in self.clusters.values().filter_map(|slot| slot.active.as_ref()) {
+        for state in self.clusters.slots().filter_map(|slot| slot.active.as_ref()) {
             let cluster = &state.compiled.cluster;
             if let Some(place) = snapshot.clusters.get_mut(cluster.id.index()) {
                 *place = Some(cluster.clone());
@@ -207,36 +219,45 @@ impl Compiler {
     /// Puts in force what has all it needs.
     fn settle(&mut self) {
         let arrived = Arrived { assignments: &self.assignments, tables: &self.tables };
-        for (name, slot) in &mut self.clusters {
-            if slot.warming.as_ref().is_some_and(|state| state.waits_for(&arrived).is_empty()) {
-                slot.active = slot.warming.take();
-                self.store.warmed(type_url::CLUSTER, name);
-                self.changed = true;
+        let store = &mut self.store;
+        let mut promoted = self.clusters.promote(&arrived, |name| store.warmed(type_url::CLUSTER, name));
+        let (listeners, replaced) = (&mut self.listeners, &mut self.replaced);
+        self.waiting_listeners.retain(|name| {
+            let Some(slot) = listeners.get_mut(name) else { return false };
+            if slot.warming.as_ref().is_some_and(|state| !state.waits_for(&arrived).is_empty()) {
+                return true;
             }
+            slot.previous = Some((slot.active.take(), slot.bound.clone()));
+            slot.active = slot.warming.take();
+            replaced.push(name.clone());
+            store.warmed(type_url::LISTENER, name);
+            promoted = true;
+            false
+        });
+        if promoted {
+            self.changed = true;
+            self.asks_changed();
         }
-        for (name, slot) in &mut self.listeners {
-            if slot.warming.as_ref().is_some_and(|state| state.waits_for(&arrived).is_empty()) {
-                slot.previous = Some((slot.active.take(), slot.bound.clone()));
-                slot.active = slot.warming.take();
-                self.store.warmed(type_url::LISTENER, name);
-                self.changed = true;
-            }
-        }
-        let clusters_warm = self.clusters.values().all(|slot| slot.warming.is_none() || slot.active.is_some());
-        let listeners_warm = self.listeners.values().all(|slot| slot.warming.is_none() || slot.active.is_some());
+        let clusters_warm = self.clusters.waiting().all(|(_, slot)| slot.active.is_some());
+        let listeners_warm =
+            self.waiting_listeners.iter().filter_map(|name| self.listeners.get(name)).all(|slot| slot.active.is_some());
+        let before = (self.cds.settled, self.lds.settled);
         self.cds.settled |= (self.cds.arrived || self.cds.source.is_none()) && clusters_warm;
         self.lds.settled |= (self.lds.arrived || self.lds.source.is_none()) && listeners_warm && self.cds.settled;
+        if before != (self.cds.settled, self.lds.settled) {
+            self.asks_changed();
+        }
         self.initialized |= self.cds.settled && self.lds.settled;
     }
 
     fn warming(&self) -> Vec<Warming> {
         let arrived = Arrived { assignments: &self.assignments, tables: &self.tables };
-        let clusters = self.clusters.iter().filter_map(|(name, slot)| {
+        let clusters = self.clusters.waiting().filter_map(|(name, slot)| {
             let waits_for = slot.warming.as_ref()?.waits_for(&arrived);
             Some(Warming { type_url: type_url::CLUSTER, name: name.clone(), waits_for })
         });
-        let listeners = self.listeners.iter().filter_map(|(name, slot)| {
-            let waits_for = slot.warming.as_ref()?.waits_for(&arrived);
+        let listeners = self.waiting_listeners.iter().filter_map(|name| {
+            let waits_for = self.listeners.get(name)?.warming.as_ref()?.waits_for(&arrived);
             Some(Warming { type_url: type_url::LISTENER, name: name.clone(), waits_for })
         });
         clusters.chain(listeners).collect()
@@ -245,7 +266,8 @@ impl Compiler {
     fn count(&self, warming: &[Warming]) {
         let waiting = |type_url: &str| warming.iter().filter(|one| one.type_url == type_url).count() as u64;
         let clusters = &self.stats.clusters;
-        clusters.active_clusters().set(self.clusters.values().filter(|slot| slot.active.is_some()).count() as u64);
+        let inactive = self.clusters.waiting().filter(|(_, slot)| slot.active.is_none()).count();
+        clusters.active_clusters().set(self.clusters.len().saturating_sub(inactive) as u64);
         clusters.warming_clusters().set(waiting(type_url::CLUSTER));
         let listeners = &self.stats.listeners;
         listeners
@@ -256,9 +278,9 @@ impl Compiler {
 
     /// Drops what nothing asks for any more, so that it is taken anew when it is asked for again.
     fn forget_unwanted(&mut self) {
-        let wanted = self.names(type_url::ENDPOINT);
-        self.assignments.retain(|name, _| wanted.contains(name));
-        self.store.retain(type_url::ENDPOINT, |name| wanted.contains(name));
+        let clusters = &self.clusters;
+        self.assignments.retain(|name, _| clusters.ask_for(name));
+        self.store.retain(type_url::ENDPOINT, |name| clusters.ask_for(name));
         let wanted = self.names(type_url::ROUTE);
         self.tables.retain(|name, _| wanted.contains(name));
         self.store.retain(type_url::ROUTE, |name| wanted.contains(name));
@@ -277,6 +299,7 @@ impl Compiler {
     /// A listener of the last plan could not be bound: it is refused and the one before it, if any, is kept. Call [`Self::build`] again.
     pub fn bind_failed(&mut self, listener: ListenerId, reason: &str) -> Reject {
         self.changed = true;
+        self.asks_changed();
         self.stats.listeners.listener_create_failure().inc();
         let Some((name, slot)) = self.listeners.iter_mut().find(|(_, slot)| slot.id == listener) else {
             return Reject::new(type_url::LISTENER, "", "address", reason);
@@ -295,7 +318,7 @@ impl Compiler {
     pub fn tick(&mut self, now: Instant) -> bool {
         let due = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
         let mut any = false;
-        for state in self.clusters.values_mut().filter_map(|slot| slot.warming.as_mut()) {
+        for state in self.clusters.waiting_states() {
             // Names are looked up by the control thread, which answers with failures too: there is always an answer to wait for.
             if !state.timed_out && due(state.deadline) && (state.compiled.eds.is_some() || !state.secrets().is_empty())
             {
@@ -326,14 +349,14 @@ impl Compiler {
     pub fn next_tick(&self) -> Option<Instant> {
         let clusters = self
             .clusters
-            .values()
-            .filter_map(|slot| slot.warming.as_ref())
+            .waiting()
+            .filter_map(|(_, slot)| slot.warming.as_ref())
             .filter(|state| !state.timed_out && (state.compiled.eds.is_some() || !state.secrets().is_empty()))
             .filter_map(|state| state.deadline);
         let listeners = self
-            .listeners
-            .values()
-            .filter_map(|slot| slot.warming.as_ref())
+            .waiting_listeners
+            .iter()
+            .filter_map(|name| self.listeners.get(name)?.warming.as_ref())
             .filter(|state| !state.timed_out)
             .filter_map(|state| state.deadline);
         let wholes =
@@ -341,118 +364,11 @@ impl Compiler {
         clusters.chain(listeners).chain(wholes).min()
     }
 
-    /// Which resources of a type are wanted on the ADS stream now. LDS waits until the first CDS response is warm.
-    pub fn wanted(&self, type_url: &str) -> Wanted {
-        let ads = |source: &Source| matches!(source, Source::Ads { .. });
-        match type_url {
-            type_url::CLUSTER if self.cds.source.as_ref().is_some_and(ads) => Wanted::All,
-            type_url::LISTENER if self.cds.settled && self.lds.source.as_ref().is_some_and(ads) => Wanted::All,
-            type_url::ENDPOINT | type_url::ROUTE | type_url::SECRET | type_url::RUNTIME => {
-                Wanted::Names(self.sources(type_url).filter(|(_, source)| ads(source)).map(|(name, _)| name).collect())
-            }
-            _ => Wanted::None,
-        }
-    }
-
-    /// What is wanted now of servers of single types (`api_config_source`), by server and type; LDS waits as in [`Self::wanted`].
-    pub fn wanted_apis(&self) -> BTreeMap<(Arc<ApiConfig>, &'static str), Wanted> {
-        let mut wanted = BTreeMap::new();
-        for (type_url, whole) in [(type_url::CLUSTER, &self.cds), (type_url::LISTENER, &self.lds)] {
-            if let Some(Source::Api { api, .. }) = &whole.source
-                && (type_url == type_url::CLUSTER || self.cds.settled)
-            {
-                wanted.insert((api.clone(), type_url), Wanted::All);
-            }
-        }
-        for type_url in [type_url::ENDPOINT, type_url::ROUTE, type_url::SECRET, type_url::RUNTIME] {
-            for (name, source) in self.sources(type_url) {
-                let Source::Api { api, .. } = source else { continue };
-                let names = wanted.entry((api, type_url)).or_insert_with(|| Wanted::Names(BTreeSet::new()));
-                if let Wanted::Names(names) = names {
-                    names.insert(name);
-                }
-            }
-        }
-        wanted
-    }
-
-    /// Files to watch, with the type of what is in them.
-    pub fn wanted_files(&self) -> Vec<(String, Source)> {
-        let wholes = [(type_url::CLUSTER, &self.cds), (type_url::LISTENER, &self.lds)];
-        let mut files: Vec<(String, Source)> = wholes
-            .into_iter()
-            .filter_map(|(type_url, whole)| Some((type_url.to_owned(), whole.source.clone()?)))
-            .chain(
-                [type_url::ENDPOINT, type_url::ROUTE, type_url::SECRET, type_url::RUNTIME]
-                    .into_iter()
-                    .flat_map(|type_url| self.sources(type_url).map(move |(_, source)| (type_url.to_owned(), source))),
-            )
-            .filter(|(_, source)| matches!(source, Source::File { .. }))
-            .collect();
-        files.dedup();
-        files
-    }
-
-    /// Names of a type that are asked for, wherever from.
-    pub(crate) fn names(&self, type_url: &str) -> BTreeSet<Arc<str>> {
-        self.sources(type_url).map(|(name, _)| name).collect()
-    }
-
-    /// Everything that clusters and listeners, active and warming, ask for.
-    fn sources(&self, type_url: &str) -> Box<dyn Iterator<Item = (Arc<str>, Source)> + '_> {
-        let clusters = self.clusters.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
-        let listeners = self.listeners.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
-        match type_url {
-            type_url::ENDPOINT => Box::new(clusters.filter_map(|state| state.compiled.eds.clone())),
-            type_url::ROUTE => Box::new(
-                listeners.flat_map(|state| state.route_names()).map(|(name, source)| (name.clone(), source.clone())),
-            ),
-            type_url::RUNTIME => Box::new(self.runtime.layers.iter().filter_map(|layer| layer.rtds.clone())),
-            type_url::SECRET => {
-                let secrets: BTreeSet<SecretRef> = clusters
-                    .flat_map(|state| state.secrets())
-                    .chain(listeners.flat_map(|state| state.secrets()))
-                    .collect();
-                Box::new(secrets.into_iter().filter_map(|secret| Some((secret.name, secret.source?))))
-            }
-            _ => Box::new(std::iter::empty()),
-        }
-    }
-
-    /// The layers of runtime values, as they are now.
-    pub fn runtime_layers(&self) -> &[Layer] {
-        &self.runtime.layers
-    }
-
-    /// Clusters whose endpoints are to be checked: those that wait for it too.
-    pub fn health_targets(&self) -> Vec<Arc<Cluster>> {
-        let slots = self.clusters.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
-        slots.map(|state| &state.compiled.cluster).filter(|cluster| cluster.health.is_some()).cloned().collect()
-    }
-
-    /// Names to resolve.
-    pub fn dns_targets(&self) -> Vec<DnsTarget> {
-        let mut targets = Vec::new();
-        for state in self.clusters.values().filter_map(|slot| slot.warming.as_ref().or(slot.active.as_ref())) {
-            let Some(dns) = &state.compiled.dns else { continue };
-            for hostname in state.compiled.assignment.names().collect::<BTreeSet<_>>() {
-                targets.push(DnsTarget {
-                    cluster: state.compiled.cluster.name.clone(),
-                    hostname: hostname.into(),
-                    family: dns.family,
-                    refresh: dns.refresh,
-                    respect_ttl: dns.respect_ttl,
-                });
-            }
-        }
-        targets
-    }
-
     /// The addresses of a name; an empty list counts as an answer, `None` as a failure, which keeps what was there. Endpoints change at once. Returns
     /// whether a cluster was waiting for it: then there is something to [`Self::build`].
     pub fn set_dns(&mut self, cluster: &str, hostname: &str, addresses: Option<&[IpAddr]>) -> bool {
-        let Some(slot) = self.clusters.get_mut(cluster) else { return false };
-        if let Some(state) = slot.active.as_ref().or(slot.warming.as_ref()) {
+        let Some((mut active, warming)) = self.clusters.states_of(cluster) else { return false };
+        if let Some(state) = active.as_deref().or(warming.as_deref()) {
             let stats = &state.compiled.cluster.stats;
             stats.update_attempt().inc();
             match addresses {
@@ -460,15 +376,15 @@ impl Compiler {
                 None => stats.update_failure().inc(),
             }
         }
-        if let Some(state) = &mut slot.active {
+        if let Some(state) = &mut active {
             state.answer(hostname, addresses);
         }
-        slot.warming.as_mut().is_some_and(|state| state.answer(hostname, addresses))
+        warming.is_some_and(|state| state.answer(hostname, addresses))
     }
 
     /// The cluster of this name in force: the control plane's, for the ADS client.
     pub fn cluster(&self, name: &str) -> Option<Arc<Cluster>> {
-        self.clusters.get(name)?.active.as_ref().map(|state| state.compiled.cluster.clone())
+        self.clusters.slot(name)?.active.as_ref().map(|state| state.compiled.cluster.clone())
     }
 
     /// Static resources and the first responses of CDS and LDS are in force: the server is LIVE.

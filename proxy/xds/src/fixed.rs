@@ -146,7 +146,7 @@ impl Compiler {
     }
 
     fn static_cluster(&mut self, one: Cluster, now: Instant) -> Compiled<()> {
-        if self.clusters.contains_key(one.name.as_str()) {
+        if self.clusters.contains(one.name.as_str()) {
             return Err(Fault::new("name", format!("cluster manager: duplicate cluster '{}'", one.name)));
         }
         self.cluster_update(&one, true, now)?;
@@ -242,8 +242,8 @@ impl Compiler {
         if matches!(address, shika_data::model::listener::BindAddress::Udp(_)) {
             return Err(Fault::new("address.socket_address.protocol", "the admin interface needs TCP"));
         }
-        let access_log = self
-            .with_context(&|_| true, |context, _| access_log::access_logs(context, &from.access_log, "access_log"))?;
+        let access_log =
+            self.with_context(|context, _| access_log::access_logs(context, &from.access_log, "access_log"))?;
         Ok(Some(Admin { address, access_log }))
     }
 

@@ -12,8 +12,10 @@
 
 pub mod ads;
 mod apply;
+mod asked;
 pub mod bootstrap;
 pub mod client;
+mod clusters;
 mod compile;
 pub mod compiler;
 pub mod delta;

@@ -42,17 +42,6 @@ pub(crate) struct Arrived<'a> {
     pub tables: &'a HashMap<Arc<str>, Arc<RouteTable>>,
 }
 
-/// A cluster's versions.
-#[derive(Debug, Default)]
-pub(crate) struct ClusterSlot {
-    /// From the bootstrap: cannot be changed.
-    pub fixed: bool,
-    /// In force. Boxed, as the other: most slots hold one of the two.
-    pub active: Option<Box<ClusterState>>,
-    /// Waits.
-    pub warming: Option<Box<ClusterState>>,
-}
-
 /// One version of a cluster.
 #[derive(Debug)]
 pub(crate) struct ClusterState {
@@ -173,6 +162,11 @@ impl ClusterState {
             state.compiled.assignment = Assignment::default();
         }
         state
+    }
+
+    /// The assignment that it takes its endpoints from, where that comes by EDS.
+    pub fn assignment(&self) -> Option<&Arc<str>> {
+        self.compiled.eds.as_ref().map(|(name, _)| name)
     }
 
     /// Secrets that it needs.

@@ -254,6 +254,11 @@ pub(super) fn housekeep() {
     });
 }
 
+/// Closes upstream connections whose endpoint is gone.
+pub(super) fn let_go() {
+    LOCAL.with(|local| local.pools.borrow_mut().retain(&local.snapshot.borrow()));
+}
+
 /// Whether a cluster of the configuration detects outliers.
 pub(super) fn detects_outliers() -> bool {
     LOCAL.with(|local| !local.snapshot.borrow().0.outliers.is_empty())

@@ -58,6 +58,7 @@ struct Worker {
 #[derive(Debug)]
 enum Command {
     Publish(Published),
+    EndpointsChanged,
     Listen(ListenerId, Vec<Bound>),
     StopListening(ListenerId),
     Drain { scope: DrainScope, strategy: DrainStrategy, close_after: Option<Duration> },
@@ -99,6 +100,12 @@ impl Workers {
     pub async fn publish(&self, snapshot: Arc<Snapshot>) {
         let published = Published::new(snapshot);
         self.all(|_| Command::Publish(published.clone())).await;
+    }
+
+    /// Has every worker let go of connections to endpoints that are gone, when nothing else has changed. No request picks them any more, and each worker
+    /// would find them within a second.
+    pub async fn endpoints_changed(&self) {
+        self.all(|_| Command::EndpointsChanged).await;
     }
 
     /// Starts accepting on sockets that are already bound. Publish the listener first: a connection whose listener is not in the snapshot is closed.
@@ -223,6 +230,7 @@ async fn run(
                     ));
                 }
             }
+            Command::EndpointsChanged => local::let_go(),
             Command::Listen(id, sockets) => {
                 for socket in sockets {
                     let server = config.server.clone();

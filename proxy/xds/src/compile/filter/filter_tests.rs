@@ -1,10 +1,15 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::time::Instant;
+
 use http::StatusCode;
 use shika_data::model::http_filter::{AbortWith, LocalRateLimit as Limit};
 
 use super::*;
-use crate::compile::testing::{compiler, yaml};
+use crate::{
+    compile::testing::{compiler, yaml},
+    compiler::Compiler,
+};
 
 const GZIP: &str = "{ name: text, typed_config: { '@type': type.googleapis.com/envoy.extensions.compression.gzip.compressor.v3.Gzip } }";
 
@@ -13,9 +18,18 @@ fn typed(kind: &str, rest: &str) -> String {
     format!("{{ '@type': type.googleapis.com/envoy.extensions.filters.http.{kind}{comma}{rest} }}")
 }
 
+/// With the clusters that the filters here name.
+fn with_clusters() -> Compiler {
+    let mut compiler = compiler();
+    for name in ["service", "c"] {
+        compiler.cluster_update(&yaml(&format!("{{ name: {name}, type: STATIC }}")), true, Instant::now()).unwrap();
+    }
+    compiler
+}
+
 fn compiled(text: &str) -> Compiled<HttpFilter> {
     let from: proto::HttpFilter = yaml(text);
-    compiler().with_context(&|_| true, |context, _| filter(context, &from, "ingress"))
+    with_clusters().with_context(|context, _| filter(context, &from, "ingress"))
 }
 
 fn named(name: &str, config: &str) -> Compiled<HttpFilter> {
@@ -25,7 +39,7 @@ fn named(name: &str, config: &str) -> Compiled<HttpFilter> {
 fn on_route(config: &str) -> Compiled<FilterSettings> {
     let host: shika_proto::envoy::config::route::v3::VirtualHost =
         yaml(&format!("{{ typed_per_filter_config: {{ a.filter: {config} }} }}"));
-    compiler().with_context(&|_| true, |context, _| settings(context, &host.typed_per_filter_config))
+    with_clusters().with_context(|context, _| settings(context, &host.typed_per_filter_config))
 }
 
 fn limit(rest: &str) -> Compiled<Arc<Limit>> {
@@ -256,7 +270,7 @@ fn a_rate_limit_with_its_defaults() {
     ] {
         assert_eq!(limit(rest).unwrap_err().path, path);
     }
-    let unknown = compiler().with_context(&|_| false, |context, _| {
+    let unknown = compiler().with_context(|context, _| {
         let from = yaml(&format!(
             "{{ name: l, typed_config: {} }}",
             typed("ratelimit.v3.RateLimit", &format!("domain: d, rate_limit_service: {{ {GRPC} }}"))
@@ -272,7 +286,7 @@ fn a_rate_limit_with_its_defaults() {
 fn the_rules_of_routes() {
     let rules = |text: &str| {
         let from: shika_proto::envoy::config::route::v3::RouteAction = yaml(text);
-        compiler().with_context(&|_| true, |context, _| ratelimit::of_route(context, &from))
+        compiler().with_context(|context, _| ratelimit::of_route(context, &from))
     };
     assert!(rules("{ cluster: c }").unwrap().is_none());
     let route = rules("{ cluster: c, include_vh_rate_limits: true, rate_limits: [{ stage: 3, actions: [{ generic_key: { descriptor_value: v } }, { masked_remote_address: { v4_prefix_mask_len: 8 } }], limit: { rate_limit: { requests_per_unit: 5, unit: HOUR } } }] }").unwrap().unwrap();
@@ -480,7 +494,7 @@ fn what_a_route_says_about_filters() {
 fn the_network_filters() {
     let limit = |text: &str| {
         let config: shika_proto::envoy::extensions::filters::network::local_ratelimit::v3::LocalRateLimit = yaml(text);
-        compiler().with_context(&|_| true, |context, _| network::local_rate_limit(context, &config))
+        compiler().with_context(|context, _| network::local_rate_limit(context, &config))
     };
     assert_eq!(
         limit("{ stat_prefix: p, token_bucket: { max_tokens: 22, fill_interval: 22s } }").unwrap().bucket.max(),
@@ -490,7 +504,7 @@ fn the_network_filters() {
     let state = |rule: &str| {
         let config: shika_proto::envoy::extensions::filters::network::set_filter_state::v3::Config =
             yaml(&format!("{{ on_downstream_tls_handshake: [{rule}] }}"));
-        compiler().with_context(&|_| true, |context, _| network::set_filter_state(context, &config))
+        compiler().with_context(|context, _| network::set_filter_state(context, &config))
     };
     let text = "format_string: { text_format_source: { inline_string: '%DOWNSTREAM_PEER_URI_SAN%' } }";
     let rules =

@@ -9,7 +9,7 @@ use crate::compile::testing::{compiler, yaml};
 
 fn network_rules(text: &str) -> Compiled<Rbac> {
     let config: NetworkRbac = yaml(text);
-    compiler().with_context(&|_| true, |context, _| network(context, &config))
+    compiler().with_context(|context, _| network(context, &config))
 }
 
 fn allowed(rbac: &Rbac, uri: Option<&str>, sni: &str) -> bool {
