@@ -1,7 +1,8 @@
 //! Byte streams of connections, as closed enums.
 
+mod ahead;
+
 use std::{
-    cell::Cell,
     fmt, io,
     net::SocketAddr,
     os::fd::AsFd,
@@ -15,6 +16,8 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 use tokio_rustls::{client, server};
+
+pub use ahead::Ahead;
 
 use crate::tls::outgoing::Outgoing;
 
@@ -209,88 +212,6 @@ impl AsyncWrite for Inspected {
     }
 }
 
-/// Most that is read ahead.
-const AHEAD: usize = 64 * 1024;
-
-thread_local! {
-    static SCRATCH: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
-}
-
-/// What TLS reads from. rustls asks for 4 kB at a time, a quarter of a record: a system call each would be most of what a large body costs. So all that
-/// has arrived is read at once, into memory of the worker's own, and kept until it is asked for; with nothing to keep no memory is held.
-#[derive(Debug)]
-pub struct Ahead<IO> {
-    io: IO,
-    /// Read, not yet asked for.
-    rest: Bytes,
-}
-
-impl<IO> Ahead<IO> {
-    /// Reads ahead of whoever reads this.
-    pub fn new(io: IO) -> Self {
-        Ahead { io, rest: Bytes::new() }
-    }
-
-    /// What it reads from.
-    pub fn io(&self) -> &IO {
-        &self.io
-    }
-}
-
-impl<IO: AsyncRead + Unpin> AsyncRead for Ahead<IO> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.rest.is_empty() {
-            if buf.remaining() >= AHEAD {
-                return Pin::new(&mut this.io).poll_read(cx, buf);
-            }
-            let mut scratch = SCRATCH.take().unwrap_or_else(|| vec![0; AHEAD].into_boxed_slice());
-            let mut ahead = ReadBuf::new(&mut scratch);
-            let read = Pin::new(&mut this.io).poll_read(cx, &mut ahead);
-            let (now, later) = ahead.filled().split_at(ahead.filled().len().min(buf.remaining()));
-            buf.put_slice(now);
-            if !later.is_empty() {
-                this.rest = Bytes::copy_from_slice(later);
-            }
-            SCRATCH.set(Some(scratch));
-            return read;
-        }
-        let n = this.rest.len().min(buf.remaining());
-        buf.put_slice(&this.rest.split_to(n));
-        if this.rest.is_empty() {
-            // Gives the allocation back.
-            this.rest = Bytes::new();
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Ahead<IO> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
-    }
-}
-
 /// What a downstream connection's terminal filter reads and writes.
 #[derive(Debug)]
 pub enum DownstreamIo {
@@ -344,12 +265,12 @@ impl UpstreamIo {
 
 /// Delegates to the two variants of an I/O enum.
 macro_rules! delegate_io {
-    ($name:ident) => {
+    ($name:ident, $ahead:expr) => {
         impl AsyncRead for $name {
             fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
                 match self.get_mut() {
                     Self::Plain(io) => Pin::new(io).poll_read(cx, buf),
-                    Self::Tls(io) => Pin::new(io.as_mut()).poll_read(cx, buf),
+                    Self::Tls(io) => ahead::poll_records(io.as_mut(), $ahead, cx, buf),
                 }
             }
         }
@@ -397,47 +318,5 @@ macro_rules! delegate_io {
     };
 }
 
-delegate_io!(DownstreamIo);
-delegate_io!(UpstreamIo);
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
-
-    use super::*;
-
-    #[tokio::test]
-    async fn what_is_read_ahead_comes_in_order_and_is_let_go_of() {
-        let (mut peer, io) = duplex(1 << 20);
-        let mut io = Ahead::new(io);
-        let sent: Vec<u8> = (0..200_000_u32).map(|i| (i % 251) as u8).collect();
-        peer.write_all(&sent).await.unwrap();
-        drop(peer);
-        let (mut got, mut piece) = (Vec::new(), [0; 4096]);
-        loop {
-            let n = io.read(&mut piece).await.unwrap();
-            if n == 0 {
-                break;
-            }
-            got.extend_from_slice(&piece[..n]);
-            assert!(io.rest.len() < AHEAD);
-        }
-        assert!(got == sent);
-        assert!(io.rest.is_empty());
-    }
-
-    #[tokio::test]
-    async fn no_more_is_waited_for_than_has_come() {
-        let (mut peer, io) = duplex(1 << 20);
-        let mut io = Ahead::new(io);
-        peer.write_all(b"12345").await.unwrap();
-        let mut piece = [0; 3];
-        assert_eq!((io.read(&mut piece).await.unwrap(), &piece), (3, b"123"));
-        assert_eq!(io.read(&mut piece).await.unwrap(), 2);
-        assert!(futures_util::future::poll_immediate(io.read(&mut piece)).await.is_none());
-        peer.write_all(b"6").await.unwrap();
-        assert_eq!((io.read(&mut piece).await.unwrap(), piece[0]), (1, b'6'));
-    }
-}
+delegate_io!(DownstreamIo, |tls| tls.get_mut().0.held());
+delegate_io!(UpstreamIo, |tls| tls.get_mut().0.io_mut().held());

@@ -485,3 +485,53 @@ fn contexts_that_cannot_work_are_refused() {
         Parameters { minimum: Some(TlsVersion::V1_3), maximum: Some(TlsVersion::V1_2), ..Parameters::default() };
     assert!(ClientContext::build(&ClientTlsSpec { parameters: contradiction, ..client_spec(None, None) }).is_err());
 }
+
+/// Waits until so many bytes have arrived that nobody has read.
+async fn arrived(socket: &Socket, bytes: usize) {
+    let Socket::Tcp(tcp) = socket else { panic!("no TCP") };
+    let mut buffer = vec![0; bytes];
+    while tcp.peek(&mut buffer).await.unwrap() < bytes {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn records_that_have_arrived_come_at_once_and_what_is_wrong_after_them() {
+    /// Header and tag of a record of TLS 1.3, with its content type.
+    const OVERHEAD: usize = 5 + 16 + 1;
+    let ca = Ca::new("ca");
+    let sides = sides(&client_spec(None, None), &server_spec(ca.issue(&["backend.mesh"]), None));
+    let (client, accepted) = sides.shake().await;
+    let (mut client, mut server) = (client.unwrap(), accepted.unwrap().stream);
+    let sent: Vec<u8> = (0..60_000_u32).map(|i| (i % 251) as u8).collect();
+    for record in sent.chunks(10_000) {
+        server.write_all(record).await.unwrap();
+        server.flush().await.unwrap();
+    }
+    arrived(client.socket(), 6 * (10_000 + OVERHEAD)).await;
+    let mut got = vec![0; 64 * 1024];
+    assert_eq!(client.read(&mut got).await.unwrap(), sent.len(), "six records in one read");
+    assert!(got.starts_with(&sent));
+
+    // No more than fits is given out, and the rest is not lost.
+    server.write_all(&sent[..20_000]).await.unwrap();
+    server.flush().await.unwrap();
+    arrived(client.socket(), 20_000 + 2 * OVERHEAD).await;
+    let mut got = [0; 15_000];
+    assert_eq!(client.read(&mut got).await.unwrap(), 15_000);
+    assert!(sent.starts_with(&got));
+    assert_eq!(client.read(&mut got).await.unwrap(), 5_000);
+    assert_eq!(got[..5_000], sent[15_000..20_000]);
+
+    // Good records, then one that nobody who has the keys wrote. rustls tells of it in the place of the record before.
+    for record in sent[..20_000].chunks(10_000) {
+        server.write_all(record).await.unwrap();
+        server.flush().await.unwrap();
+    }
+    let mut forged = vec![23, 3, 3, 0, 100];
+    forged.resize(105, 7);
+    server.get_mut().0.write_all(&forged).await.unwrap();
+    arrived(client.socket(), 2 * (10_000 + OVERHEAD) + forged.len()).await;
+    assert_eq!(client.read(&mut got).await.unwrap(), 10_000);
+    assert_eq!(client.read(&mut got).await.unwrap_err().kind(), std::io::ErrorKind::InvalidData);
+}
