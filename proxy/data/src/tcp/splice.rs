@@ -13,12 +13,13 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::{io::Interest, net::TcpStream};
 
 use crate::io::{DownstreamIo, Inspected, Socket, UpstreamIo};
 
-/// Bytes asked for at once; a pipe takes 16 pieces of up to 32 kB from a socket.
+/// Bytes asked for at once. A pipe has a place for each 4 kB of its size and takes a piece of up to 32 kB from a socket into each; where memory is
+/// fragmented pieces have 4 kB, and the 16 places that a pipe has by default would hold 64 kB.
 const MOST: usize = 512 * 1024;
 /// A copying read of so much is a large one.
 const LARGE: usize = 32 * 1024;
@@ -92,6 +93,8 @@ impl Pipe {
             return Ok(pipe);
         }
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        // Best effort: there is a limit for each user, above which a pipe keeps its 16 places.
+        let _ = fcntl_setpipe_size(&write, MOST);
         Ok(Pipe { read, write })
     }
 
