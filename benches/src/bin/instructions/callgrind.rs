@@ -21,14 +21,15 @@ impl Output {
         Output { file: directory.join(format!("{name}.callgrind")) }
     }
 
-    /// `program` under callgrind, without standard input and output.
-    pub fn command(&self, program: &Path) -> Command {
+    /// `program` under callgrind, without standard input and output. With the pattern of a function's name only what happens in it is counted.
+    pub fn command(&self, program: &Path, only: Option<&str>) -> Command {
         let mut out = OsString::from("--callgrind-out-file=");
         out.push(&self.file);
         let mut command = Command::new("valgrind");
         command
             .args(["--tool=callgrind", "--quiet", "--separate-threads=yes"])
             .arg(out)
+            .args(only.map(|only| format!("--toggle-collect={only}")))
             .arg("--")
             .arg(program)
             .stdin(Stdio::null())

@@ -16,7 +16,7 @@ use shika_benches::{
 };
 
 use super::{
-    Check, NOT_CHECKED,
+    COUNTED, Check, NOT_CHECKED,
     baseline::{self, Baseline, Verdict},
     callgrind::{self, Output},
     note,
@@ -91,7 +91,7 @@ impl Any {
 fn run_inner(scenario: &Scenario, place: &Place<'_>, turns: u64) -> anyhow::Result<u64> {
     let output = Output::new(place.directory, &format!("{} {turns}", scenario.name));
     let ended = output
-        .command(&std::env::current_exe()?)
+        .command(&std::env::current_exe()?, Some(COUNTED))
         .args(["turns", scenario.name, &turns.to_string()])
         .arg(place.certificates)
         .output()

@@ -59,11 +59,12 @@ const ONE_HOP: Proxied = Proxied {
     tolerance: TOLERANCE,
 };
 
+/// Keys take millions of instructions more or less from start to start, and so does a handshake: turns of pairs are as many as take 300 million.
 const PAIR_TCP: Proxied = Proxied {
     name: "pair: TCP, 64 bytes",
     hops: &[bootstrap!("pair_client_tcp"), bootstrap!("pair_server_tcp")],
     load: Load::Tcp,
-    turns: 1_000,
+    turns: 10_000,
     upstream: Upstream::Echo,
     edit: None,
     tolerance: TOLERANCE,
@@ -93,6 +94,7 @@ pub const SCENARIOS: &[Proxied] = &[
     Proxied {
         name: "pair: HTTP/1.1",
         hops: &[bootstrap!("pair_client_http1"), bootstrap!("pair_server_http1")],
+        turns: 2_500,
         ..ONE_HOP
     },
     Proxied {
@@ -100,10 +102,11 @@ pub const SCENARIOS: &[Proxied] = &[
         hops: &[bootstrap!("pair_client_http2"), bootstrap!("pair_server_http2")],
         load: Load::Http2,
         upstream: Upstream::Http2,
+        turns: 2_500,
         ..ONE_HOP
     },
     PAIR_TCP,
-    Proxied { name: "pair: TCP, resumed handshake", load: Load::TcpFresh, turns: 40, ..PAIR_TCP },
+    Proxied { name: "pair: TCP, resumed handshake", load: Load::TcpFresh, turns: 400, ..PAIR_TCP },
     Proxied {
         name: "pair: TCP, full handshake",
         load: Load::TcpFresh,
@@ -117,6 +120,7 @@ pub const SCENARIOS: &[Proxied] = &[
             include_str!("../../../bootstraps/sidecar_client.yaml"),
             include_str!("../../../bootstraps/sidecar_server.yaml"),
         ],
+        turns: 1_500,
         ..ONE_HOP
     },
 ];
@@ -196,7 +200,7 @@ impl Proxied {
         fs::write(&file, text)?;
         let output = Output::new(place.directory, name);
         let child = output
-            .command(place.program)
+            .command(place.program, None)
             .arg("-c")
             .arg(&file)
             .args(["--concurrency", "1", "-l", "error"])
