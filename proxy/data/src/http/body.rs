@@ -16,6 +16,7 @@ use futures_util::task::AtomicWaker;
 use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use tokio::time::Sleep;
 
 mod inbound;
@@ -34,10 +35,13 @@ use super::{
 };
 use crate::{error::ResponseFlag, upstream::pool::Lease};
 
-/// How far a request's body has come; shared between the request and the upstream connection that sends it.
+/// How far a request's body has come, and where the rest comes from; shared between the request and the upstream connection that sends it.
 #[derive(Debug)]
 pub struct Progress {
     start: Instant,
+    /// The downstream's. Here, so that the end of the request takes it away: a connection that waits for its peer to make room does not look at the bodies
+    /// that it sends, and a downstream connection whose body is held is not served any further.
+    source: Mutex<Option<Incoming>>,
     bytes: AtomicU64,
     /// Of the last frame, in ns since `start`.
     last: AtomicU64,
@@ -92,6 +96,7 @@ impl Progress {
     pub fn new(start: Instant) -> Arc<Self> {
         Arc::new(Progress {
             start,
+            source: Mutex::default(),
             bytes: AtomicU64::new(0),
             last: AtomicU64::new(0),
             done: AtomicBool::new(false),
@@ -120,7 +125,36 @@ impl Progress {
     /// The request is over while its body is not: whoever sends it upstream stops, and what is left is not read.
     pub fn abandon(&self) {
         self.abandoned.store(true, Relaxed);
+        let source = self.source.lock().take();
+        drop(source);
         self.reader.wake();
+    }
+
+    /// What of the body has not come yet comes from here.
+    fn read_from(&self, source: Incoming) {
+        *self.source.lock() = Some(source);
+    }
+
+    /// The next frame of [`Self::read_from`].
+    fn poll_source(
+        &self,
+        trailers: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+        match &mut *self.source.lock() {
+            Some(source) => poll_incoming(source, self, trailers, cx),
+            None => Poll::Ready(Some(Err(RequestBodyError::Abandoned))),
+        }
+    }
+
+    /// Whether nothing more comes of [`Self::read_from`].
+    fn source_is_at_end(&self) -> bool {
+        self.source.lock().as_ref().is_some_and(Body::is_end_stream)
+    }
+
+    /// How much more comes of [`Self::read_from`].
+    fn source_hint(&self) -> SizeHint {
+        self.source.lock().as_ref().map(Body::size_hint).unwrap_or_default()
     }
 
     /// How it broke off, if it did.
@@ -145,9 +179,7 @@ pub enum RequestBody {
     Empty,
     /// Streamed from the downstream.
     Streaming {
-        /// The downstream's.
-        inner: Incoming,
-        /// Reports to the request.
+        /// Reads it, and reports to the request.
         progress: Arc<Progress>,
         /// HTTP/1 trailers are dropped unless the listener enables them, as in Envoy.
         trailers: bool,
@@ -242,7 +274,7 @@ impl Body for RequestBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         match self.get_mut() {
             RequestBody::Empty => Poll::Ready(None),
-            RequestBody::Streaming { inner, progress, trailers } => poll_incoming(inner, progress, *trailers, cx),
+            RequestBody::Streaming { progress, trailers } => progress.poll_source(*trailers, cx),
             RequestBody::Repeatable(sending) => sending.poll(cx),
             RequestBody::Replay(replay) => Poll::Ready(replay.next().map(Ok)),
         }
@@ -251,7 +283,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             RequestBody::Empty => true,
-            RequestBody::Streaming { inner, .. } => inner.is_end_stream(),
+            RequestBody::Streaming { progress, .. } => progress.source_is_at_end(),
             RequestBody::Repeatable(sending) => sending.is_at_end(),
             RequestBody::Replay(replay) => replay.is_at_end(),
         }
@@ -260,7 +292,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             RequestBody::Empty => SizeHint::with_exact(0),
-            RequestBody::Streaming { inner, .. } => inner.size_hint(),
+            RequestBody::Streaming { progress, .. } => progress.source_hint(),
             RequestBody::Repeatable(sending) => sending.left(),
             RequestBody::Replay(replay) => replay.left(),
         }

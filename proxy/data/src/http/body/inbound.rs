@@ -129,9 +129,14 @@ impl Inbound {
     pub(in crate::http) fn into_body(self, progress: Arc<Progress>, trailers: bool, limit: u32) -> RequestBody {
         let Inbound { inner, held, bytes: _, sized, ended } = self;
         if held.is_empty() {
-            return if ended { RequestBody::Empty } else { RequestBody::Streaming { inner, progress, trailers } };
+            if ended {
+                return RequestBody::Empty;
+            }
+            progress.read_from(inner);
+            return RequestBody::Streaming { progress, trailers };
         }
-        let kept = Kept::begun(inner, limit as usize, held, ended, sized);
+        progress.read_from(inner);
+        let kept = Kept::begun(limit as usize, held, ended, sized);
         RequestBody::Repeatable(Sending::resume(kept, progress, trailers))
     }
 }

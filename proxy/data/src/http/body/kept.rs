@@ -7,12 +7,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
+use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::{Progress, RequestBody, RequestBodyError, poll_incoming};
+use super::{Progress, RequestBody, RequestBodyError};
 use crate::model::cluster::Cluster;
 
 /// One try's view of a body that is kept.
@@ -27,10 +26,9 @@ pub struct Sending {
     at: usize,
 }
 
-/// What has come of a body so far, and where the rest comes from.
+/// What has come of a body so far.
 #[derive(Debug)]
 pub(super) struct Kept {
-    inner: Incoming,
     frames: Vec<KeptFrame>,
     bytes: usize,
     limit: usize,
@@ -47,25 +45,15 @@ pub(super) struct Kept {
 
 impl Kept {
     /// A body of which nothing has come.
-    fn new(inner: Incoming, limit: usize) -> Self {
+    fn new(limit: usize) -> Self {
         let frames = Vec::new();
-        Kept {
-            inner,
-            frames,
-            bytes: 0,
-            limit,
-            abandoned: false,
-            whole: false,
-            sized: false,
-            turn: 0,
-            copies: Vec::new(),
-        }
+        Kept { frames, bytes: 0, limit, abandoned: false, whole: false, sized: false, turn: 0, copies: Vec::new() }
     }
 
     /// With what has come of it already; `whole`: all of it.
-    pub(super) fn begun(inner: Incoming, limit: usize, frames: Vec<KeptFrame>, whole: bool, sized: bool) -> Self {
+    pub(super) fn begun(limit: usize, frames: Vec<KeptFrame>, whole: bool, sized: bool) -> Self {
         let bytes = frames.iter().map(KeptFrame::len).sum();
-        Kept { frames, bytes, whole, sized, ..Kept::new(inner, limit.max(bytes)) }
+        Kept { frames, bytes, whole, sized, ..Kept::new(limit.max(bytes)) }
     }
 
     /// Gives copies to those who wait for them: the body is complete.
@@ -169,8 +157,8 @@ impl Repeatable {
         let kept = match body {
             RequestBody::Empty | RequestBody::Replay(_) => None,
             RequestBody::Repeatable(sending) => Some(sending),
-            RequestBody::Streaming { inner, progress, trailers } => {
-                let kept = Kept::new(inner, limit as usize);
+            RequestBody::Streaming { progress, trailers } => {
+                let kept = Kept::new(limit as usize);
                 Some(Sending { kept: Arc::new(Mutex::new(kept)), progress, trailers, turn: 0, at: 0 })
             }
         };
@@ -230,7 +218,7 @@ impl Sending {
         if kept.whole {
             return Poll::Ready(None);
         }
-        let frame = ready!(poll_incoming(&mut kept.inner, &self.progress, self.trailers, cx));
+        let frame = ready!(self.progress.poll_source(self.trailers, cx));
         if let Some(Ok(frame)) = &frame
             && !kept.abandoned
         {
@@ -257,7 +245,7 @@ impl Sending {
 
     pub(super) fn is_at_end(&self) -> bool {
         let kept = self.kept.lock();
-        self.at >= kept.frames.len() && (kept.whole || kept.inner.is_end_stream())
+        self.at >= kept.frames.len() && (kept.whole || self.progress.source_is_at_end())
     }
 
     pub(super) fn left(&self) -> SizeHint {
@@ -266,7 +254,7 @@ impl Sending {
         if kept.sized {
             return SizeHint::with_exact(sent_before as u64);
         }
-        let rest = kept.inner.size_hint();
+        let rest = self.progress.source_hint();
         let mut hint = SizeHint::new();
         hint.set_lower(rest.lower() + sent_before as u64);
         if let Some(upper) = rest.upper() {
