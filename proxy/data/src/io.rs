@@ -265,12 +265,12 @@ impl UpstreamIo {
 
 /// Delegates to the two variants of an I/O enum.
 macro_rules! delegate_io {
-    ($name:ident, $ahead:expr) => {
+    ($name:ident) => {
         impl AsyncRead for $name {
             fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
                 match self.get_mut() {
                     Self::Plain(io) => Pin::new(io).poll_read(cx, buf),
-                    Self::Tls(io) => ahead::poll_records(io.as_mut(), $ahead, cx, buf),
+                    Self::Tls(io) => Pin::new(io.as_mut()).poll_read(cx, buf),
                 }
             }
         }
@@ -318,5 +318,5 @@ macro_rules! delegate_io {
     };
 }
 
-delegate_io!(DownstreamIo, |tls| tls.get_mut().0.held());
-delegate_io!(UpstreamIo, |tls| tls.get_mut().0.io_mut().held());
+delegate_io!(DownstreamIo);
+delegate_io!(UpstreamIo);

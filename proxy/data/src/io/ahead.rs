@@ -1,4 +1,4 @@
-//! Reading under TLS: what has arrived at once, and as many records at a time as there are.
+//! Reading under TLS: what has arrived, at once.
 
 use std::{
     cell::Cell,
@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// Most that is read ahead.
 const AHEAD: usize = 64 * 1024;
 /// From here on what is left is kept where it was read, and not copied.
-const MANY: usize = 16 * 1024;
+const MANY: usize = 32 * 1024;
 
 thread_local! {
     static SCRATCH: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
@@ -24,17 +24,10 @@ thread_local! {
 #[derive(Debug)]
 pub struct Ahead<IO> {
     io: IO,
-    held: Held,
+    rest: Rest,
 }
 
 /// What was read and is not yet asked for.
-#[derive(Debug, Default)]
-pub struct Held {
-    rest: Rest,
-    /// What has ended reading, behind bytes that were given out first.
-    failed: Option<io::Error>,
-}
-
 #[derive(Debug, Default)]
 enum Rest {
     #[default]
@@ -82,54 +75,20 @@ impl Rest {
 impl<IO> Ahead<IO> {
     /// Reads ahead of whoever reads this.
     pub fn new(io: IO) -> Self {
-        Ahead { io, held: Held::default() }
+        Ahead { io, rest: Rest::None }
     }
 
     /// What it reads from.
     pub fn io(&self) -> &IO {
         &self.io
     }
-
-    /// What it has read already.
-    pub(super) fn held(&mut self) -> &mut Held {
-        &mut self.held
-    }
-}
-
-/// Reads from a TLS session as many records as have arrived already and fit, and waits for one at most: what is done with them costs the other side
-/// one system call, where each record would cost one. `held` is what the session reads from.
-pub(super) fn poll_records<T: AsyncRead + Unpin>(
-    tls: &mut T,
-    held: fn(&mut T) -> &mut Held,
-    cx: &mut Context<'_>,
-    buf: &mut ReadBuf<'_>,
-) -> Poll<io::Result<()>> {
-    let begin = buf.filled().len();
-    loop {
-        let before = buf.filled().len();
-        match Pin::new(&mut *tls).poll_read(cx, buf) {
-            Poll::Ready(Ok(())) => {}
-            first if before == begin => return first,
-            Poll::Pending => return Poll::Ready(Ok(())),
-            Poll::Ready(Err(error)) => {
-                held(tls).failed = Some(error);
-                return Poll::Ready(Ok(()));
-            }
-        }
-        if buf.filled().len() == before || buf.remaining() == 0 || held(tls).rest.is_empty() {
-            return Poll::Ready(Ok(()));
-        }
-    }
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Ahead<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if let Some(error) = this.held.failed.take() {
-            return Poll::Ready(Err(error));
-        }
-        if !this.held.rest.is_empty() {
-            this.held.rest.give(buf);
+        if !this.rest.is_empty() {
+            this.rest.give(buf);
             return Poll::Ready(Ok(()));
         }
         if buf.remaining() >= AHEAD {
@@ -143,11 +102,11 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Ahead<IO> {
         buf.put_slice(now);
         if later.len() >= MANY {
             let at = now.len();
-            this.held.rest = Rest::Many { buffer: scratch, at, end };
+            this.rest = Rest::Many { buffer: scratch, at, end };
             return read;
         }
         if !later.is_empty() {
-            this.held.rest = Rest::Few(Bytes::copy_from_slice(later));
+            this.rest = Rest::Few(Bytes::copy_from_slice(later));
         }
         SCRATCH.set(Some(scratch));
         read

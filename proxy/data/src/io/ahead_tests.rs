@@ -20,7 +20,7 @@ async fn what_is_read_ahead_comes_in_order_and_is_let_go_of() {
         got.extend_from_slice(&piece[..n]);
     }
     assert!(got == sent);
-    assert!(io.held.rest.is_empty());
+    assert!(io.rest.is_empty());
 }
 
 #[tokio::test]

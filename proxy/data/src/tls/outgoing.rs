@@ -35,11 +35,6 @@ impl<IO> Outgoing<IO> {
     pub fn io(&self) -> &IO {
         &self.io
     }
-
-    /// The same, to change it.
-    pub(crate) fn io_mut(&mut self) -> &mut IO {
-        &mut self.io
-    }
 }
 
 impl<IO: AsyncWrite + Unpin> Outgoing<IO> {
