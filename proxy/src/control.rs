@@ -3,6 +3,7 @@
 //! One task on the control thread. Decisions are the compiler's; this file carries them out in order and says what happened.
 
 mod beside;
+mod ending;
 
 use std::{
     collections::BTreeSet,
@@ -38,9 +39,6 @@ use crate::{
 
 /// How often levels that nobody sets on change are brought up to date.
 const STATS_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How often it is looked whether connections are left.
-const QUIET_STEP: Duration = Duration::from_millis(100);
 
 /// Why the loop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,7 +190,7 @@ impl Control {
                     warn!("delta config rejected: {reject}");
                 }
                 if applied.changed {
-                    rejects.extend(self.publish_and_log().await);
+                    rejects.extend(self.put_in_force().await);
                 }
                 // Acknowledged last: what the control plane takes for accepted is in force on every worker.
                 self.subscriptions.acknowledge(receipt, &rejects);
@@ -209,9 +207,19 @@ impl Control {
             warn!("file config rejected: {reject}");
         }
         if applied.changed {
-            self.publish_and_log().await;
+            self.put_in_force().await;
         }
         self.follow_up();
+    }
+
+    /// Publishes what an update has changed; endpoints alone need no more than that workers let go of those that are gone.
+    async fn put_in_force(&mut self) -> Vec<Reject> {
+        let before = self.state.snapshot.borrow().generation;
+        let rejects = self.publish_and_log().await;
+        if self.state.snapshot.borrow().generation == before {
+            self.workers.endpoints_changed().await;
+        }
+        rejects
     }
 
     /// Many connections that have come to rest leave their buffers behind, between what they keep.
@@ -285,12 +293,7 @@ impl Control {
     /// Builds, binds and publishes what changed; returns the listeners that could not be bound.
     async fn publish(&mut self) -> Vec<Reject> {
         let mut rejects = Vec::new();
-        // Not in the `else`: what is borrowed there is borrowed for as long as it takes.
-        let plan = self.state.compiler.borrow_mut().build();
-        let Some(mut plan) = plan else {
-            self.workers.endpoints_changed().await;
-            return rejects;
-        };
+        let Some(mut plan) = self.state.compiler.borrow_mut().build() else { return rejects };
         let mut bound: Vec<BoundListener> = Vec::new();
         let mut unbind: BTreeSet<ListenerId> = BTreeSet::new();
         loop {
@@ -429,76 +432,6 @@ impl Control {
         } else {
             for id in ids {
                 self.stop(id).await;
-            }
-        }
-    }
-
-    /// Ends the service: fails health checks, lets what is in flight finish, and closes what is left when the drain time is over or a second signal comes.
-    ///
-    /// Kuma's order: readiness and health checks fail, connections drain, listeners close last. `keep_accepting` is how long listeners stay open after the
-    /// last connection: a sidecar's peers need a moment to learn that it is going.
-    pub async fn shut_down(
-        mut self,
-        signals: &mut Signals,
-        commands: &mut mpsc::Receiver<Command>,
-        keep_accepting: Duration,
-    ) {
-        self.state.terminating.set(true);
-        self.state.health_failed.set(true);
-        shika_data::worker::set_health_failed(true);
-        let drain_time = self.workers.drain_time();
-        let deadline = time::Instant::now() + drain_time;
-        info!("shutting down: {} connections drain for at most {} s", self.workers.connections(), drain_time.as_secs());
-        self.workers.drain(DrainScope::All, Some(DrainStrategy::Immediate), None).await;
-        tokio::select! {
-            () = quiet(&self.workers, keep_accepting, deadline) => {}
-            () = insisted(signals, commands) => return info!("exiting at once"),
-        }
-        for id in std::mem::take(&mut self.listening) {
-            self.workers.stop_listening(id).await;
-        }
-        tokio::select! {
-            () = self.workers.shutdown(deadline) => {}
-            () = insisted(signals, commands) => info!("exiting at once"),
-        }
-    }
-
-    /// `/quitquitquit`: every connection is closed now, and says in its log how far it had come.
-    pub async fn quit(self, signals: &mut Signals, commands: &mut mpsc::Receiver<Command>) {
-        tokio::select! {
-            () = self.workers.shutdown(time::Instant::now()) => {}
-            () = insisted(signals, commands) => info!("exiting at once"),
-        }
-    }
-}
-
-/// Waits until there has been no connection for `time`, or until the deadline.
-async fn quiet(workers: &Workers, time: Duration, deadline: time::Instant) {
-    let mut since = time::Instant::now();
-    loop {
-        let now = time::Instant::now();
-        if workers.connections() > 0 {
-            since = now;
-        }
-        let end = (since + time).min(deadline);
-        if now >= end {
-            return;
-        }
-        time::sleep_until(end.min(now + QUIET_STEP)).await;
-    }
-}
-
-/// A second SIGTERM, or `/quitquitquit`. Other requests of the admin interface are answered meanwhile.
-async fn insisted(signals: &mut Signals, commands: &mut mpsc::Receiver<Command>) {
-    loop {
-        tokio::select! {
-            event = signals.next() => if event == Event::Terminate { return },
-            command = commands.recv() => match command {
-                None | Some(Command::Quit) => return,
-                Some(Command::FailHealthCheck(done) | Command::PassHealthCheck(done) | Command::DrainListeners { done, .. }) => {
-                    let _ = done.send(());
-                }
-                Some(Command::StopListeners(_)) => {}
             }
         }
     }

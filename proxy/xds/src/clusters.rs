@@ -115,8 +115,8 @@ impl Clusters {
         for name in &ready {
             self.waiting.remove(name);
             let Some(slot) = self.slots.get_mut(name) else { continue };
-            let next = slot.warming.take();
-            let replaced = std::mem::replace(&mut slot.active, next);
+            let Some(next) = slot.warming.take() else { continue };
+            let replaced = slot.active.replace(next);
             self.leave(name, replaced);
             note(name);
         }

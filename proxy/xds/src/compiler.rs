@@ -157,8 +157,8 @@ impl Compiler {
     /// What to publish after changes; `None` if there is nothing new.
     pub fn build(&mut self) -> Option<Plan> {
         for name in std::mem::take(&mut self.replaced) {
-            if let Some(slot) = self.listeners.get_mut(&name) {
-                slot.previous = None;
+            if let Some((Some(_), _)) = self.listeners.get_mut(&name).and_then(|slot| slot.previous.take()) {
+                self.asks_changed();
             }
         }
         self.settle();
@@ -281,12 +281,16 @@ impl Compiler {
         let clusters = &self.clusters;
         self.assignments.retain(|name, _| clusters.ask_for(name));
         self.store.retain(type_url::ENDPOINT, |name| clusters.ask_for(name));
-        let wanted = self.names(type_url::ROUTE);
+        // A listener that cannot be bound makes way for the one before it, which needs what it had.
+        let previous = || self.listeners.values().filter_map(|slot| slot.previous.as_ref()?.0.as_ref());
+        let mut wanted = self.names(type_url::ROUTE);
+        wanted.extend(previous().flat_map(|state| state.route_names()).map(|(name, _)| name.clone()));
         self.tables.retain(|name, _| wanted.contains(name));
         self.store.retain(type_url::ROUTE, |name| wanted.contains(name));
         let listeners = &self.listeners;
         self.runtime.retain(|name| listeners.contains_key(name));
-        let wanted = self.names(type_url::SECRET);
+        let mut wanted = self.names(type_url::SECRET);
+        wanted.extend(previous().flat_map(|state| state.secrets()).map(|secret| secret.name));
         self.sds.retain(|name, _| wanted.contains(name));
         for name in &wanted {
             let stats = || subscription::secret(&self.registry, name);

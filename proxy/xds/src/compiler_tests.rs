@@ -251,6 +251,37 @@ fn a_listener_that_cannot_be_bound_leaves_the_old_one() {
 }
 
 #[test]
+fn a_listener_that_takes_its_place_again_has_its_routes_still() {
+    let (mut compiler, now) = started();
+    apply::<ProtoCluster>(&mut compiler, now, &["{ name: c }"]);
+    compiler.build();
+    let of = |name: &str, port: u16| http_listener("l", port, &RDS.replace("name: r", &format!("name: {name}")));
+    let table = |name: &str| format!("{{ name: {name}, virtual_hosts: [{{ name: v, domains: ['*'] }}] }}");
+    let tables = |compiler: &Compiler| compiler.tables.keys().map(|name| name.to_string()).collect::<BTreeSet<_>>();
+    apply::<ProtoListener>(&mut compiler, now, &[&of("first", 15_006)]);
+    compiler.build();
+    apply::<RouteConfiguration>(&mut compiler, now, &[&table("first")]);
+    let id = compiler.build().unwrap().bind[0];
+    apply::<ProtoListener>(&mut compiler, now, &[&of("second", 15_007)]);
+    compiler.build();
+    apply::<RouteConfiguration>(&mut compiler, now, &[&table("second")]);
+    assert_eq!(compiler.build().unwrap().bind, [id]);
+    assert_eq!(tables(&compiler), BTreeSet::from(["first".to_owned(), "second".to_owned()]));
+    compiler.bind_failed(id, "taken");
+    let plan = compiler.build().unwrap();
+    assert_eq!(tables(&compiler), BTreeSet::from(["first".to_owned()]));
+    assert_eq!(plan.snapshot.route_tables.iter().flatten().count(), 1);
+
+    // Once it is bound nothing is kept of the one before.
+    apply::<ProtoListener>(&mut compiler, now, &[&of("third", 15_008)]);
+    compiler.build();
+    apply::<RouteConfiguration>(&mut compiler, now, &[&table("third")]);
+    assert_eq!(compiler.build().unwrap().bind, [id]);
+    compiler.build();
+    assert_eq!(tables(&compiler), BTreeSet::from(["third".to_owned()]));
+}
+
+#[test]
 fn a_secret_is_swapped_below_the_snapshot_and_refused_if_it_does_not_work() {
     let (mut compiler, now) = started();
     apply::<ProtoCluster>(&mut compiler, now, &["{ name: c }"]);
