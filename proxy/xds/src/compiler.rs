@@ -78,6 +78,8 @@ pub struct Compiler {
     pub(crate) waiting_listeners: BTreeSet<Arc<str>>,
     /// Listeners that the last plan has put in force: their slots hold what was there before.
     replaced: Vec<Arc<str>>,
+    /// Route tables that only those ask for.
+    set_aside: HashMap<Arc<str>, Arc<RouteTable>>,
     pub(crate) assignments: HashMap<Arc<str>, Assignment>,
     pub(crate) tables: HashMap<Arc<str>, Arc<RouteTable>>,
     pub(crate) secrets: Secrets,
@@ -139,6 +141,7 @@ impl Compiler {
             listeners: BTreeMap::new(),
             waiting_listeners: BTreeSet::new(),
             replaced: Vec::new(),
+            set_aside: HashMap::new(),
             assignments: HashMap::new(),
             tables: HashMap::new(),
             secrets: Secrets::default(),
@@ -157,10 +160,11 @@ impl Compiler {
     /// What to publish after changes; `None` if there is nothing new.
     pub fn build(&mut self) -> Option<Plan> {
         for name in std::mem::take(&mut self.replaced) {
-            if let Some((Some(_), _)) = self.listeners.get_mut(&name).and_then(|slot| slot.previous.take()) {
-                self.asks_changed();
+            if let Some(slot) = self.listeners.get_mut(&name) {
+                slot.previous = None;
             }
         }
+        self.set_aside.clear();
         self.settle();
         if std::mem::replace(&mut self.forgotten, self.revision) != self.revision {
             self.forget_unwanted();
@@ -281,16 +285,19 @@ impl Compiler {
         let clusters = &self.clusters;
         self.assignments.retain(|name, _| clusters.ask_for(name));
         self.store.retain(type_url::ENDPOINT, |name| clusters.ask_for(name));
+        let wanted = self.names(type_url::ROUTE);
         // A listener that cannot be bound makes way for the one before it, which needs what it had.
-        let previous = || self.listeners.values().filter_map(|slot| slot.previous.as_ref()?.0.as_ref());
-        let mut wanted = self.names(type_url::ROUTE);
-        wanted.extend(previous().flat_map(|state| state.route_names()).map(|(name, _)| name.clone()));
+        let previous = self.listeners.values().filter_map(|slot| slot.previous.as_ref()?.0.as_ref());
+        let unwanted = previous.flat_map(|state| state.route_names()).filter(|(name, _)| !wanted.contains(*name));
+        self.set_aside = unwanted
+            .filter_map(|(name, _)| self.tables.get_key_value(name))
+            .map(|(n, t)| (n.clone(), t.clone()))
+            .collect();
         self.tables.retain(|name, _| wanted.contains(name));
         self.store.retain(type_url::ROUTE, |name| wanted.contains(name));
         let listeners = &self.listeners;
         self.runtime.retain(|name| listeners.contains_key(name));
-        let mut wanted = self.names(type_url::SECRET);
-        wanted.extend(previous().flat_map(|state| state.secrets()).map(|secret| secret.name));
+        let wanted = self.names(type_url::SECRET);
         self.sds.retain(|name, _| wanted.contains(name));
         for name in &wanted {
             let stats = || subscription::secret(&self.registry, name);
@@ -312,6 +319,11 @@ impl Compiler {
         let (previous, sockets) = slot.previous.take().unwrap_or_default();
         let refused = std::mem::replace(&mut slot.active, previous);
         slot.bound = sockets;
+        for (route, _) in slot.active.iter().flat_map(|state| state.route_names()) {
+            if let Some(table) = self.set_aside.get(route) {
+                self.tables.entry(route.clone()).or_insert_with(|| table.clone());
+            }
+        }
         let stored = refused.map(|state| state.stored);
         let kept = slot.active.as_ref().map(|state| state.stored.clone());
         self.store.roll_back(type_url::LISTENER, name, kept, stored, &reject);

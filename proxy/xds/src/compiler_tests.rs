@@ -266,18 +266,19 @@ fn a_listener_that_takes_its_place_again_has_its_routes_still() {
     compiler.build();
     apply::<RouteConfiguration>(&mut compiler, now, &[&table("second")]);
     assert_eq!(compiler.build().unwrap().bind, [id]);
-    assert_eq!(tables(&compiler), BTreeSet::from(["first".to_owned(), "second".to_owned()]));
+    assert_eq!(tables(&compiler), BTreeSet::from(["second".to_owned()]));
     compiler.bind_failed(id, "taken");
     let plan = compiler.build().unwrap();
     assert_eq!(tables(&compiler), BTreeSet::from(["first".to_owned()]));
     assert_eq!(plan.snapshot.route_tables.iter().flatten().count(), 1);
 
-    // Once it is bound nothing is kept of the one before.
+    // Once it is bound nothing is kept of the one before: what is asked for again has to come again.
     apply::<ProtoListener>(&mut compiler, now, &[&of("third", 15_008)]);
     compiler.build();
     apply::<RouteConfiguration>(&mut compiler, now, &[&table("third")]);
     assert_eq!(compiler.build().unwrap().bind, [id]);
-    compiler.build();
+    apply::<ProtoListener>(&mut compiler, now, &[&of("first", 15_008)]);
+    assert_eq!(compiler.build().unwrap().warming.len(), 1);
     assert_eq!(tables(&compiler), BTreeSet::from(["third".to_owned()]));
 }
 
