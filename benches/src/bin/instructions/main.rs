@@ -1,8 +1,9 @@
 //! Instructions that an operation takes, counted by callgrind, and held against `benches/instructions.tsv`.
 //!
 //! Each scenario runs twice, the second time with twice as many turns: what the difference divided by the turns gives is one turn, without start, set-up
-//! and end; there are so many turns that what differs between two starts, such as how long keys take, does not count. Scenarios of [`shika_benches::inner`] run in this program, all others are connections and requests through the real proxy. System calls are
-//! not counted, only the instructions around them.
+//! and end; there are so many turns that what differs between two starts, such as how long keys take, does not count. Scenarios
+//! of [`shika_benches::inner`] run in this program, all others are connections and requests through the real proxy. System calls are not counted, only
+//! the instructions around them.
 
 mod baseline;
 mod callgrind;

@@ -130,9 +130,10 @@ impl Progress {
         self.reader.wake();
     }
 
-    /// What of the body has not come yet comes from here.
-    fn read_from(&self, source: Incoming) {
+    /// What of the body has not come yet comes from here, for as long as the returned value lives and the request is not over.
+    fn read_from(self: &Arc<Self>, source: Incoming) -> Source {
         *self.source.lock() = Some(source);
+        Source(self.clone())
     }
 
     /// The next frame of [`Self::read_from`].
@@ -172,6 +173,17 @@ impl Progress {
     }
 }
 
+/// The right to read the rest of a request's body. Nobody reads it once this is dropped: the downstream connection need not wait for that.
+#[derive(Debug)]
+pub struct Source(Arc<Progress>);
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        let source = self.0.source.lock().take();
+        drop(source);
+    }
+}
+
 /// A request's body as the upstream connection sends it.
 #[derive(Debug)]
 pub enum RequestBody {
@@ -179,8 +191,8 @@ pub enum RequestBody {
     Empty,
     /// Streamed from the downstream.
     Streaming {
-        /// Reads it, and reports to the request.
-        progress: Arc<Progress>,
+        /// The downstream's, which reports to the request.
+        source: Source,
         /// HTTP/1 trailers are dropped unless the listener enables them, as in Envoy.
         trailers: bool,
     },
@@ -274,7 +286,7 @@ impl Body for RequestBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         match self.get_mut() {
             RequestBody::Empty => Poll::Ready(None),
-            RequestBody::Streaming { progress, trailers } => progress.poll_source(*trailers, cx),
+            RequestBody::Streaming { source, trailers } => source.0.poll_source(*trailers, cx),
             RequestBody::Repeatable(sending) => sending.poll(cx),
             RequestBody::Replay(replay) => Poll::Ready(replay.next().map(Ok)),
         }
@@ -283,7 +295,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             RequestBody::Empty => true,
-            RequestBody::Streaming { progress, .. } => progress.source_is_at_end(),
+            RequestBody::Streaming { source, .. } => source.0.source_is_at_end(),
             RequestBody::Repeatable(sending) => sending.is_at_end(),
             RequestBody::Replay(replay) => replay.is_at_end(),
         }
@@ -292,7 +304,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             RequestBody::Empty => SizeHint::with_exact(0),
-            RequestBody::Streaming { progress, .. } => progress.source_hint(),
+            RequestBody::Streaming { source, .. } => source.0.source_hint(),
             RequestBody::Repeatable(sending) => sending.left(),
             RequestBody::Replay(replay) => replay.left(),
         }

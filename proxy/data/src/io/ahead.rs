@@ -112,6 +112,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Ahead<IO> {
         read
     }
 }
+
 impl<IO: AsyncWrite + Unpin> AsyncWrite for Ahead<IO> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().io).poll_write(cx, buf)

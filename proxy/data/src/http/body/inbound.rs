@@ -132,11 +132,9 @@ impl Inbound {
             if ended {
                 return RequestBody::Empty;
             }
-            progress.read_from(inner);
-            return RequestBody::Streaming { progress, trailers };
+            return RequestBody::Streaming { source: progress.read_from(inner), trailers };
         }
-        progress.read_from(inner);
-        let kept = Kept::begun(limit as usize, held, ended, sized);
+        let kept = Kept::begun(progress.read_from(inner), limit as usize, held, ended, sized);
         RequestBody::Repeatable(Sending::resume(kept, progress, trailers))
     }
 }

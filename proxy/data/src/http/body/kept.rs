@@ -11,7 +11,7 @@ use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::{Progress, RequestBody, RequestBodyError};
+use super::{Progress, RequestBody, RequestBodyError, Source};
 use crate::model::cluster::Cluster;
 
 /// One try's view of a body that is kept.
@@ -26,9 +26,10 @@ pub struct Sending {
     at: usize,
 }
 
-/// What has come of a body so far.
+/// What has come of a body so far, and where the rest comes from.
 #[derive(Debug)]
 pub(super) struct Kept {
+    source: Source,
     frames: Vec<KeptFrame>,
     bytes: usize,
     limit: usize,
@@ -45,15 +46,25 @@ pub(super) struct Kept {
 
 impl Kept {
     /// A body of which nothing has come.
-    fn new(limit: usize) -> Self {
+    fn new(source: Source, limit: usize) -> Self {
         let frames = Vec::new();
-        Kept { frames, bytes: 0, limit, abandoned: false, whole: false, sized: false, turn: 0, copies: Vec::new() }
+        Kept {
+            source,
+            frames,
+            bytes: 0,
+            limit,
+            abandoned: false,
+            whole: false,
+            sized: false,
+            turn: 0,
+            copies: Vec::new(),
+        }
     }
 
     /// With what has come of it already; `whole`: all of it.
-    pub(super) fn begun(limit: usize, frames: Vec<KeptFrame>, whole: bool, sized: bool) -> Self {
+    pub(super) fn begun(source: Source, limit: usize, frames: Vec<KeptFrame>, whole: bool, sized: bool) -> Self {
         let bytes = frames.iter().map(KeptFrame::len).sum();
-        Kept { frames, bytes, whole, sized, ..Kept::new(limit.max(bytes)) }
+        Kept { frames, bytes, whole, sized, ..Kept::new(source, limit.max(bytes)) }
     }
 
     /// Gives copies to those who wait for them: the body is complete.
@@ -157,8 +168,9 @@ impl Repeatable {
         let kept = match body {
             RequestBody::Empty | RequestBody::Replay(_) => None,
             RequestBody::Repeatable(sending) => Some(sending),
-            RequestBody::Streaming { progress, trailers } => {
-                let kept = Kept::new(limit as usize);
+            RequestBody::Streaming { source, trailers } => {
+                let progress = source.0.clone();
+                let kept = Kept::new(source, limit as usize);
                 Some(Sending { kept: Arc::new(Mutex::new(kept)), progress, trailers, turn: 0, at: 0 })
             }
         };
@@ -218,7 +230,7 @@ impl Sending {
         if kept.whole {
             return Poll::Ready(None);
         }
-        let frame = ready!(self.progress.poll_source(self.trailers, cx));
+        let frame = ready!(kept.source.0.poll_source(self.trailers, cx));
         if let Some(Ok(frame)) = &frame
             && !kept.abandoned
         {
@@ -245,7 +257,7 @@ impl Sending {
 
     pub(super) fn is_at_end(&self) -> bool {
         let kept = self.kept.lock();
-        self.at >= kept.frames.len() && (kept.whole || self.progress.source_is_at_end())
+        self.at >= kept.frames.len() && (kept.whole || kept.source.0.source_is_at_end())
     }
 
     pub(super) fn left(&self) -> SizeHint {
@@ -254,7 +266,7 @@ impl Sending {
         if kept.sized {
             return SizeHint::with_exact(sent_before as u64);
         }
-        let rest = self.progress.source_hint();
+        let rest = kept.source.0.source_hint();
         let mut hint = SizeHint::new();
         hint.set_lower(rest.lower() + sent_before as u64);
         if let Some(upper) = rest.upper() {
