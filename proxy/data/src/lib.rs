@@ -18,6 +18,7 @@ pub mod model;
 mod notice;
 pub mod orig_dst;
 pub mod outcome;
+mod pacing;
 pub mod proxy_protocol;
 pub mod record;
 pub mod snapshot;

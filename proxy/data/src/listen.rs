@@ -21,6 +21,7 @@ use crate::{
         ListenerId,
         listener::{BindAddress, Listener},
     },
+    pacing,
     stats::ServerStats,
     upstream::connect::errno_text,
     worker,
@@ -137,6 +138,8 @@ fn open(listener: &Listener, address: SocketAddr, kind: Type, ipv4_compat: bool)
     let socket = socket2::Socket::new(domain, kind.nonblocking(), None)?;
     if kind == Type::STREAM {
         socket.set_reuse_address(true)?;
+        // Accepted connections take this over.
+        pacing::spare(&socket, address.ip());
     }
     if listener.reuse_port {
         socket.set_reuse_port(true)?;

@@ -25,6 +25,7 @@ use crate::{
         proxy_protocol::UpstreamProxyProtocol,
     },
     orig_dst::PassedOn,
+    pacing,
     proxy_protocol::Addresses,
     tls,
 };
@@ -163,6 +164,7 @@ async fn open_tcp(cluster: &Cluster, address: SocketAddr) -> Result<(TcpStream, 
             return Err(local(&error));
         }
     }
+    pacing::spare(&socket, address.ip());
     match socket.connect(&address.into()) {
         Ok(()) => {}
         Err(error) if error.raw_os_error() == Some(EINPROGRESS) => {}
