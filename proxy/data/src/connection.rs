@@ -132,8 +132,13 @@ pub fn next_id() -> u64 {
 
 impl Connection {
     /// A connection that has just come in for `listener`; `original` is where it wanted to go before the kernel redirected it.
-    pub(crate) fn arrived(listener: &Listener, socket: &Socket, original: Option<SocketAddr>) -> Self {
-        let (direct_local, direct_remote) = (socket.local_address(), socket.peer_address());
+    pub(crate) fn arrived(
+        listener: &Listener,
+        socket: &Socket,
+        peer: Option<SocketAddr>,
+        original: Option<SocketAddr>,
+    ) -> Self {
+        let direct_local = socket.local_address();
         Connection {
             id: next_id(),
             listener: listener.id,
@@ -143,8 +148,8 @@ impl Connection {
             local: original.or(direct_local),
             restored: original.is_some(),
             direct_local,
-            remote: direct_remote,
-            direct_remote,
+            remote: peer,
+            direct_remote: peer,
             sni: "".into(),
             alpn: None,
             detected: None,
@@ -194,40 +199,48 @@ fn place(listener: &Listener) -> Option<worker::Place> {
 
 /// LIFE OF A CONNECTION, from accept to end: destination, listener, first bytes, filter chain, TLS and network filters in [`arrive`], then its terminal
 /// filter.
-pub(crate) async fn serve(socket: Socket, accepted_by: ListenerId, panics: PanicCount) {
-    let _panics = panics;
+pub(crate) fn serve(
+    socket: Socket,
+    peer: Option<SocketAddr>,
+    accepted_by: ListenerId,
+    panics: PanicCount,
+) -> impl Future<Output = ()> {
     // Boxed, and gone when it is done: a connection may live for days, and to be let in takes several times the memory of being served.
-    let Some(Arrived { io, connection, chain, early, counted, place: _place, registered: _registered }) =
-        Box::pin(arrive(socket, accepted_by)).await
-    else {
-        return;
-    };
-    let outcome = match &chain.terminal {
-        Terminal::Http(_) => {
-            Box::pin(http::connection::serve(io, connection.clone(), chain.clone())).await;
-            None
-        }
-        Terminal::Tcp(tcp) => {
-            let tcp = tcp.clone();
-            drop(chain);
-            // Boxed like the others: what one kind of connection needs, the other kinds do not carry.
-            Some(Box::pin(tcp::proxy::serve(io, &connection, &tcp, early)).await)
-        }
-        Terminal::DirectResponse(bytes) => {
-            Box::pin(ends::answer(io, bytes.clone(), &connection)).await;
-            None
-        }
-        Terminal::Echo => {
-            Box::pin(ends::echo(io, &connection)).await;
-            None
-        }
-        Terminal::Close => {
-            drop(io);
-            None
-        }
-    };
-    drop(counted);
-    finish(&connection, &outcome.unwrap_or_default(), &worker::snapshot());
+    let arriving = Box::pin(arrive(socket, peer, accepted_by));
+    async move {
+        let _panics = panics;
+        let Some(Arrived { io, connection, chain, early, counted, place: _place, registered: _registered }) =
+            arriving.await
+        else {
+            return;
+        };
+        let outcome = match &chain.terminal {
+            Terminal::Http(_) => {
+                Box::pin(http::connection::serve(io, connection.clone(), chain.clone())).await;
+                None
+            }
+            Terminal::Tcp(tcp) => {
+                let tcp = tcp.clone();
+                drop(chain);
+                // Boxed like the others: what one kind of connection needs, the other kinds do not carry.
+                Some(Box::pin(tcp::proxy::serve(io, &connection, &tcp, early)).await)
+            }
+            Terminal::DirectResponse(bytes) => {
+                Box::pin(ends::answer(io, bytes.clone(), &connection)).await;
+                None
+            }
+            Terminal::Echo => {
+                Box::pin(ends::echo(io, &connection)).await;
+                None
+            }
+            Terminal::Close => {
+                drop(io);
+                None
+            }
+        };
+        drop(counted);
+        finish(&connection, &outcome.unwrap_or_default(), &worker::snapshot());
+    }
 }
 
 /// A connection that was let in.
@@ -242,25 +255,25 @@ struct Arrived {
 }
 
 /// Up to where its terminal filter takes over; `None`: it was turned away, and has been counted and logged.
-async fn arrive(mut socket: Socket, accepted_by: ListenerId) -> Option<Arrived> {
+async fn arrive(mut socket: Socket, peer: Option<SocketAddr>, accepted_by: ListenerId) -> Option<Arrived> {
     let snapshot = worker::snapshot();
 
     // Where it wanted to go, and whose connection it is therefore.
     let accepting = snapshot.listener(accepted_by)?;
     let restores = accepting.use_original_dst || accepting.inspect.original_dst;
     let original = if restores { orig_dst::original_destination(&socket) } else { None };
-    let listener = match orig_dst::owner(&snapshot, accepting, original, &socket) {
+    let listener = match orig_dst::owner(&snapshot, accepting, original, &socket, peer) {
         Owner::Listener(listener) => listener,
         Owner::Loop(why) => {
             accepting.stats.downstream_cx_redirect_loop().inc();
             if let Some(more) = notice::due(accepting.id, Notice::RedirectLoop) {
-                tracing::warn!(listener = %accepting.name, destination = ?original, peer = ?socket.peer_address(), more, "closed: {why}");
+                tracing::warn!(listener = %accepting.name, destination = ?original, ?peer, more, "closed: {why}");
             }
             return None;
         }
     };
     let place = place(listener)?;
-    let mut connection = Connection::arrived(listener, &socket, original);
+    let mut connection = Connection::arrived(listener, &socket, peer, original);
 
     // What it speaks: by the client's first bytes, or by the server's speaking first.
     let mut head = BytesMut::new();

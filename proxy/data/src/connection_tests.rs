@@ -496,7 +496,7 @@ async fn futures_stay_small() {
     let (socket, _other) = testing::pair().await;
     let registry = Registry::new(1);
     let panics = || PanicCount(ServerStats::new(&registry, testing::scope("server.")));
-    let size = std::mem::size_of_val(&serve(Socket::Tcp(socket), ListenerId(0), panics()));
+    let size = std::mem::size_of_val(&serve(Socket::Tcp(socket), None, ListenerId(0), panics()));
     assert!((100..=800).contains(&size), "{size} bytes");
     assert!(std::mem::size_of::<Connection>() <= 400, "{} bytes", std::mem::size_of::<Connection>());
 }

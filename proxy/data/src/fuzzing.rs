@@ -101,7 +101,7 @@ pub(crate) fn connect(path: &Path) -> Option<Memory> {
 
 /// Serves one downstream connection to its end.
 pub async fn serve(stream: Memory, listener: ListenerId, server: ServerStats) {
-    connection::serve(Socket::Memory(stream), listener, PanicCount(server)).await;
+    connection::serve(Socket::Memory(stream), Some(REMOTE), listener, PanicCount(server)).await;
 }
 
 /// What the inspectors find in the bytes of a connection.

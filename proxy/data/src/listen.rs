@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::{
     connection, datagram,
-    io::Socket,
+    io::{Socket, canonical},
     model::{
         ListenerId,
         listener::{BindAddress, Listener},
@@ -138,7 +138,8 @@ fn open(listener: &Listener, address: SocketAddr, kind: Type, ipv4_compat: bool)
     let socket = socket2::Socket::new(domain, kind.nonblocking(), None)?;
     if kind == Type::STREAM {
         socket.set_reuse_address(true)?;
-        // Accepted connections take this over.
+        // Accepted connections take both over.
+        socket.set_tcp_nodelay(true)?;
         pacing::spare(&socket, address.ip());
     }
     if listener.reuse_port {
@@ -288,10 +289,10 @@ impl Acceptor {
         let mut back_off = BackOff::default();
         loop {
             match self.accept().await {
-                Ok(socket) => {
+                Ok((socket, peer)) => {
                     back_off.succeeded();
                     let server = self.server.clone();
-                    tokio::spawn(connection::serve(socket, self.id, PanicCount(server)));
+                    tokio::spawn(connection::serve(socket, peer, self.id, PanicCount(server)));
                 }
                 Err(error) => match sort_failure(error.raw_os_error()) {
                     AcceptFailure::Connection => {
@@ -316,15 +317,14 @@ impl Acceptor {
         }
     }
 
-    async fn accept(&self) -> io::Result<Socket> {
+    /// A connection and its peer's address; `None` for Unix sockets.
+    async fn accept(&self) -> io::Result<(Socket, Option<SocketAddr>)> {
         match &self.socket {
             Accepting::Tcp(tcp) => {
-                let (stream, _) = tcp.accept().await?;
-                // A peer that is gone already must not count against the listener.
-                let _ = stream.set_nodelay(true);
-                Ok(Socket::Tcp(stream))
+                let (stream, peer) = tcp.accept().await?;
+                Ok((Socket::Tcp(stream), Some(canonical(peer))))
             }
-            Accepting::Unix(unix) => Ok(Socket::Unix(unix.accept().await?.0)),
+            Accepting::Unix(unix) => Ok((Socket::Unix(unix.accept().await?.0), None)),
         }
     }
 }

@@ -70,9 +70,10 @@ pub(crate) fn owner<'a>(
     accepting: &'a Arc<Listener>,
     original: Option<SocketAddr>,
     socket: &Socket,
+    peer: Option<SocketAddr>,
 ) -> Owner<'a> {
     let Some(destination) = original.filter(|_| accepting.use_original_dst) else { return Owner::Listener(accepting) };
-    if socket.peer_address().is_some_and(|peer| PASSED_ON.lock().contains(&peer)) {
+    if peer.is_some_and(|peer| PASSED_ON.lock().contains(&peer)) {
         return Owner::Loop(Loop::OwnConnection);
     }
     let local = socket.local_address();

@@ -87,13 +87,13 @@ async fn a_redirected_connection_finds_its_listener() {
         (2, "127.0.0.1:15006", Err(Loop::OwnListener)),
     ] {
         let accepting = snapshot.listener(ListenerId(accepted_by)).unwrap();
-        let owner = match owner(&snapshot, accepting, Some(destination.parse().unwrap()), &socket) {
+        let owner = match owner(&snapshot, accepting, Some(destination.parse().unwrap()), &socket, None) {
             Owner::Listener(listener) => Ok(listener.id.0),
             Owner::Loop(why) => Err(why),
         };
         assert_eq!(owner, expected, "{destination} by {accepted_by}");
         // Not redirected, it stays where it came in.
-        match super::owner(&snapshot, accepting, None, &socket) {
+        match super::owner(&snapshot, accepting, None, &socket, None) {
             Owner::Listener(listener) => assert_eq!(listener.id.0, accepted_by),
             Owner::Loop(why) => panic!("{why}"),
         }
@@ -106,10 +106,11 @@ async fn a_connection_passed_on_that_comes_back_is_a_loop_as_long_as_it_lives() 
     let snapshot = worker::snapshot();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let socket = Socket::Tcp(listener.accept().await.unwrap().0);
+    let (socket, peer) = listener.accept().await.unwrap();
+    let socket = Socket::Tcp(socket);
     let accepting = snapshot.listener(ListenerId(0)).unwrap();
     let looped = || {
-        let owner = owner(&snapshot, accepting, Some(([198, 51, 100, 7], 443).into()), &socket);
+        let owner = owner(&snapshot, accepting, Some(([198, 51, 100, 7], 443).into()), &socket, Some(peer));
         matches!(owner, Owner::Loop(Loop::OwnConnection))
     };
     assert!(!looped());

@@ -248,7 +248,7 @@ pub fn connection() -> Arc<Connection> {
     let registry = Registry::new(1);
     let listener = listener(&registry, 0, chain(0, Terminal::Echo));
     let (socket, _) = tokio::net::UnixStream::pair().unwrap();
-    Arc::new(Connection::arrived(&listener, &Socket::Unix(socket), None))
+    Arc::new(Connection::arrived(&listener, &Socket::Unix(socket), None, None))
 }
 
 pub fn snapshot(listeners: Vec<Listener>, clusters: Vec<Arc<Cluster>>) -> Arc<Snapshot> {

@@ -34,6 +34,8 @@ use crate::{
 };
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Room for what a client says first, of which the protocol is told. Most first requests fit, so that they are read at once.
+const FIRST_BYTES: usize = 2048;
 
 /// Serves a connection until it ends.
 pub async fn serve(io: DownstreamIo, connection: Arc<Connection>, chain: Arc<FilterChain>) {
@@ -300,21 +302,19 @@ async fn choose_codec(
     if let Some(http2) = known {
         return Ok((Wire::new(io, Vec::new(), manager.stats.clone(), life), http2));
     }
-    let mut seen = Vec::with_capacity(PREFACE.len());
+    let mut seen = Vec::with_capacity(FIRST_BYTES);
     while seen.len() < PREFACE.len() && PREFACE.starts_with(&seen) {
-        let mut more = [0; 24];
-        let room = PREFACE.len() - seen.len();
+        let is_silent = seen.is_empty();
         let read = tokio::select! {
-            read = io.read(&mut more[..room]) => read?,
+            read = io.read_buf(&mut seen) => read?,
             () = idle(manager) => 0,
-            () = drained(connection), if seen.is_empty() => 0,
+            () = drained(connection), if is_silent => 0,
         };
         if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        seen.extend_from_slice(&more[..read]);
     }
-    let http2 = seen == PREFACE;
+    let http2 = seen.starts_with(PREFACE);
     Ok((Wire::new(io, seen, manager.stats.clone(), life), http2))
 }
 

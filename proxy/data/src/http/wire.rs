@@ -234,6 +234,10 @@ impl AsyncRead for Wire {
             let n = rest.len().min(buf.remaining());
             buf.put_slice(&rest[..n]);
             this.at += n;
+            if this.at == this.seen.len() {
+                // Gives the allocation back.
+                (this.seen, this.at) = (Vec::new(), 0);
+            }
         } else {
             let room = buf.remaining();
             let Some(stream) = &mut this.io else { return Poll::Ready(Err(gone())) };
@@ -326,11 +330,15 @@ impl AsyncWrite for Wire {
         let Some(http1) = this.http1.as_deref_mut().filter(|http1| !http1.life.is_raw()) else {
             return Pin::new(stream).poll_shutdown(cx);
         };
+        let nothing_comes = http1.life.refused().is_none() && http1.guard.is_between_requests();
         if !http1.shut {
-            ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
+            // The close that follows says as much to a peer without TLS.
+            if !nothing_comes || matches!(stream, DownstreamIo::Tls(_)) {
+                ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
+            }
             http1.shut = true;
         }
-        if http1.life.refused().is_none() && http1.guard.is_between_requests() {
+        if nothing_comes {
             return Poll::Ready(Ok(()));
         }
         let linger = http1.linger.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
