@@ -40,7 +40,7 @@ use crate::{
     upstream::{
         outlier::Report,
         pick::{self, PickContext},
-        pool::{self, Lease, Protocol, Sender},
+        pool::{self, Lease, Protocol},
     },
 };
 
@@ -410,8 +410,7 @@ pub(super) async fn attempt(
         address(&mut request, lease.protocol(), authority, scheme).ok_or(Failure::BadTarget)?;
         let reused = lease.reused;
         let sent = match lease.sender() {
-            Some(Sender::Http1(sender)) => sender.try_send_request(request).await,
-            Some(Sender::Http2(sender)) => sender.try_send_request(request).await,
+            Some(sender) => sender.send(request).await,
             None => return Err(Failure::BadTarget),
         };
         match sent {
@@ -454,6 +453,10 @@ fn respond(
         upstream.cluster.stats.count_code(exchange.origin, exchange.status);
     }
     let switched = parts.status == StatusCode::SWITCHING_PROTOCOLS;
+    if switched || !exchange.has_whole_request() {
+        // There is more to send, whether or not the client takes what comes.
+        lease.leave();
+    }
     let named = switched.then(|| parts.headers.get(header::UPGRADE).cloned()).flatten();
     strip_hop_by_hop(&mut parts.headers);
     if !exchange.manager.suppress_envoy_headers && exchange.has_whole_request() {

@@ -103,6 +103,7 @@ async fn send(
             upstream.ended(Report::Failed);
             return;
         };
+        lease.leave();
         let code = response.status().as_u16();
         upstream.ended(Report::Response(code));
         cluster.stats.count_code(crate::stats::Origin::Internal, code);

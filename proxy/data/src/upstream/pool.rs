@@ -6,16 +6,24 @@
 
 use std::{
     collections::VecDeque,
+    future::poll_fn,
     net::SocketAddr,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use foldhash::HashMap;
-use hyper::client::conn::{http1, http2};
+use http::{Request, Response};
+use hyper::{
+    body::{Body, Frame, Incoming},
+    client::conn::{TrySendError, http1, http2},
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::oneshot;
 
@@ -49,9 +57,11 @@ pub enum AcquireError {
     Connect(ConnectError),
 }
 
+mod driven;
 mod opening;
 mod upkeep;
 
+pub use driven::Driven;
 use opening::open;
 
 /// The right to send one request over a connection.
@@ -78,8 +88,8 @@ pub struct Lease {
 /// A connection's sending half.
 #[derive(Debug)]
 pub enum Sender {
-    /// One request at a time.
-    Http1(http1::SendRequest<RequestBody>),
+    /// One request at a time, which drives the connection.
+    Http1(http1::SendRequest<RequestBody>, Arc<Driven>),
     /// Many.
     Http2(http2::SendRequest<RequestBody>),
 }
@@ -128,6 +138,7 @@ struct HostPool {
 #[derive(Debug)]
 struct Idle {
     sender: http1::SendRequest<RequestBody>,
+    driven: Arc<Driven>,
     local: Option<SocketAddr>,
     since: Instant,
     opened: Instant,
@@ -333,11 +344,12 @@ impl HostPool {
                 }
                 continue;
             }
-            let Idle { sender, local, opened, requests, pooled, .. } = idle;
+            let Idle { sender, driven, local, opened, requests, pooled, .. } = idle;
+            driven.lease();
             pooled.carries();
             self.cluster.stats.upstream_rq_total().inc();
             return Some(Lease {
-                sender: Some(Sender::Http1(sender)),
+                sender: Some(Sender::Http1(sender, driven)),
                 reused: true,
                 local,
                 key,
@@ -379,6 +391,27 @@ impl HostPool {
     }
 }
 
+impl Sender {
+    /// Sends the request, and waits for the head of its response.
+    pub async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+        match self {
+            Sender::Http1(sender, driven) => {
+                let mut sent = pin!(sender.try_send_request(request));
+                poll_fn(|cx| {
+                    driven.poll(cx);
+                    // What it waits for comes of that alone.
+                    sent.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+                })
+                .await
+            }
+            Sender::Http2(sender) => sender.try_send_request(request).await,
+        }
+    }
+}
+
 impl Lease {
     /// Of the request for which the connection was made.
     fn first(sender: Sender, local: Option<SocketAddr>, key: Key, heard: Arc<AtomicU64>, pooled: Arc<Pooled>) -> Self {
@@ -403,6 +436,26 @@ impl Lease {
         self.sender.as_mut()
     }
 
+    /// The next frame of the response.
+    pub fn poll_frame(
+        &self,
+        incoming: &mut Incoming,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        match &self.sender {
+            Some(Sender::Http1(_, driven)) if driven.is_leased() => driven.poll_frame(incoming, cx),
+            _ => Pin::new(incoming).poll_frame(cx),
+        }
+    }
+
+    /// From now on the connection goes on by itself, whether or not [`Lease::poll_frame`] asks for the response. For requests that still have something
+    /// to send, and for whoever reads a response by other ways.
+    pub fn leave(&self) {
+        if let Some(Sender::Http1(_, driven)) = &self.sender {
+            driven.leave();
+        }
+    }
+
     /// Which protocol is spoken.
     pub fn protocol(&self) -> Protocol {
         self.key.protocol
@@ -411,9 +464,11 @@ impl Lease {
     /// The request is over, and the connection fit for another one. A lease that is dropped instead closes an HTTP/1 connection and leaves an HTTP/2
     /// one as it is.
     pub fn give_back(mut self) {
-        let Some(Sender::Http1(sender)) = self.sender.take_if(|sender| matches!(sender, Sender::Http1(_))) else {
+        let Some(Sender::Http1(sender, driven)) = self.sender.take_if(|sender| matches!(sender, Sender::Http1(..)))
+        else {
             return;
         };
+        driven.rest();
         let (local, key, opened, requests) = (self.local, self.key, self.opened, self.requests);
         let pooled = self.pooled.clone();
         pooled.carried();
@@ -427,7 +482,7 @@ impl Lease {
                 host.cluster.stats.upstream_cx_max_requests().inc();
             }
             if !worn && !sender.is_closed() {
-                host.idle.push(Idle { sender, local, since: Instant::now(), opened, requests, pooled });
+                host.idle.push(Idle { sender, driven, local, since: Instant::now(), opened, requests, pooled });
             }
             host.waiters.pop_front()
         });
@@ -439,13 +494,17 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(Sender::Http2(_)) = self.sender {
-            self.pooled.carried();
-            with_pools(|pools| {
-                if let Some(host) = pools.hosts.get_mut(&self.key) {
-                    host.end_stream(self);
-                }
-            });
+        match &self.sender {
+            Some(Sender::Http2(_)) => {
+                self.pooled.carried();
+                with_pools(|pools| {
+                    if let Some(host) = pools.hosts.get_mut(&self.key) {
+                        host.end_stream(self);
+                    }
+                });
+            }
+            Some(Sender::Http1(_, driven)) => driven.leave(),
+            None => {}
         }
     }
 }

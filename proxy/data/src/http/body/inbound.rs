@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
 
-use super::{Broken, KeptFrame, Progress, RequestBody, Sending, kept::Kept, poll_incoming};
+use super::{Broken, KeptFrame, Progress, RequestBody, Sending, kept::Kept, progress::poll_incoming};
 
 /// A request's body.
 #[derive(Debug)]

@@ -169,7 +169,7 @@ impl Repeatable {
             RequestBody::Empty | RequestBody::Replay(_) => None,
             RequestBody::Repeatable(sending) => Some(sending),
             RequestBody::Streaming { source, trailers } => {
-                let progress = source.0.clone();
+                let progress = source.progress().clone();
                 let kept = Kept::new(source, limit as usize);
                 Some(Sending { kept: Arc::new(Mutex::new(kept)), progress, trailers, turn: 0, at: 0 })
             }
@@ -230,7 +230,7 @@ impl Sending {
         if kept.whole {
             return Poll::Ready(None);
         }
-        let frame = ready!(kept.source.0.poll_source(self.trailers, cx));
+        let frame = ready!(kept.source.poll(self.trailers, cx));
         if let Some(Ok(frame)) = &frame
             && !kept.abandoned
         {
@@ -257,7 +257,7 @@ impl Sending {
 
     pub(super) fn is_at_end(&self) -> bool {
         let kept = self.kept.lock();
-        self.at >= kept.frames.len() && (kept.whole || kept.source.0.source_is_at_end())
+        self.at >= kept.frames.len() && (kept.whole || kept.source.is_at_end())
     }
 
     pub(super) fn left(&self) -> SizeHint {
@@ -266,7 +266,7 @@ impl Sending {
         if kept.sized {
             return SizeHint::with_exact(sent_before as u64);
         }
-        let rest = kept.source.0.source_hint();
+        let rest = kept.source.hint();
         let mut hint = SizeHint::new();
         hint.set_lower(rest.lower() + sent_before as u64);
         if let Some(upper) = rest.upper() {

@@ -182,6 +182,7 @@ pub(super) async fn send(snapshot: &Snapshot, call: Call) -> Result<Answer, Call
             cluster.stats.count_code(Origin::Internal, 503);
             return Err(CallError::Unreachable);
         };
+        lease.leave();
         let (parts, mut incoming) = response.into_parts();
         let code = parts.status.as_u16();
         upstream.ended(Report::Response(code));

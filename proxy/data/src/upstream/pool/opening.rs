@@ -58,13 +58,14 @@ async fn http1_handshake(cluster: &Arc<Cluster>, connected: UpstreamConnection, 
     let (sender, connection) =
         http1::Builder::new().handshake(TokioIo::new(Metered::new(io, cluster.clone(), &pooled))).await?;
     cluster.stats.upstream_cx_http1_total().inc();
+    let driven = Driven::new(connection);
+    let kept = driven.clone();
     tokio::spawn(async move {
-        // Errors reach the request that is on the connection; one that has none is just gone.
-        let _ = connection.with_upgrades().await;
+        poll_fn(|cx| kept.poll_keeping(cx)).await;
         drop(guard);
         closed(key);
     });
-    Ok(Lease::first(Sender::Http1(sender), local, key, Arc::default(), pooled))
+    Ok(Lease::first(Sender::Http1(sender, driven), local, key, Arc::default(), pooled))
 }
 
 async fn http2_handshake(cluster: &Arc<Cluster>, connected: UpstreamConnection, key: Key) -> hyper::Result<Lease> {
