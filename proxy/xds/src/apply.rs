@@ -8,11 +8,7 @@ use std::{
 
 use prost::{Message, Name};
 use serde_json::Value;
-use shika_data::model::{
-    ListenerId, RouteTableId,
-    listener::TrafficDirection,
-    tls::{ClientContext, ServerContext},
-};
+use shika_data::model::{ListenerId, RouteTableId, listener::TrafficDirection};
 use shika_proto::{
     any,
     envoy::{
@@ -20,7 +16,6 @@ use shika_proto::{
             cluster::v3 as clusters, endpoint::v3::ClusterLoadAssignment, listener::v3 as listeners,
             route::v3::RouteConfiguration,
         },
-        extensions::transport_sockets::tls::v3::Secret,
         service::runtime::v3 as proto_runtime,
     },
     google::protobuf::Any,
@@ -32,8 +27,8 @@ use crate::{
         Compiled, Context, Fault, Within, cluster,
         endpoints::{self, Names},
         listener::{self, ChainIds, CompiledListener},
-        route, secret,
-        tls::{ClientBinding, Secrets, ServerBinding},
+        route,
+        tls::Secrets,
     },
     compiler::{Applied, CompileOptions, Compiler, Resource, RouteKey, Update, UpdateKind},
     fixed::struct_value,
@@ -43,6 +38,8 @@ use crate::{
     subscription,
     warm::{ClusterState, ListenerSlot, ListenerState},
 };
+
+mod secrets;
 
 /// Most names of one type that the store holds; a control plane that sends more is refused the rest.
 const MOST_RESOURCES: usize = 1_000_000;
@@ -421,52 +418,6 @@ impl Compiler {
         self.runtime.update(name, values.as_object().cloned().unwrap_or_default())
     }
 
-    /// Takes a secret: everything that uses it has to work with it, or it is refused.
-    fn secret(&mut self, from: &Secret, name: &str) -> Compiled<()> {
-        let value = secret::secret(from)?;
-        let old = self.secrets.dynamic.insert(name.into(), value);
-        match self.contexts_with(name) {
-            Ok(contexts) => {
-                for context in contexts {
-                    context.put_in_force();
-                }
-                Ok(())
-            }
-            Err(reason) => {
-                match old {
-                    Some(old) => self.secrets.dynamic.insert(name.into(), old),
-                    None => self.secrets.dynamic.remove(name),
-                };
-                Err(Fault::new(secret::content_field(from), reason))
-            }
-        }
-    }
-
-    pub(crate) fn contexts_with(&self, name: &str) -> Result<Vec<NewContext<'_>>, String> {
-        let uses =
-            |secrets: BTreeSet<crate::compile::tls::SecretRef>| secrets.iter().any(|secret| &*secret.name == name);
-        let mut contexts = Vec::new();
-        for state in self.clusters.states() {
-            for tls in &state.compiled.tls {
-                if uses(tls.secrets())
-                    && let Some(context) = tls.build(&self.secrets)?
-                {
-                    contexts.push(NewContext::Client(tls, context));
-                }
-            }
-        }
-        for state in self.listeners.values().flat_map(|slot| slot.active.iter().chain(&slot.warming)) {
-            for tls in state.compiled.chains.iter().filter_map(|chain| chain.tls.as_ref()) {
-                if uses(tls.secrets())
-                    && let Some(context) = tls.build(&self.secrets)?
-                {
-                    contexts.push(NewContext::Server(tls, context));
-                }
-            }
-        }
-        Ok(contexts)
-    }
-
     /// Runs `compile` with all it reads and fills; the second argument gives ids of route tables.
     pub(crate) fn with_context<T>(
         &mut self,
@@ -502,27 +453,6 @@ impl Compiler {
             let next = RouteTableId(ids.len() as u32);
             *ids.entry(key).or_insert(next)
         })
-    }
-}
-
-/// A TLS context that was built and is to be put in force.
-pub(crate) enum NewContext<'a> {
-    Client(&'a ClientBinding, Arc<ClientContext>),
-    Server(&'a ServerBinding, Arc<ServerContext>),
-}
-
-impl NewContext<'_> {
-    pub(crate) fn put_in_force(self) {
-        match self {
-            NewContext::Client(tls, context) => {
-                tls.handle.context.store(Some(context));
-                tls.handle.factory.context_update_by_sds().inc();
-            }
-            NewContext::Server(tls, context) => {
-                tls.put_in_force(Some(context));
-                tls.handle.factory.context_update_by_sds().inc();
-            }
-        }
     }
 }
 

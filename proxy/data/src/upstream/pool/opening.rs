@@ -1,5 +1,7 @@
 //! Making a pooled connection: connect, shake hands, tell those who wait for it.
 
+use std::future::poll_fn;
+
 use super::*;
 
 /// Connects, shakes hands and leaves the connection to a task of its own.
