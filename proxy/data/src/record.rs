@@ -27,7 +27,7 @@ use crate::{
 pub(crate) use operator::flags_text;
 pub use operator::{hex, printable, protocol};
 
-use operator::{Field, value};
+use operator::{Shown, append};
 
 /// All that operators can ask for. Built once, when a log line or a header value needs it; absent parts are `None`.
 #[derive(Debug)]
@@ -136,7 +136,8 @@ impl<'a> Record<'a> {
 const LONGEST_KEPT: usize = 64 * 1024;
 
 thread_local! {
-    static LINE: Cell<String> = const { Cell::new(String::new()) };
+    /// A line, and a value within it before it is quoted.
+    static LINE: Cell<(String, String)> = const { Cell::new((String::new(), String::new())) };
 }
 
 /// Writes one line to every log whose filter lets it through.
@@ -146,18 +147,18 @@ pub fn write(logs: &[AccessLog], record: &Record<'_>) {
             continue;
         }
         // Its size is known at the end only: the line is put together where the last one was, and copied once.
-        let mut line = LINE.take();
+        let (mut line, mut text) = LINE.take();
         line.clear();
         match &log.format {
             LogFormat::Text(format) => render(format, record, &mut line),
             LogFormat::Json(format) => {
-                render_json(format, record, &mut line);
+                render_json(format, record, &mut text, &mut line);
                 line.push('\n');
             }
         }
         log.sink.write(Bytes::copy_from_slice(line.as_bytes()));
-        if line.capacity() <= LONGEST_KEPT {
-            LINE.set(line);
+        if line.capacity() <= LONGEST_KEPT && text.capacity() <= LONGEST_KEPT {
+            LINE.set((line, text));
         }
     }
 }
@@ -167,27 +168,32 @@ pub fn render(format: &Format, record: &Record<'_>, out: &mut String) {
     for part in &format.parts {
         match part {
             Part::Text(text) => out.push_str(text),
-            Part::Operator(operator, limit) => match value(operator, record) {
-                Some(field) => out.push_str(cut(field.text(), *limit)),
-                None if format.omit_empty => {}
-                None => out.push('-'),
-            },
+            Part::Operator(operator, limit) => {
+                let start = out.len();
+                match append(operator, record, out) {
+                    Some(_) => cut(out, start, *limit),
+                    None if format.omit_empty => {}
+                    None => out.push('-'),
+                }
+            }
         }
     }
 }
 
 /// Appends a header value: as [`render`], but an operator without a value is written as nothing when it stands alone, as Envoy does for headers.
 pub fn render_header(format: &Format, record: &Record<'_>, out: &mut String) {
-    if let [Part::Operator(operator, limit)] = format.parts.as_slice() {
-        if let Some(field) = value(operator, record) {
-            out.push_str(cut(field.text(), *limit));
+    match format.parts.as_slice() {
+        [Part::Operator(operator, limit)] => {
+            let start = out.len();
+            append(operator, record, out);
+            cut(out, start, *limit);
         }
-        return;
+        _ => render(format, record, out),
     }
-    render(format, record, out);
 }
 
-fn render_json(format: &JsonFormat, record: &Record<'_>, out: &mut String) {
+/// `text` is room for a value before it is quoted.
+fn render_json(format: &JsonFormat, record: &Record<'_>, text: &mut String, out: &mut String) {
     match format {
         JsonFormat::Object(fields) => {
             out.push('{');
@@ -197,7 +203,7 @@ fn render_json(format: &JsonFormat, record: &Record<'_>, out: &mut String) {
                 }
                 quote(name, out);
                 out.push(':');
-                render_json(field, record, out);
+                render_json(field, record, text, out);
             }
             out.push('}');
         }
@@ -207,62 +213,105 @@ fn render_json(format: &JsonFormat, record: &Record<'_>, out: &mut String) {
                 if at > 0 {
                     out.push(',');
                 }
-                render_json(item, record, out);
+                render_json(item, record, text, out);
             }
             out.push(']');
         }
-        JsonFormat::Literal(text) => out.push_str(text),
-        JsonFormat::Text(format) => {
-            let mut text = String::new();
-            render(format, record, &mut text);
-            quote(&text, out);
-        }
-        JsonFormat::Value(format) => match format.parts.as_slice() {
-            [Part::Operator(operator, limit)] => match value(operator, record) {
-                Some(Field::Number(number, _)) => {
-                    let _ = write!(out, "{number}");
+        JsonFormat::Literal(literal) => out.push_str(literal),
+        JsonFormat::Value(Format { parts, omit_empty }) if let [Part::Operator(operator, limit)] = parts.as_slice() => {
+            text.clear();
+            match append(operator, record, text) {
+                Some(Shown::Number) => out.push_str(text),
+                Some(Shown::Text) => {
+                    cut(text, 0, *limit);
+                    quote(text, out);
                 }
-                Some(field) => quote(cut(field.text(), *limit), out),
-                None if format.omit_empty => out.push_str("\"\""),
+                None if *omit_empty => out.push_str("\"\""),
                 None => out.push_str("null"),
-            },
-            _ => {
-                let mut text = String::new();
-                render(format, record, &mut text);
-                quote(&text, out);
             }
-        },
+        }
+        JsonFormat::Text(format) | JsonFormat::Value(format) => {
+            text.clear();
+            render(format, record, text);
+            quote(text, out);
+        }
+    }
+}
+
+/// Leaves no more than `limit` bytes after `start`, and whole characters.
+fn cut(out: &mut String, start: usize, limit: Option<usize>) {
+    if let Some(limit) = limit {
+        out.truncate(out.floor_char_boundary(start.saturating_add(limit)));
     }
 }
 
 /// Appends a JSON string.
 pub(crate) fn quote(text: &str, out: &mut String) {
+    out.reserve(text.len() + 2);
     out.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            c if (c as u32) < 0x20 => {
-                let _ = write!(out, "\\u{:04x}", c as u32);
-            }
-            c => out.push(c),
-        }
+    // Hardly any text has something to escape, and many bytes are looked at together if none of them may end the search.
+    if text.bytes().fold(false, |found, byte| found | (byte < 0x20) | (byte == b'"') | (byte == b'\\')) {
+        escape(text, out);
+    } else {
+        out.push_str(text);
     }
     out.push('"');
 }
 
-fn cut(text: &str, limit: Option<usize>) -> &str {
-    match limit {
-        Some(limit) if limit < text.len() => {
-            let mut end = limit;
-            while !text.is_char_boundary(end) {
-                end -= 1;
-            }
-            text.get(..end).unwrap_or(text)
+fn escape(text: &str, out: &mut String) {
+    let mut plain = 0;
+    for (at, byte) in text.bytes().enumerate() {
+        let escaped = match byte {
+            b'"' => "\\\"",
+            b'\\' => "\\\\",
+            b'\n' => "\\n",
+            b'\r' => "\\r",
+            b'\t' => "\\t",
+            0..0x20 => "",
+            _ => continue,
+        };
+        out.push_str(text.get(plain..at).unwrap_or_default());
+        out.push_str(escaped);
+        if escaped.is_empty() {
+            let _ = write!(out, "\\u{byte:04x}");
         }
-        _ => text,
+        plain = at + 1;
+    }
+    out.push_str(text.get(plain..).unwrap_or_default());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_strings_are_escaped() {
+        for (text, json) in [
+            ("", r#""""#),
+            ("plain, \u{e9} and \u{1f98c}", "\"plain, \u{e9} and \u{1f98c}\""),
+            (r#"a"b\c"#, r#""a\"b\\c""#),
+            ("\r\n\t\0\u{1f}", r#""\r\n\t\u0000\u001f""#),
+            ("\"", r#""\"""#),
+        ] {
+            let mut out = String::from(",");
+            quote(text, &mut out);
+            assert_eq!(out, format!(",{json}"));
+        }
+    }
+
+    #[test]
+    fn values_are_cut_between_characters() {
+        for (value, limit, left) in [
+            ("abc", Some(2), "ab"),
+            ("abc", Some(3), "abc"),
+            ("abc", Some(9), "abc"),
+            ("a\u{e9}b", Some(2), "a"),
+            ("abc", Some(0), ""),
+            ("abc", None, "abc"),
+        ] {
+            let mut out = format!("\u{e9}{value}");
+            cut(&mut out, 2, limit);
+            assert_eq!(out, format!("\u{e9}{left}"));
+        }
     }
 }

@@ -4,128 +4,108 @@
 
 use std::{
     borrow::Cow,
-    fmt::Write,
-    net::SocketAddr,
+    cell::RefCell,
+    fmt::{Display, Write},
+    net::{IpAddr, SocketAddr},
     time::{Duration, SystemTime},
 };
 
+use chrono::{DateTime, Utc};
 use http::Version;
 
 use super::{Record, quote};
 use crate::{
-    error::ResponseFlags,
+    error::{ResponseFlag, ResponseFlags},
     model::{
+        cluster::EndpointAddress,
         format::{AddressPart, Operator, TimeFormat, WireBytes},
         matcher::{HeaderRef, joined_header},
         rbac::RequestView,
     },
 };
 
-/// What an operator stands for.
-pub(super) enum Field<'a> {
+/// What was written for an operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shown {
     /// Text.
-    Text(Cow<'a, str>),
-    /// A number, and the same as text.
-    Number(u64, String),
+    Text,
+    /// A number, which JSON does not quote.
+    Number,
 }
 
-impl Field<'_> {
-    /// As it is written outside JSON.
-    pub(super) fn text(&self) -> &str {
-        match self {
-            Field::Text(text) => text,
-            Field::Number(_, text) => text,
-        }
-    }
-}
-
-fn text<'a>(text: impl Into<Cow<'a, str>>) -> Option<Field<'a>> {
-    let text = text.into();
-    (!text.is_empty()).then_some(Field::Text(text))
-}
-
-fn number<'a>(number: u64) -> Option<Field<'a>> {
-    Some(Field::Number(number, number.to_string()))
-}
-
-/// The value of an operator; `None` where it has none.
-pub(super) fn value<'a>(operator: &'a Operator, record: &'a Record<'a>) -> Option<Field<'a>> {
+/// Appends the value of an operator; `None` where it has none, and then nothing is appended.
+pub(super) fn append(operator: &Operator, record: &Record<'_>, out: &mut String) -> Option<Shown> {
     let connection = record.connection;
     let tls = connection.tls.as_ref();
     let names = tls.and_then(|tls| tls.names.as_ref());
     match operator {
-        Operator::StartTime(format) => text(start_time(format, record.start_time)),
+        Operator::StartTime(format) => start_time(format, record.start_time, out),
         Operator::RequestHeader(name, alternative) => {
             let request = record.request.as_ref()?;
-            let header = request_header(request, name).or_else(|| request_header(request, alternative.as_ref()?))?;
-            Some(Field::Text(header))
+            let header = request_header(request, name).or_else(|| request_header(request, alternative.as_ref()?));
+            said(&header?, out)
         }
         Operator::ResponseHeader(name, alternative) => {
-            let header = |name: &HeaderRef| match name {
-                HeaderRef::Name(name) => joined_header(record.response?, name),
-                HeaderRef::Status if record.status > 0 => Some(record.status.to_string().into()),
-                _ => None,
-            };
-            Some(Field::Text(header(name).or_else(|| header(alternative.as_ref()?))?))
+            response_header(record, name, out).or_else(|| response_header(record, alternative.as_ref()?, out))
         }
         Operator::ResponseTrailer(name, alternative) => {
             let header = |name: &HeaderRef| match name {
                 HeaderRef::Name(name) => joined_header(record.trailers?, name),
                 _ => None,
             };
-            Some(Field::Text(header(name).or_else(|| header(alternative.as_ref()?))?))
+            said(&header(name).or_else(|| header(alternative.as_ref()?))?, out)
         }
         Operator::TraceId => {
             let trace = record.trace?.0;
-            text(if trace >> 64 == 0 { format!("{trace:016x}") } else { format!("{trace:032x}") })
+            let digits = if trace >> 64 == 0 { 16 } else { 32 };
+            display(format_args!("{trace:0digits$x}"), out)
         }
-        Operator::SpanId => text(format!("{:016x}", record.trace?.1)),
-        Operator::Protocol => text(protocol(record.version?)),
-        Operator::UpstreamProtocol => text(protocol(record.upstream_version?)),
-        Operator::ResponseCode => number(u64::from(record.status)),
-        Operator::ResponseCodeDetails => text(record.details?),
-        Operator::ConnectionTerminationDetails => text(record.termination?),
-        Operator::ResponseFlags => text(flags_text(record.flags)),
-        Operator::ResponseFlagsLong => text(flags(record.flags, |flag| flag.long())),
-        Operator::BytesReceived => number(record.bytes_received),
-        Operator::BytesSent => number(record.bytes_sent),
-        Operator::WireBytes(WireBytes::DownstreamReceived | WireBytes::UpstreamSent) => number(record.bytes_received),
-        Operator::WireBytes(WireBytes::DownstreamSent | WireBytes::UpstreamReceived) => number(record.bytes_sent),
-        Operator::Duration => number(millis(record.duration)),
-        Operator::RequestDuration => number(millis(record.request_done?)),
-        Operator::ResponseDuration => number(millis(record.response_start?)),
-        Operator::ResponseTxDuration => number(millis(record.duration.checked_sub(record.response_start?)?)),
-        Operator::UpstreamHost => text(record.endpoint?.address.to_string()),
-        Operator::UpstreamCluster => text(&*record.cluster?.name),
-        Operator::UpstreamLocalAddress(part) => address(record.upstream_local, *part),
-        Operator::UpstreamRemoteAddress(part) => match &record.endpoint?.address {
-            crate::model::cluster::EndpointAddress::Ip(ip) => address(Some(*ip), *part),
-            unix => text(unix.to_string()),
-        },
-        Operator::UpstreamTransportFailureReason => text(record.upstream_failure?),
-        Operator::AttemptCount => number(u64::from(record.attempts)),
-        Operator::DownstreamLocalAddress(part) => address(connection.local, *part),
-        Operator::DownstreamDirectLocalAddress(part) => address(connection.direct_local, *part),
-        Operator::DownstreamRemoteAddress(part) => address(record.remote, *part),
-        Operator::DownstreamDirectRemoteAddress(part) => address(connection.direct_remote, *part),
-        Operator::PeerUriSan => text(printable(&names?.uris.join(",")).into_owned()),
-        Operator::PeerDnsSan => text(printable(&names?.dns.join(",")).into_owned()),
-        Operator::PeerSubject => text(&*names?.subject),
-        Operator::PeerFingerprint => text(hex(&tls?.fingerprint?)),
-        Operator::LocalUriSan => text(tls?.own_uri.as_deref()?),
-        Operator::TlsVersion => text(tls?.version),
-        Operator::TlsCipher => text(tls?.cipher),
-        Operator::DownstreamTransportFailureReason => text(record.downstream_failure?),
-        Operator::RequestedServerName => text(server_name(&connection.sni)),
-        Operator::RouteName => text(record.route?),
-        Operator::VirtualHostName => text(record.virtual_host?),
-        Operator::ConnectionId => number(connection.id),
+        Operator::SpanId => display(format_args!("{:016x}", record.trace?.1), out),
+        Operator::Protocol => text(protocol(record.version?), out),
+        Operator::UpstreamProtocol => text(protocol(record.upstream_version?), out),
+        Operator::ResponseCode => number(u64::from(record.status), out),
+        Operator::ResponseCodeDetails => text(record.details?, out),
+        Operator::ConnectionTerminationDetails => text(record.termination?, out),
+        Operator::ResponseFlags => flags(record.flags, ResponseFlag::short, out),
+        Operator::ResponseFlagsLong => flags(record.flags, ResponseFlag::long, out),
+        Operator::BytesReceived => number(record.bytes_received, out),
+        Operator::BytesSent => number(record.bytes_sent, out),
+        Operator::WireBytes(WireBytes::DownstreamReceived | WireBytes::UpstreamSent) => {
+            number(record.bytes_received, out)
+        }
+        Operator::WireBytes(WireBytes::DownstreamSent | WireBytes::UpstreamReceived) => number(record.bytes_sent, out),
+        Operator::Duration => number(millis(record.duration), out),
+        Operator::RequestDuration => number(millis(record.request_done?), out),
+        Operator::ResponseDuration => number(millis(record.response_start?), out),
+        Operator::ResponseTxDuration => number(millis(record.duration.checked_sub(record.response_start?)?), out),
+        Operator::UpstreamHost => upstream(record, AddressPart::Full, out),
+        Operator::UpstreamCluster => text(&record.cluster?.name, out),
+        Operator::UpstreamLocalAddress(part) => address(record.upstream_local, *part, out),
+        Operator::UpstreamRemoteAddress(part) => upstream(record, *part, out),
+        Operator::UpstreamTransportFailureReason => text(record.upstream_failure?, out),
+        Operator::AttemptCount => number(u64::from(record.attempts), out),
+        Operator::DownstreamLocalAddress(part) => address(connection.local, *part, out),
+        Operator::DownstreamDirectLocalAddress(part) => address(connection.direct_local, *part, out),
+        Operator::DownstreamRemoteAddress(part) => address(record.remote, *part, out),
+        Operator::DownstreamDirectRemoteAddress(part) => address(connection.direct_remote, *part, out),
+        Operator::PeerUriSan => text(&printable(&names?.uris.join(",")), out),
+        Operator::PeerDnsSan => text(&printable(&names?.dns.join(",")), out),
+        Operator::PeerSubject => text(&names?.subject, out),
+        Operator::PeerFingerprint => text(&hex(&tls?.fingerprint?), out),
+        Operator::LocalUriSan => text(tls?.own_uri.as_deref()?, out),
+        Operator::TlsVersion => text(tls?.version, out),
+        Operator::TlsCipher => text(tls?.cipher, out),
+        Operator::DownstreamTransportFailureReason => text(record.downstream_failure?, out),
+        Operator::RequestedServerName => text(&server_name(&connection.sni), out),
+        Operator::RouteName => text(record.route?, out),
+        Operator::VirtualHostName => text(record.virtual_host?, out),
+        Operator::ConnectionId => number(connection.id, out),
         // A stream is known by its request's id.
-        Operator::StreamId => text(record.request.as_ref()?.headers.get("x-request-id")?.to_str().ok()?),
+        Operator::StreamId => text(record.request.as_ref()?.headers.get("x-request-id")?.to_str().ok()?, out),
         Operator::FilterChainName => {
-            text(crate::worker::snapshot().chain(connection.listener, connection.chain)?.name.to_string())
+            text(&crate::worker::snapshot().chain(connection.listener, connection.chain)?.name, out)
         }
-        Operator::Constant(constant) => text(&**constant),
+        Operator::Constant(constant) => text(constant, out),
         Operator::GrpcStatus { number: as_number } => {
             let status = record
                 .trailers
@@ -135,23 +115,53 @@ pub(super) fn value<'a>(operator: &'a Operator, record: &'a Record<'a>) -> Optio
                 .ok()?
                 .parse()
                 .ok()?;
-            if *as_number { number(status) } else { text(grpc_status_name(status)) }
+            if *as_number { number(status, out) } else { text(grpc_status_name(status), out) }
         }
-        Operator::RouteKri => text(record.route_kri?),
+        Operator::RouteKri => text(record.route_kri?, out),
         Operator::FilterState { key, plain } => {
             let value = connection.filter_state.value(key)?;
             if *plain {
-                return Some(Field::Text(value.into()));
+                return said(value, out);
             }
-            let mut quoted = String::with_capacity(value.len() + 2);
-            quote(value, &mut quoted);
-            Some(Field::Text(quoted.into()))
+            quote(value, out);
+            Some(Shown::Text)
         }
         // Requests have metadata of their own.
         Operator::ConnectionMetadata { namespace, key } if record.request.is_none() => {
-            text(connection.filter_state.proxied()?.metadata(namespace, key)?)
+            text(connection.filter_state.proxied()?.metadata(namespace, key)?, out)
         }
         Operator::ConnectionMetadata { .. } | Operator::Unset => None,
+    }
+}
+
+/// An empty text is none.
+fn text(text: &str, out: &mut String) -> Option<Shown> {
+    out.push_str(text);
+    (!text.is_empty()).then_some(Shown::Text)
+}
+
+/// Something that somebody said is there, even if it is empty.
+fn said(text: &str, out: &mut String) -> Option<Shown> {
+    out.push_str(text);
+    Some(Shown::Text)
+}
+
+fn number(number: u64, out: &mut String) -> Option<Shown> {
+    out.push_str(itoa::Buffer::new().format(number));
+    Some(Shown::Number)
+}
+
+fn display(value: impl Display, out: &mut String) -> Option<Shown> {
+    // A String takes all there is.
+    let _ = write!(out, "{value}");
+    Some(Shown::Text)
+}
+
+fn response_header(record: &Record<'_>, name: &HeaderRef, out: &mut String) -> Option<Shown> {
+    match name {
+        HeaderRef::Name(name) => said(&joined_header(record.response?, name)?, out),
+        HeaderRef::Status if record.status > 0 => number(u64::from(record.status), out).map(|_| Shown::Text),
+        _ => None,
     }
 }
 
@@ -166,33 +176,55 @@ pub(super) fn request_header<'a>(request: &RequestView<'a>, name: &HeaderRef) ->
     }
 }
 
-fn address<'a>(address: Option<SocketAddr>, part: AddressPart) -> Option<Field<'a>> {
+fn upstream(record: &Record<'_>, part: AddressPart, out: &mut String) -> Option<Shown> {
+    match &record.endpoint?.address {
+        EndpointAddress::Ip(ip) => address(Some(*ip), part, out),
+        other => display(other, out),
+    }
+}
+
+fn address(address: Option<SocketAddr>, part: AddressPart, out: &mut String) -> Option<Shown> {
     let address = address?;
-    match part {
-        AddressPart::Full => text(address.to_string()),
-        AddressPart::WithoutPort => text(address.ip().to_string()),
-        AddressPart::Port => number(u64::from(address.port())),
+    match (part, address.ip()) {
+        (AddressPart::Port, _) => number(u64::from(address.port()), out),
+        (_, IpAddr::V4(ip)) => {
+            // Put together here: the library's formatting takes several times as long, and a line has several addresses.
+            for (at, octet) in ip.octets().into_iter().enumerate() {
+                if at > 0 {
+                    out.push('.');
+                }
+                out.push_str(itoa::Buffer::new().format(octet));
+            }
+            if part == AddressPart::Full {
+                out.push(':');
+                out.push_str(itoa::Buffer::new().format(address.port()));
+            }
+            Some(Shown::Text)
+        }
+        (AddressPart::Full, IpAddr::V6(_)) => display(address, out),
+        (AddressPart::WithoutPort, IpAddr::V6(ip)) => display(ip, out),
     }
 }
 
 /// `%RESPONSE_FLAGS%`
 pub(crate) fn flags_text(of: ResponseFlags) -> String {
-    flags(of, |flag| flag.short())
+    let mut text = String::new();
+    flags(of, ResponseFlag::short, &mut text);
+    text
 }
 
-fn flags(flags: ResponseFlags, name: impl Fn(crate::error::ResponseFlag) -> &'static str) -> String {
-    let mut text = String::new();
+fn flags(flags: ResponseFlags, name: impl Fn(ResponseFlag) -> &'static str, out: &mut String) -> Option<Shown> {
     if flags.is_empty() {
         // Also in JSON, where other operators without a value are null.
-        text.push('-');
+        out.push('-');
     }
-    for flag in flags.iter() {
-        if !text.is_empty() {
-            text.push(',');
+    for (at, flag) in flags.iter().enumerate() {
+        if at > 0 {
+            out.push(',');
         }
-        text.push_str(name(flag));
+        out.push_str(name(flag));
     }
-    text
+    Some(Shown::Text)
 }
 
 /// `%PROTOCOL%`'s spelling.
@@ -216,21 +248,50 @@ pub fn hex(bytes: &[u8]) -> String {
     text
 }
 
-fn start_time(format: &TimeFormat, time: SystemTime) -> String {
-    let time: chrono::DateTime<chrono::Utc> = time.into();
+thread_local! {
+    /// The last second that this thread wrote, since 1970, as text.
+    static SECOND: RefCell<(u64, String)> = const { RefCell::new((u64::MAX, String::new())) };
+}
+
+fn start_time(format: &TimeFormat, time: SystemTime, out: &mut String) -> Option<Shown> {
     let format = match format {
-        TimeFormat::Iso8601 => return time.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string(),
+        TimeFormat::Iso8601 => return iso8601(time, out),
         TimeFormat::Strftime(format) => format,
     };
-    // The compiler has checked the format, so a write error cannot come from it; should one come, the line goes without the time.
-    let mut out = String::new();
+    let time: DateTime<Utc> = time.into();
     let nanos = time.timestamp_subsec_nanos();
     let format = format
         .replace("%3f", &format!("{:03}", nanos / 1_000_000))
         .replace("%6f", &format!("{:06}", nanos / 1_000))
         .replace("%9f", &format!("{nanos:09}"));
+    // The compiler has checked the format, so a write error cannot come from it; should one come, the line goes without the time.
+    let start = out.len();
     let _ = write!(out, "{}", time.format(&format));
-    out
+    (out.len() > start).then_some(Shown::Text)
+}
+
+/// Envoy's default, such as `2026-01-31T12:30:00.125Z`. Its seconds stay the same for many lines.
+fn iso8601(time: SystemTime, out: &mut String) -> Option<Shown> {
+    let Ok(since) = time.duration_since(SystemTime::UNIX_EPOCH) else {
+        return display(DateTime::<Utc>::from(time).format("%Y-%m-%dT%H:%M:%S%.3fZ"), out);
+    };
+    SECOND.with_borrow_mut(|(second, text)| {
+        if *second != since.as_secs() {
+            text.clear();
+            *second = since.as_secs();
+            let _ = write!(text, "{}", DateTime::<Utc>::from(time).format("%Y-%m-%dT%H:%M:%S."));
+        }
+        out.push_str(text);
+    });
+    let millis = since.subsec_millis();
+    for leading in [100, 10] {
+        if millis < leading {
+            out.push('0');
+        }
+    }
+    out.push_str(itoa::Buffer::new().format(millis));
+    out.push('Z');
+    Some(Shown::Text)
 }
 
 fn grpc_status_name(status: u64) -> &'static str {
@@ -302,5 +363,48 @@ mod tests {
             assert_eq!(printable(text), shown);
             assert_eq!(server_name(text), name);
         }
+    }
+
+    #[test]
+    fn times_are_written_to_the_millisecond() {
+        let at = |millis: i64| {
+            let since = Duration::from_millis(millis.unsigned_abs());
+            let epoch = SystemTime::UNIX_EPOCH;
+            let mut out = String::from("at ");
+            start_time(&TimeFormat::Iso8601, if millis < 0 { epoch - since } else { epoch + since }, &mut out);
+            out
+        };
+        for (millis, text) in [
+            (0, "at 1970-01-01T00:00:00.000Z"),
+            (7, "at 1970-01-01T00:00:00.007Z"),
+            (1_769_862_600_125, "at 2026-01-31T12:30:00.125Z"),
+            // The second that was written last, and the one before it.
+            (1_769_862_600_099, "at 2026-01-31T12:30:00.099Z"),
+            (1_769_862_599_999, "at 2026-01-31T12:29:59.999Z"),
+            (-1, "at 1969-12-31T23:59:59.999Z"),
+        ] {
+            assert_eq!(at(millis), text);
+        }
+        let mut out = String::new();
+        let time = SystemTime::UNIX_EPOCH + Duration::from_nanos(1_769_862_600_000_012_345);
+        start_time(&TimeFormat::Strftime("%s %3f %6f %9f".into()), time, &mut out);
+        assert_eq!(out, "1769862600 000 000012 000012345");
+    }
+
+    #[test]
+    fn addresses_are_written_whole_and_in_parts() {
+        for (text, ip, port) in [
+            ("10.0.255.1:8080", "10.0.255.1", "8080"),
+            ("0.0.0.0:0", "0.0.0.0", "0"),
+            ("[2001:db8::1]:443", "2001:db8::1", "443"),
+        ] {
+            for (part, shown) in [(AddressPart::Full, text), (AddressPart::WithoutPort, ip), (AddressPart::Port, port)]
+            {
+                let mut out = String::new();
+                let kind = address(text.parse().ok(), part, &mut out);
+                assert_eq!((out.as_str(), kind == Some(Shown::Number)), (shown, part == AddressPart::Port));
+            }
+        }
+        assert_eq!(address(None, AddressPart::Full, &mut String::new()), None);
     }
 }
