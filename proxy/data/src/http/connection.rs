@@ -1,18 +1,22 @@
 //! An HTTP connection: which protocol it speaks, how long it may live, how it ends.
 
 use std::{
+    future::poll_fn,
     io,
+    mem::MaybeUninit,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    task::{Context, Poll, ready},
     time::Instant,
 };
 
 use http::{HeaderValue, Method, Request, StatusCode, Version, header};
 use hyper::{body::Incoming, server::conn, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 
 use super::{
     exchange::Exchange,
@@ -302,11 +306,11 @@ async fn choose_codec(
     if let Some(http2) = known {
         return Ok((Wire::new(io, Vec::new(), manager.stats.clone(), life), http2));
     }
-    let mut seen = Vec::with_capacity(FIRST_BYTES);
+    let mut seen = Vec::new();
     while seen.len() < PREFACE.len() && PREFACE.starts_with(&seen) {
         let is_silent = seen.is_empty();
         let read = tokio::select! {
-            read = io.read_buf(&mut seen) => read?,
+            read = poll_fn(|cx| poll_first(&mut io, &mut seen, cx)) => read?,
             () = idle(manager) => 0,
             () = drained(connection), if is_silent => 0,
         };
@@ -316,6 +320,15 @@ async fn choose_codec(
     }
     let http2 = seen.starts_with(PREFACE);
     Ok((Wire::new(io, seen, manager.stats.clone(), life), http2))
+}
+
+/// Appends what has come, and says how much. A connection that says nothing costs no buffer.
+fn poll_first(io: &mut DownstreamIo, seen: &mut Vec<u8>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    let mut room = [MaybeUninit::uninit(); FIRST_BYTES];
+    let mut read = ReadBuf::uninit(&mut room);
+    ready!(Pin::new(io).poll_read(cx, &mut read))?;
+    seen.extend_from_slice(read.filled());
+    Poll::Ready(Ok(read.filled().len()))
 }
 
 /// Resolves once a drain has left the connection time for one more request.
