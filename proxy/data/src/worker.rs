@@ -12,6 +12,7 @@ mod tasks;
 pub use health::{health_failed, set_health_failed};
 #[cfg(feature = "fuzzing")]
 pub(crate) use local::forget;
+pub(crate) use local::with_pools_while_open;
 pub(crate) use local::{Registered, number, register, with_balances};
 pub use local::{SnapshotRef, date, enter_for_test, random, snapshot, with_pools};
 pub(crate) use overload::{Place, place, stops_requests};

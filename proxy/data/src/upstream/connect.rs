@@ -239,6 +239,8 @@ pub struct Pooled {
     pub active: AtomicU64,
     /// The peer closed first.
     pub closed_by_peer: AtomicBool,
+    /// There is more to write than the peer takes.
+    pub blocked: AtomicBool,
 }
 
 impl Pooled {

@@ -12,13 +12,15 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::connect::Pooled;
+use super::{connect::Pooled, pool::Open};
 use crate::{io::UpstreamIo, model::cluster::Cluster};
 
-/// A connection whose bytes are counted.
+/// A connection whose bytes are counted. It is open for as long as this lives, also when it has left HTTP.
 #[derive(Debug)]
 pub struct Metered {
     io: UpstreamIo,
+    /// Its place in a pool.
+    _open: Option<Open>,
     cluster: Arc<Cluster>,
     heard: Arc<AtomicU64>,
     pooled: Arc<Pooled>,
@@ -27,7 +29,12 @@ pub struct Metered {
 impl Metered {
     /// Counts for `cluster`, and tells `pooled` who closed.
     pub fn new(io: UpstreamIo, cluster: Arc<Cluster>, pooled: &Arc<Pooled>) -> Self {
-        Metered { io, cluster, heard: Arc::default(), pooled: pooled.clone() }
+        Metered { io, _open: None, cluster, heard: Arc::default(), pooled: pooled.clone() }
+    }
+
+    /// Keeps this place in a pool for as long as it lives.
+    pub(super) fn in_pool(self, open: Open) -> Self {
+        Metered { _open: Some(open), ..self }
     }
 
     /// Grows by the bytes that come in over this connection.
@@ -35,8 +42,13 @@ impl Metered {
         self.heard.clone()
     }
 
-    fn written(&self, n: usize) {
-        self.cluster.stats.upstream_cx_tx_bytes_total().add(n as u64);
+    fn written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &written {
+            Poll::Pending => self.pooled.blocked.store(true, Relaxed),
+            Poll::Ready(Ok(n)) => self.cluster.stats.upstream_cx_tx_bytes_total().add(*n as u64),
+            Poll::Ready(Err(_)) => {}
+        }
+        written
     }
 }
 
@@ -60,9 +72,8 @@ impl AsyncRead for Metered {
 impl AsyncWrite for Metered {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let n = ready!(Pin::new(&mut this.io).poll_write(cx, buf))?;
-        this.written(n);
-        Poll::Ready(Ok(n))
+        let written = Pin::new(&mut this.io).poll_write(cx, buf);
+        this.written(written)
     }
 
     fn poll_write_vectored(
@@ -72,12 +83,11 @@ impl AsyncWrite for Metered {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         // Most writes are one piece, for which the plain call is cheaper in the kernel.
-        let n = match bufs {
-            [one] => ready!(Pin::new(&mut this.io).poll_write(cx, one))?,
-            _ => ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?,
+        let written = match bufs {
+            [one] => Pin::new(&mut this.io).poll_write(cx, one),
+            _ => Pin::new(&mut this.io).poll_write_vectored(cx, bufs),
         };
-        this.written(n);
-        Poll::Ready(Ok(n))
+        this.written(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -85,7 +95,10 @@ impl AsyncWrite for Metered {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+        let this = self.get_mut();
+        let flushed = Pin::new(&mut this.io).poll_flush(cx);
+        this.pooled.blocked.store(flushed.is_pending(), Relaxed);
+        flushed
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::oneshot;
 
 use super::{
-    connect::{self, AlpnChoice, Pooled, UpstreamConnection},
+    connect::{self, AlpnChoice, ConnectionGuard, Pooled, UpstreamConnection},
     metered::Metered,
 };
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
     error::ConnectError,
     http::body::RequestBody,
     model::cluster::{Cluster, Endpoint, UpstreamProtocol},
-    worker::{self, with_pools},
+    worker::{self, with_pools, with_pools_while_open},
 };
 
 /// HTTP version spoken to an upstream.
@@ -85,7 +85,7 @@ struct HostPool {
     endpoint: Arc<Endpoint>,
     /// HTTP/1: most recently used last.
     idle: Vec<Idle>,
-    /// HTTP/1: requests that wait while the circuit breaker allows no further connection.
+    /// Requests that wait while the circuit breaker allows no further connection.
     waiters: VecDeque<oneshot::Sender<()>>,
     /// HTTP/2.
     shared: Vec<Shared>,
@@ -155,11 +155,17 @@ pub async fn acquire(
     };
     loop {
         let found = with_pools(|pools| {
-            // Where ALPN decides, an idle HTTP/1 connection tells what it decided last time.
-            let idle = auto
-                .then(|| pools.host(key(Protocol::Http1), cluster, endpoint).take_idle(key(Protocol::Http1)))
-                .flatten();
-            idle.map_or_else(|| pools.host(key(protocol), cluster, endpoint).take(key(protocol)), Found::Lease)
+            if auto {
+                // Where ALPN decides, connections over HTTP/1 tell what it decided last time.
+                let host = pools.host(key(Protocol::Http1), cluster, endpoint);
+                if let Some(lease) = host.take_idle(key(Protocol::Http1)) {
+                    return Found::Lease(lease);
+                }
+                if let Some(full) = host.wait_if_full(key(Protocol::Http1)) {
+                    return full;
+                }
+            }
+            pools.host(key(protocol), cluster, endpoint).take(key(protocol))
         });
         match found {
             Found::Lease(lease) => return Ok(lease),
@@ -167,10 +173,9 @@ pub async fn acquire(
                 // On the heap, because it is seldom: every request's future would have room for a connection attempt and a TLS handshake.
                 return Box::pin(open(cluster, endpoint, client, key(protocol), auto)).await;
             }
-            Found::WaitIdle(freed) => {
+            Found::WaitIdle(mut turn) => {
                 let _pending = Pending::new(cluster);
-                // An error means that the pool is gone; the loop then finds out what is there instead.
-                let _ = freed.await;
+                turn.comes().await;
             }
             Found::WaitConnect(connected) => {
                 let _pending = Pending::new(cluster);
@@ -186,7 +191,7 @@ pub async fn acquire(
 enum Found {
     Lease(Lease),
     Connect,
-    WaitIdle(oneshot::Receiver<()>),
+    WaitIdle(Turn),
     WaitConnect(oneshot::Receiver<Result<(), ConnectError>>),
     Overflow,
 }
@@ -210,22 +215,87 @@ impl Drop for Pending<'_> {
     }
 }
 
+/// A request's place among those that wait while the circuit breaker allows no further connection.
+struct Turn {
+    key: Key,
+    freed: oneshot::Receiver<()>,
+    came: bool,
+}
+
+impl Turn {
+    /// Waits until there may be a connection, or room for one.
+    async fn comes(&mut self) {
+        // An error means that the pool is gone; the request then finds out what is there instead.
+        let _ = (&mut self.freed).await;
+        self.came = true;
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // The request was given up after it was told and before it heard: it is the next one's turn.
+        if !self.came && self.freed.try_recv().is_ok() {
+            tell(with_pools_while_open(|pools| pools.hosts.get_mut(&self.key)?.next_waiter()));
+        }
+    }
+}
+
+fn tell(waiter: Option<oneshot::Sender<()>>) {
+    if let Some(waiter) = waiter {
+        let _ = waiter.send(());
+    }
+}
+
+/// A connection's place in its pool and in the counters, until its socket is closed.
+#[derive(Debug)]
+pub(super) struct Open {
+    guard: Option<ConnectionGuard>,
+    key: Key,
+}
+
+impl Open {
+    fn new(guard: ConnectionGuard, key: Key) -> Self {
+        Open { guard: Some(guard), key }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        // Counted first: whoever is told of it is to find room.
+        self.guard = None;
+        closed(self.key);
+    }
+}
+
 /// A connection ended: whoever waits for one may open another.
 fn closed(key: Key) {
-    let waiter = with_pools(|pools| {
+    tell(with_pools_while_open(|pools| {
         let host = pools.hosts.get_mut(&key)?;
         host.live = host.live.saturating_sub(1);
-        host.idle.retain(|idle| !idle.sender.is_closed());
-        host.shared.retain(|shared| !shared.sender.is_closed());
-        let waiter = host.waiters.pop_front();
+        let waiter = host.next_waiter();
         if waiter.is_none() && (host.retired || key.client != ANYBODY) && host.live == 0 {
             pools.hosts.remove(&key);
         }
         waiter
+    }));
+}
+
+/// Forgets connections that have ended.
+fn sweep(key: Key) {
+    with_pools(|pools| {
+        if let Some(host) = pools.hosts.get_mut(&key) {
+            host.idle.retain(|idle| !idle.sender.is_closed());
+            host.shared.retain(|shared| !shared.sender.is_closed());
+        }
     });
-    if let Some(waiter) = waiter {
-        let _ = waiter.send(());
-    }
+}
+
+/// Tells who waits of an idle connection that can be had.
+fn offer(key: Key) {
+    tell(with_pools(|pools| {
+        let host = pools.hosts.get_mut(&key).filter(|host| !host.waiters.is_empty())?;
+        host.idle.iter().any(|idle| idle.sender.is_ready()).then(|| host.next_waiter()).flatten()
+    }));
 }
 
 impl Pools {
@@ -281,18 +351,31 @@ impl HostPool {
             waiters.push(told);
             return Found::WaitConnect(connected);
         }
-        // A host without any connection may have one beyond the limit, as in Envoy: else it could never be reached.
-        if self.live > 0 && limits.connections.load(Relaxed) >= limits.max_connections {
-            self.cluster.stats.upstream_cx_overflow().inc();
-            let (told, freed) = oneshot::channel();
-            self.waiters.push_back(told);
-            return Found::WaitIdle(freed);
+        if let Some(full) = self.wait_if_full(key) {
+            return full;
         }
         self.live += 1;
         if key.protocol == Protocol::Http2 {
             self.connecting = Some(Vec::new());
         }
         Found::Connect
+    }
+
+    /// A host without any connection may have one beyond the limit, as in Envoy: else it could never be reached.
+    fn wait_if_full(&mut self, key: Key) -> Option<Found> {
+        let limits = &self.cluster.limits;
+        if self.live == 0 || limits.connections.load(Relaxed) < limits.max_connections {
+            return None;
+        }
+        self.cluster.stats.upstream_cx_overflow().inc();
+        let (told, freed) = oneshot::channel();
+        self.waiters.push_back(told);
+        Some(Found::WaitIdle(Turn { key, freed, came: false }))
+    }
+
+    /// Who waits longest. Those that have given up do not count.
+    fn next_waiter(&mut self) -> Option<oneshot::Sender<()>> {
+        std::iter::from_fn(|| self.waiters.pop_front()).find(|waiter| !waiter.is_closed())
     }
 
     fn take_idle(&mut self, key: Key) -> Option<Lease> {
@@ -356,9 +439,10 @@ impl HostPool {
 }
 
 impl HostPool {
-    fn end_stream(&mut self, lease: &Lease) {
-        let Some(at) = self.shared.iter().position(|shared| shared.opened == lease.opened) else { return };
-        let Some(shared) = self.shared.get_mut(at) else { return };
+    /// A stream has ended, and with it the wait for one.
+    fn end_stream(&mut self, lease: &Lease) -> Option<oneshot::Sender<()>> {
+        let at = self.shared.iter().position(|shared| shared.opened == lease.opened)?;
+        let shared = self.shared.get_mut(at)?;
         let now = Instant::now();
         shared.active = shared.active.saturating_sub(1);
         shared.last_used = now;
@@ -366,6 +450,7 @@ impl HostPool {
         if silent && now.saturating_duration_since(lease.began) >= SILENCE {
             self.shared.swap_remove(at);
         }
+        self.next_waiter()
     }
 
     fn retire(&mut self) {

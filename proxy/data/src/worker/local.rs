@@ -165,6 +165,11 @@ pub fn with_pools<T>(f: impl FnOnce(&mut Pools) -> T) -> T {
     LOCAL.with(|local| f(&mut local.pools.borrow_mut()))
 }
 
+/// The same, unless the thread is at its end and the pools are being closed themselves.
+pub(crate) fn with_pools_while_open<T>(f: impl FnOnce(&mut Pools) -> Option<T>) -> Option<T> {
+    LOCAL.try_with(|local| f(&mut *local.pools.try_borrow_mut().ok()?)).ok().flatten()
+}
+
 /// Gives access to this worker's load-balancing state. Not to be nested.
 pub(crate) fn with_balances<T>(f: impl FnOnce(&mut Balances) -> T) -> T {
     LOCAL.with(|local| f(&mut local.balances.borrow_mut()))

@@ -3,5 +3,6 @@
 
 mod connections;
 mod peer;
+mod pool;
 mod requests;
 mod setup;

@@ -59,7 +59,9 @@ async fn a_chunked_request_and_response_pass() {
 #[tokio::test]
 async fn a_pooled_connection_that_the_upstream_closed_costs_no_request() {
     let upstream = Upstream::new().await;
-    let proxy = start(Setup::new(upstream.address())).await;
+    let mut setup = Setup::new(upstream.address());
+    setup.limits.max_connections = 1;
+    let proxy = start(setup).await;
     let mut client = proxy.connect().await;
     for _ in 0..5 {
         client.send(GET).await;
@@ -70,6 +72,8 @@ async fn a_pooled_connection_that_the_upstream_closed_costs_no_request() {
         assert_eq!(status(&head), 204);
         drop(server);
     }
+    // A connection that turned out to be closed is not in the way of the one that is made instead.
+    assert_eq!(proxy.cluster.stats.upstream_cx_overflow().total(), 0);
 }
 
 #[tokio::test]

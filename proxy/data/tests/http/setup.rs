@@ -24,7 +24,7 @@ use shika_data::{
             Codec, EscapedSlashes, ForwardClientCert, ForwardClientCertMode, Http1Options, Http2Options,
             HttpConnectionManager, ServerHeader, StripPort, Timeouts, Trust, Underscores,
         },
-        http_filter::FilterSettings,
+        http_filter::{FilterSettings, HttpFilter, HttpFilterKind},
         listener::{BindAddress, FilterChain, Inspect, Listener, Terminal, TrafficDirection},
         proxy_protocol::{PassThrough, UpstreamProxyProtocol},
         route::{
@@ -60,6 +60,10 @@ pub struct Setup {
     pub generation: u64,
     /// The cluster is told in a line of the PROXY protocol whom a connection is for.
     pub proxied: bool,
+    /// Streams on one connection to the upstream.
+    pub max_streams: Option<u32>,
+    /// Requests up to so many bytes are forwarded once they are here as a whole.
+    pub holds: Option<u32>,
 }
 
 impl Setup {
@@ -72,6 +76,8 @@ impl Setup {
             upgrades: Vec::new(),
             generation: 1,
             proxied: false,
+            max_streams: None,
+            holds: None,
         }
     }
 }
@@ -126,7 +132,7 @@ pub fn cluster(setup: &mut Setup, registry: &Registry) -> Arc<Cluster> {
         max_connection: None,
         max_stream: None,
         max_requests_per_connection: None,
-        http2: Http2Options::default(),
+        http2: Http2Options { max_concurrent_streams: setup.max_streams, ..Http2Options::default() },
         limits: std::mem::take(&mut setup.limits),
         high_limits: Limits::default(),
         bind_source: None,
@@ -209,7 +215,16 @@ pub fn snapshot(setup: &Setup, registry: &Registry, cluster: &Arc<Cluster>) -> A
         stats: HttpStats::new(registry, scope("http.test.")),
         codec: Codec::Auto,
         routes: RouteTableId(0),
-        filters: Vec::new(),
+        filters: setup
+            .holds
+            .map(|limit| HttpFilter {
+                name: "buffer".into(),
+                disabled: false,
+                skip: Box::default(),
+                kind: HttpFilterKind::Buffer { limit },
+            })
+            .into_iter()
+            .collect(),
         suppress_envoy_headers: false,
         strict_headers: Vec::new(),
         tracing: None,

@@ -4,7 +4,10 @@ use std::{
     future::poll_fn,
     net::SocketAddr,
     pin::{Pin, pin},
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll, Waker},
     time::Instant,
 };
@@ -15,8 +18,9 @@ use hyper::{
     body::{Body, Frame, Incoming},
     client::conn::{TrySendError, http1, http2},
 };
+use tokio::task::unconstrained;
 
-use super::{Driven, Idle, Key, Protocol};
+use super::{Driven, Idle, Key, Protocol, tell};
 use crate::{http::body::RequestBody, upstream::connect::Pooled, worker::with_pools};
 
 /// The right to send one request over a connection.
@@ -57,7 +61,8 @@ impl Sender {
     ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
         match self {
             Sender::Http1(sender, driven) => {
-                let mut sent = pin!(sender.try_send_request(request));
+                // Its waker is nobody's, so there is to be no other reason to wait than that: no budget.
+                let mut sent = pin!(unconstrained(sender.try_send_request(request)));
                 poll_fn(|cx| {
                     driven.poll(cx);
                     // What it waits for comes of that alone.
@@ -120,6 +125,11 @@ impl Lease {
         }
     }
 
+    /// Some of what was sent waits for room at the other end (HTTP/1).
+    pub fn is_blocked(&self) -> bool {
+        self.pooled.blocked.load(Relaxed)
+    }
+
     /// Which protocol is spoken.
     pub fn protocol(&self) -> Protocol {
         self.key.protocol
@@ -136,7 +146,7 @@ impl Lease {
         let (local, key, opened, requests) = (self.local, self.key, self.opened, self.requests);
         let pooled = self.pooled.clone();
         pooled.carried();
-        let waiter = with_pools(|pools| {
+        tell(with_pools(|pools| {
             let host = pools.hosts.get_mut(&key)?;
             let used_up = host.cluster.max_requests_per_connection.is_some_and(|most| requests + 1 >= most);
             let worn = host.retired
@@ -145,14 +155,14 @@ impl Lease {
             if used_up {
                 host.cluster.stats.upstream_cx_max_requests().inc();
             }
-            if !worn && !sender.is_closed() {
-                host.idle.push(Idle { sender, driven, local, since: Instant::now(), opened, requests, pooled });
+            if worn || sender.is_closed() {
+                // Its end will be told.
+                return None;
             }
-            host.waiters.pop_front()
-        });
-        if let Some(waiter) = waiter {
-            let _ = waiter.send(());
-        }
+            let is_ready = sender.is_ready();
+            host.idle.push(Idle { sender, driven, local, since: Instant::now(), opened, requests, pooled });
+            is_ready.then(|| host.next_waiter()).flatten()
+        }));
     }
 }
 
@@ -161,11 +171,7 @@ impl Drop for Lease {
         match &self.sender {
             Some(Sender::Http2(_)) => {
                 self.pooled.carried();
-                with_pools(|pools| {
-                    if let Some(host) = pools.hosts.get_mut(&self.key) {
-                        host.end_stream(self);
-                    }
-                });
+                tell(with_pools(|pools| pools.hosts.get_mut(&self.key)?.end_stream(self)));
             }
             Some(Sender::Http1(_, driven)) => driven.leave(),
             None => {}

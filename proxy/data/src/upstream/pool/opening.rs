@@ -1,6 +1,6 @@
 //! Making a pooled connection: connect, shake hands, tell those who wait for it.
 
-use std::future::poll_fn;
+use std::{future::poll_fn, task::Poll};
 
 use super::*;
 
@@ -12,7 +12,7 @@ pub(super) async fn open(
     key: Key,
     auto: bool,
 ) -> Result<Lease, AcquireError> {
-    let mut opening = Opening { key, done: false };
+    let mut opening = Opening { key, done: false, has_place: true };
     let _pending = Pending::new(cluster);
     let alpn = match (auto, key.protocol) {
         (true, _) => AlpnChoice::Offer(&[b"h2", b"http/1.1"]),
@@ -33,6 +33,12 @@ pub(super) async fn open(
         (true, _) => Protocol::Http1,
     };
     let key = Key { protocol, ..key };
+    // From here on the connection itself gives its place back, in the pool that ALPN chose.
+    if key == opening.key {
+        opening.has_place = false;
+    } else {
+        with_pools(|pools| pools.host(key, cluster, endpoint).live += 1);
+    }
     let handshake = match protocol {
         Protocol::Http1 => http1_handshake(cluster, connected, key).await,
         Protocol::Http2 => http2_handshake(cluster, connected, key).await,
@@ -57,16 +63,20 @@ async fn http1_handshake(cluster: &Arc<Cluster>, connected: UpstreamConnection, 
     let pooled = Arc::new(Pooled::default());
     guard.pooled = Some(pooled.clone());
     let local = io.local_address();
-    let (sender, connection) =
-        http1::Builder::new().handshake(TokioIo::new(Metered::new(io, cluster.clone(), &pooled))).await?;
+    let io = Metered::new(io, cluster.clone(), &pooled).in_pool(Open::new(guard, key));
+    let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(io)).await?;
     cluster.stats.upstream_cx_http1_total().inc();
     let driven = Driven::new(connection);
     let kept = driven.clone();
-    tokio::spawn(async move {
-        poll_fn(|cx| kept.poll_keeping(cx)).await;
-        drop(guard);
-        closed(key);
-    });
+    tokio::spawn(poll_fn(move |cx| {
+        let ended = kept.poll_keeping(cx);
+        match ended {
+            // It may be one that was given back before all was sent, and ready by now.
+            Poll::Pending => offer(key),
+            Poll::Ready(()) => sweep(key),
+        }
+        ended
+    }));
     Ok(Lease::first(Sender::Http1(sender, driven), local, key, Arc::default(), pooled))
 }
 
@@ -86,14 +96,14 @@ async fn http2_handshake(cluster: &Arc<Cluster>, connected: UpstreamConnection, 
     if let Some(timeout) = options.keepalive_timeout {
         builder.keep_alive_timeout(timeout);
     }
-    let io = Metered::new(io, cluster.clone(), &pooled);
+    let io = Metered::new(io, cluster.clone(), &pooled).in_pool(Open::new(guard, key));
     let heard = io.heard();
     let (sender, connection) = builder.handshake(TokioIo::new(io)).await?;
     cluster.stats.upstream_cx_http2_total().inc();
     tokio::spawn(async move {
+        // What went wrong reaches the requests that are on it.
         let _ = connection.await;
-        drop(guard);
-        closed(key);
+        sweep(key);
     });
     Ok(Lease::first(Sender::Http2(sender), local, key, heard, pooled))
 }
@@ -102,6 +112,8 @@ async fn http2_handshake(cluster: &Arc<Cluster>, connected: UpstreamConnection, 
 struct Opening {
     key: Key,
     done: bool,
+    /// The pool counts a connection that there is not.
+    has_place: bool,
 }
 
 impl Opening {
@@ -112,10 +124,6 @@ impl Opening {
     fn succeeded(&mut self, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>, lease: &Lease) {
         with_pools(|pools| {
             let host = pools.host(lease.key, cluster, endpoint);
-            if lease.key != self.key {
-                // ALPN chose the other protocol, so the connection lives in the other pool.
-                host.live += 1;
-            }
             if let Some(Sender::Http2(sender)) = &lease.sender {
                 host.shared.push(Shared {
                     sender: sender.clone(),
@@ -129,23 +137,12 @@ impl Opening {
                 });
             }
         });
-        let moved = lease.key != self.key;
         self.finish(|| Ok(()));
-        if moved {
-            closed(self.key);
-        }
     }
 
     fn finish(&mut self, outcome: impl Fn() -> Result<(), ConnectError>) {
         self.done = true;
-        let failed = outcome().is_err();
-        let waiters = with_pools(|pools| {
-            let host = pools.hosts.get_mut(&self.key)?;
-            if failed {
-                host.live = host.live.saturating_sub(1);
-            }
-            host.connecting.take()
-        });
+        let waiters = with_pools(|pools| pools.hosts.get_mut(&self.key)?.connecting.take());
         for waiter in waiters.into_iter().flatten() {
             let _ = waiter.send(outcome());
         }
@@ -155,13 +152,11 @@ impl Opening {
 impl Drop for Opening {
     fn drop(&mut self) {
         if !self.done {
-            with_pools(|pools| {
-                if let Some(host) = pools.hosts.get_mut(&self.key) {
-                    host.live = host.live.saturating_sub(1);
-                    // Dropped senders wake their requests, one of which then connects.
-                    host.connecting = None;
-                }
-            });
+            // Dropped senders wake their requests, one of which then connects.
+            drop(with_pools_while_open(|pools| pools.hosts.get_mut(&self.key)?.connecting.take()));
+        }
+        if self.has_place {
+            closed(self.key);
         }
     }
 }
