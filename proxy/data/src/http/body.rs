@@ -121,6 +121,10 @@ impl ResponseBody {
     }
 }
 
+/// Bytes of one response after which others have their turn, though there are more: a connection that is driven by its request would go on for as long as
+/// both of its sides keep up.
+const TURN: usize = 512 * 1024;
+
 /// The end of a request's life: it owns the exchange, which is recorded when this is dropped.
 #[derive(Debug)]
 pub struct UpstreamBody {
@@ -132,6 +136,8 @@ pub struct UpstreamBody {
     last_activity: Instant,
     /// The upstream keeps us waiting since then; unset, a frame has come after it.
     waiting: bool,
+    /// Bytes that came since it last waited.
+    turn: usize,
     timer: Option<Pin<Box<Sleep>>>,
     /// How it broke off: told with the next look, for whoever sends it drops with an error what it was given in the same turn, were it the head.
     broken: Option<hyper::Error>,
@@ -170,6 +176,7 @@ impl UpstreamBody {
             limits,
             last_activity: now,
             waiting: false,
+            turn: 0,
             timer: None,
             broken: None,
         })
@@ -214,6 +221,11 @@ impl UpstreamBody {
             self.exchange.upstream_broke_off(&error);
             return Poll::Ready(Some(Err(error.into())));
         }
+        if self.turn >= TURN {
+            self.turn = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let next = match &self.lease {
             Some(lease) => lease.poll_frame(&mut self.inner, cx),
             None => Pin::new(&mut self.inner).poll_frame(cx),
@@ -221,6 +233,7 @@ impl UpstreamBody {
         let frame = match next {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
+                self.turn = 0;
                 if !self.waiting {
                     self.waiting = true;
                     self.last_activity = Instant::now();
@@ -238,13 +251,17 @@ impl UpstreamBody {
                     return Poll::Ready(Some(Err(BodyError::Trailers)));
                 }
                 match frame.data_ref() {
-                    Some(data) => self.exchange.bytes_sent += data.remaining() as u64,
+                    Some(data) => {
+                        self.turn += data.remaining();
+                        self.exchange.bytes_sent += data.remaining() as u64;
+                    }
                     None => self.exchange.keep_trailers(frame.trailers_ref()),
                 }
                 if let Some(effects) = &mut self.exchange.effects {
                     effects.see(&frame);
                 }
-                if self.inner.is_end_stream() {
+                // Nobody asks for more once there were trailers, and an HTTP/1 body does not say that they are its end.
+                if frame.is_trailers() || self.inner.is_end_stream() {
                     self.end();
                 }
                 Poll::Ready(Some(Ok(frame)))

@@ -251,6 +251,11 @@ impl Exchange {
         !self.unfinished && self.progress.as_ref().is_none_or(|progress| progress.done().is_some())
     }
 
+    /// Whether all of the request is in the upstream connection.
+    pub fn is_handed_over(&self) -> bool {
+        self.has_whole_request() && self.progress.as_ref().is_none_or(|progress| progress.is_handed_over())
+    }
+
     /// Whether a log will want copies of heads and trailers.
     pub fn logs(&self) -> bool {
         !self.manager.access_log.is_empty() || self.trace.as_ref().is_some_and(|trace| trace.is_sent())

@@ -453,7 +453,7 @@ fn respond(
         upstream.cluster.stats.count_code(exchange.origin, exchange.status);
     }
     let switched = parts.status == StatusCode::SWITCHING_PROTOCOLS;
-    if switched || !exchange.has_whole_request() {
+    if switched || !exchange.is_handed_over() || lease.is_blocked() {
         // There is more to send, whether or not the client takes what comes.
         lease.leave();
     }

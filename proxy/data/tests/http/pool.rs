@@ -4,7 +4,10 @@ use std::{future::Future, time::Duration};
 
 use shika_data::model::cluster::UpstreamProtocol;
 use socket2::{Domain, SockAddr, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+};
 
 use crate::{
     peer::{Client, GET, Upstream, status},
@@ -129,6 +132,25 @@ async fn a_request_waits_for_a_stream_when_no_more_may_be_opened() {
 }
 
 #[tokio::test]
+async fn a_response_that_ends_in_trailers_leaves_its_connection_behind() {
+    let upstream = Upstream::new().await;
+    let proxy = start(Setup::new(upstream.address())).await;
+    let mut client = asks(&proxy).await;
+    let mut server = upstream.accept().await;
+    for _ in 0..3 {
+        server.head().await;
+        server
+            .send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-t\r\n\r\n2\r\nhi\r\n0\r\nx-t: 1\r\n\r\n")
+            .await;
+        client.head().await;
+        client.body("2\r\nhi\r\n0\r\n\r\n".len()).await;
+        client.send(GET).await;
+    }
+    server.head().await;
+    assert_eq!(proxy.cluster.stats.upstream_cx_total().total(), 1);
+}
+
+#[tokio::test]
 async fn a_tunnel_is_a_connection_to_its_end() {
     let upstream = Upstream::new().await;
     let mut setup = Setup::new(upstream.address());
@@ -156,4 +178,36 @@ async fn a_tunnel_is_a_connection_to_its_end() {
     })
     .await;
     assert_eq!(stats.upstream_cx_destroy().total(), 1);
+}
+
+/// The upstream answers at once and reads later; the client reads nothing until all that it has sent is there.
+#[tokio::test]
+async fn a_held_upload_goes_on_while_the_client_reads_nothing() {
+    // Each more than all sockets on its way have room for.
+    const LENGTH: usize = 16 << 20;
+    const RESPONSE: usize = 64 << 20;
+    let upstream = Upstream::new().await;
+    let mut setup = Setup::new(upstream.address());
+    setup.holds = Some(LENGTH as u32);
+    setup.timeout = None;
+    let proxy = start(setup).await;
+    let mut client = proxy.connect().await;
+    let body = vec![b'x'; RESPONSE];
+    client.send(&format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {LENGTH}\r\n\r\n")).await;
+    client.stream.write_all(&body[..LENGTH]).await.unwrap();
+    let mut server = upstream.accept().await;
+    server.head().await;
+    server.send(&format!("HTTP/1.1 200 OK\r\ncontent-length: {RESPONSE}\r\n\r\n")).await;
+    // Until nobody on the way takes any more of it.
+    let mut sent = 0;
+    while let Ok(written) = tokio::time::timeout(Duration::from_millis(500), server.stream.write(&body[sent..])).await {
+        sent += written.unwrap();
+        assert!(sent < RESPONSE, "all of the response was taken from the upstream");
+    }
+    while server.rest.len() < LENGTH {
+        assert!(server.read().await > 0, "the upload breaks off");
+    }
+    let rest = async { server.stream.write_all(&body[sent..]).await.unwrap() };
+    let ((), (_, body)) = tokio::join!(rest, client.response());
+    assert_eq!(body.len(), RESPONSE);
 }

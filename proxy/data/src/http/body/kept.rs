@@ -183,6 +183,7 @@ impl Repeatable {
         let turn = {
             let mut kept = kept.lock();
             kept.turn += 1;
+            progress.hand_over(false);
             kept.turn
         };
         RequestBody::Repeatable(Sending {
@@ -222,6 +223,9 @@ impl Sending {
         }
         if let Some(frame) = kept.frames.get(self.at).cloned() {
             self.at += 1;
+            if self.at == kept.frames.len() && (kept.whole || self.progress.done().is_some()) {
+                self.progress.hand_over(true);
+            }
             if kept.whole && self.at == kept.frames.len() {
                 kept.hand_out();
             }

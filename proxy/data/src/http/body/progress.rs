@@ -35,6 +35,7 @@ pub struct Progress {
     /// Of the last frame, in ns since `start`.
     last: AtomicU64,
     done: AtomicBool,
+    handed_over: AtomicBool,
     broken: OnceLock<Broken>,
     abandoned: AtomicBool,
     reader: AtomicWaker,
@@ -89,6 +90,7 @@ impl Progress {
             bytes: AtomicU64::new(0),
             last: AtomicU64::new(0),
             done: AtomicBool::new(false),
+            handed_over: AtomicBool::new(false),
             broken: OnceLock::new(),
             abandoned: AtomicBool::new(false),
             reader: AtomicWaker::new(),
@@ -109,6 +111,16 @@ impl Progress {
     /// When the last byte came, if it came.
     pub fn done(&self) -> Option<Duration> {
         self.done.load(Relaxed).then(|| self.last_activity())
+    }
+
+    /// Whether the upstream connection has taken all of it: of what was held before it was sent, that is later than `done`.
+    pub(in crate::http) fn is_handed_over(&self) -> bool {
+        self.handed_over.load(Relaxed)
+    }
+
+    /// Whether the upstream connection has all of it now; a further try begins anew.
+    pub(super) fn hand_over(&self, all: bool) {
+        self.handed_over.store(all, Relaxed);
     }
 
     /// The request is over while its body is not: whoever sends it upstream stops, and what is left is not read.
@@ -156,10 +168,14 @@ impl Source {
         trailers: bool,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
-        match &mut *self.0.source.lock() {
+        let frame = match &mut *self.0.source.lock() {
             Some(source) => poll_incoming(source, &self.0, trailers, cx),
             None => Poll::Ready(Some(Err(RequestBodyError::Abandoned))),
+        };
+        if self.0.done.load(Relaxed) {
+            self.0.hand_over(true);
         }
+        frame
     }
 
     /// Whether nothing more comes.
