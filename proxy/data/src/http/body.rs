@@ -221,6 +221,10 @@ impl UpstreamBody {
             self.exchange.upstream_broke_off(&error);
             return Poll::Ready(Some(Err(error.into())));
         }
+        if self.lease.is_none() {
+            // It has ended.
+            return Poll::Ready(None);
+        }
         if self.turn >= TURN {
             self.turn = 0;
             cx.waker().wake_by_ref();

@@ -153,29 +153,32 @@ pub async fn acquire(
         protocol,
         client: client.filter(|_| cluster.proxy_protocol.is_some()).map_or(ANYBODY, |client| client.id),
     };
+    let mut turn: Option<Turn> = None;
     loop {
         let found = with_pools(|pools| {
+            let mut others = 0;
             if auto {
                 // Where ALPN decides, connections over HTTP/1 tell what it decided last time.
                 let host = pools.host(key(Protocol::Http1), cluster, endpoint);
                 if let Some(lease) = host.take_idle(key(Protocol::Http1)) {
                     return Found::Lease(lease);
                 }
-                if let Some(full) = host.wait_if_full(key(Protocol::Http1)) {
-                    return full;
-                }
+                others = host.live;
             }
-            pools.host(key(protocol), cluster, endpoint).take(key(protocol))
+            pools.host(key(protocol), cluster, endpoint).take(key(protocol), others, turn.is_some())
         });
+        if let Some(turn) = turn.as_mut().filter(|_| !matches!(found, Found::Overflow)) {
+            turn.used = true;
+        }
         match found {
             Found::Lease(lease) => return Ok(lease),
             Found::Connect => {
                 // On the heap, because it is seldom: every request's future would have room for a connection attempt and a TLS handshake.
                 return Box::pin(open(cluster, endpoint, client, key(protocol), auto)).await;
             }
-            Found::WaitIdle(mut turn) => {
+            Found::WaitIdle(next) => {
                 let _pending = Pending::new(cluster);
-                turn.comes().await;
+                turn.insert(next).comes().await;
             }
             Found::WaitConnect(connected) => {
                 let _pending = Pending::new(cluster);
@@ -220,22 +223,23 @@ struct Turn {
     key: Key,
     freed: oneshot::Receiver<()>,
     came: bool,
+    /// The request took what it was told of, or found that there was nothing.
+    used: bool,
 }
 
 impl Turn {
     /// Waits until there may be a connection, or room for one.
     async fn comes(&mut self) {
         // An error means that the pool is gone; the request then finds out what is there instead.
-        let _ = (&mut self.freed).await;
-        self.came = true;
+        self.came = (&mut self.freed).await.is_ok();
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        // The request was given up after it was told and before it heard: it is the next one's turn.
-        if !self.came && self.freed.try_recv().is_ok() {
-            tell(with_pools_while_open(|pools| pools.hosts.get_mut(&self.key)?.next_waiter()));
+        // The request was given up after it was told: it is the next one's turn.
+        if !self.used && (self.came || self.freed.try_recv().is_ok()) {
+            tell(with_pools_while_open(|pools| pools.next_waiter(self.key)));
         }
     }
 }
@@ -272,8 +276,9 @@ fn closed(key: Key) {
     tell(with_pools_while_open(|pools| {
         let host = pools.hosts.get_mut(&key)?;
         host.live = host.live.saturating_sub(1);
-        let waiter = host.next_waiter();
-        if waiter.is_none() && (host.retired || key.client != ANYBODY) && host.live == 0 {
+        let is_over = (host.retired || key.client != ANYBODY) && host.live == 0;
+        let waiter = pools.next_waiter(key);
+        if waiter.is_none() && is_over {
             pools.hosts.remove(&key);
         }
         waiter
@@ -293,8 +298,8 @@ fn sweep(key: Key) {
 /// Tells who waits of an idle connection that can be had.
 fn offer(key: Key) {
     tell(with_pools(|pools| {
-        let host = pools.hosts.get_mut(&key).filter(|host| !host.waiters.is_empty())?;
-        host.idle.iter().any(|idle| idle.sender.is_ready()).then(|| host.next_waiter()).flatten()
+        let host = pools.hosts.get(&key)?;
+        host.idle.iter().any(|idle| idle.sender.is_ready()).then(|| pools.next_waiter(key)).flatten()
     }));
 }
 
@@ -319,6 +324,16 @@ impl Pools {
         })
     }
 
+    /// Who waits longest for a connection like this one, or for the room that it leaves. Those that have given up do not count.
+    fn next_waiter(&mut self, key: Key) -> Option<oneshot::Sender<()>> {
+        // Requests for which ALPN decides wait where connections over HTTP/2 are.
+        let other = match key.protocol {
+            Protocol::Http1 => Protocol::Http2,
+            Protocol::Http2 => Protocol::Http1,
+        };
+        [key, Key { protocol: other, ..key }].into_iter().find_map(|key| self.hosts.get_mut(&key)?.next_waiter())
+    }
+
     /// A downstream connection is gone, and with it those for whom the connections were that began with its addresses.
     pub fn forget_client(&mut self, id: u64) {
         for key in self.own.remove(&id).into_iter().flatten() {
@@ -333,7 +348,8 @@ impl Pools {
 }
 
 impl HostPool {
-    fn take(&mut self, key: Key) -> Found {
+    /// `others`: open connections to the same endpoint that are elsewhere. `again`: the request has waited, and has been told.
+    fn take(&mut self, key: Key, others: u32, again: bool) -> Found {
         let lease = match key.protocol {
             Protocol::Http1 => self.take_idle(key),
             Protocol::Http2 => self.take_shared(key),
@@ -351,8 +367,16 @@ impl HostPool {
             waiters.push(told);
             return Found::WaitConnect(connected);
         }
-        if let Some(full) = self.wait_if_full(key) {
-            return full;
+        // A host without any connection may have one beyond the limit, as in Envoy: else it could never be reached.
+        if self.live + others > 0 && limits.connections.load(Relaxed) >= limits.max_connections {
+            self.cluster.stats.upstream_cx_overflow().inc();
+            let (told, freed) = oneshot::channel();
+            if again {
+                self.waiters.push_front(told);
+            } else {
+                self.waiters.push_back(told);
+            }
+            return Found::WaitIdle(Turn { key, freed, came: false, used: false });
         }
         self.live += 1;
         if key.protocol == Protocol::Http2 {
@@ -361,19 +385,6 @@ impl HostPool {
         Found::Connect
     }
 
-    /// A host without any connection may have one beyond the limit, as in Envoy: else it could never be reached.
-    fn wait_if_full(&mut self, key: Key) -> Option<Found> {
-        let limits = &self.cluster.limits;
-        if self.live == 0 || limits.connections.load(Relaxed) < limits.max_connections {
-            return None;
-        }
-        self.cluster.stats.upstream_cx_overflow().inc();
-        let (told, freed) = oneshot::channel();
-        self.waiters.push_back(told);
-        Some(Found::WaitIdle(Turn { key, freed, came: false }))
-    }
-
-    /// Who waits longest. Those that have given up do not count.
     fn next_waiter(&mut self) -> Option<oneshot::Sender<()>> {
         std::iter::from_fn(|| self.waiters.pop_front()).find(|waiter| !waiter.is_closed())
     }
@@ -415,15 +426,14 @@ impl HostPool {
         self.shared.retain(|shared| !shared.sender.is_closed());
         let limit = self.cluster.http2.max_concurrent_streams.unwrap_or(MAX_STREAMS);
         let most = self.cluster.max_requests_per_connection;
-        let shared = self
-            .shared
-            .iter_mut()
-            .find(|shared| shared.active < limit && most.is_none_or(|most| shared.requests < most))?;
+        let at = self.shared.iter().position(|shared| shared.active < limit)?;
+        let shared = self.shared.get_mut(at)?;
         shared.active += 1;
         shared.requests += 1;
         shared.pooled.carries();
         self.cluster.stats.upstream_rq_total().inc();
-        Some(Lease {
+        let used_up = most.is_some_and(|most| shared.requests >= most);
+        let lease = Lease {
             sender: Some(Sender::Http2(shared.sender.clone())),
             reused: true,
             local: shared.local,
@@ -434,7 +444,13 @@ impl HostPool {
             heard_before: shared.heard.load(Relaxed),
             heard: shared.heard.clone(),
             pooled: shared.pooled.clone(),
-        })
+        };
+        if used_up {
+            // It ends with the last of those that are on it.
+            self.cluster.stats.upstream_cx_max_requests().inc();
+            self.shared.swap_remove(at);
+        }
+        Some(lease)
     }
 }
 

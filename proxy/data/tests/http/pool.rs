@@ -132,6 +132,39 @@ async fn a_request_waits_for_a_stream_when_no_more_may_be_opened() {
 }
 
 #[tokio::test]
+async fn an_http2_connection_that_is_used_up_makes_room_for_the_next() {
+    let upstream = Upstream::new().await;
+    let mut setup = Setup::new(upstream.address());
+    setup.protocol = UpstreamProtocol::Http2;
+    setup.max_requests = Some(2);
+    setup.limits.max_connections = 1;
+    setup.timeout = None;
+    let proxy = start(setup).await;
+    let serve = async {
+        loop {
+            let (stream, _) = upstream.0.accept().await.unwrap();
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(accepted) = connection.accept().await {
+                accepted.unwrap().1.send_response(http::Response::new(()), true).unwrap();
+            }
+        }
+    };
+    let ask = async {
+        let mut client = proxy.connect().await;
+        for _ in 0..5 {
+            client.send(GET).await;
+            assert_eq!(status(&client.head().await), 200);
+        }
+    };
+    tokio::select! {
+        () = within(ask) => {}
+        () = serve => {}
+    }
+    let stats = &proxy.cluster.stats;
+    assert_eq!((stats.upstream_cx_total().total(), stats.upstream_cx_max_requests().total()), (3, 2));
+}
+
+#[tokio::test]
 async fn a_response_that_ends_in_trailers_leaves_its_connection_behind() {
     let upstream = Upstream::new().await;
     let proxy = start(Setup::new(upstream.address())).await;

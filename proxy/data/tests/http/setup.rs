@@ -62,6 +62,8 @@ pub struct Setup {
     pub proxied: bool,
     /// Streams on one connection to the upstream.
     pub max_streams: Option<u32>,
+    /// Requests on one connection to the upstream.
+    pub max_requests: Option<u32>,
     /// Requests up to so many bytes are forwarded once they are here as a whole.
     pub holds: Option<u32>,
 }
@@ -77,6 +79,7 @@ impl Setup {
             generation: 1,
             proxied: false,
             max_streams: None,
+            max_requests: None,
             holds: None,
         }
     }
@@ -131,7 +134,7 @@ pub fn cluster(setup: &mut Setup, registry: &Registry) -> Arc<Cluster> {
         idle_timeout: Some(Duration::from_secs(3600)),
         max_connection: None,
         max_stream: None,
-        max_requests_per_connection: None,
+        max_requests_per_connection: setup.max_requests,
         http2: Http2Options { max_concurrent_streams: setup.max_streams, ..Http2Options::default() },
         limits: std::mem::take(&mut setup.limits),
         high_limits: Limits::default(),

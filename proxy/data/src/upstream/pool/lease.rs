@@ -21,7 +21,11 @@ use hyper::{
 use tokio::task::unconstrained;
 
 use super::{Driven, Idle, Key, Protocol, tell};
-use crate::{http::body::RequestBody, upstream::connect::Pooled, worker::with_pools};
+use crate::{
+    http::body::RequestBody,
+    upstream::connect::Pooled,
+    worker::{with_pools, with_pools_while_open},
+};
 
 /// The right to send one request over a connection.
 #[derive(Debug)]
@@ -161,7 +165,7 @@ impl Lease {
             }
             let is_ready = sender.is_ready();
             host.idle.push(Idle { sender, driven, local, since: Instant::now(), opened, requests, pooled });
-            is_ready.then(|| host.next_waiter()).flatten()
+            is_ready.then(|| pools.next_waiter(key)).flatten()
         }));
     }
 }
@@ -171,7 +175,7 @@ impl Drop for Lease {
         match &self.sender {
             Some(Sender::Http2(_)) => {
                 self.pooled.carried();
-                tell(with_pools(|pools| pools.hosts.get_mut(&self.key)?.end_stream(self)));
+                tell(with_pools_while_open(|pools| pools.hosts.get_mut(&self.key)?.end_stream(self)));
             }
             Some(Sender::Http1(_, driven)) => driven.leave(),
             None => {}

@@ -125,6 +125,12 @@ impl Opening {
         with_pools(|pools| {
             let host = pools.host(lease.key, cluster, endpoint);
             if let Some(Sender::Http2(sender)) = &lease.sender {
+                // There may be streams for all who wait; dropped senders wake them.
+                host.waiters.clear();
+                if cluster.max_requests_per_connection == Some(1) {
+                    cluster.stats.upstream_cx_max_requests().inc();
+                    return;
+                }
                 host.shared.push(Shared {
                     sender: sender.clone(),
                     local: lease.local,
