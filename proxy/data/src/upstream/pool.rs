@@ -230,7 +230,7 @@ struct Turn {
 impl Turn {
     /// Waits until there may be a connection, or room for one.
     async fn comes(&mut self) {
-        // An error means that the pool is gone; the request then finds out what is there instead.
+        // An error means that the pool is gone, or that there is something for all; the request then finds out what.
         self.came = (&mut self.freed).await.is_ok();
     }
 }
@@ -295,7 +295,7 @@ fn sweep(key: Key) {
     });
 }
 
-/// Tells who waits of an idle connection that can be had.
+/// Tells who waits longest of an idle connection that can be had.
 fn offer(key: Key) {
     tell(with_pools(|pools| {
         let host = pools.hosts.get(&key)?;
@@ -324,7 +324,7 @@ impl Pools {
         })
     }
 
-    /// Who waits longest for a connection like this one, or for the room that it leaves. Those that have given up do not count.
+    /// Who waits for a connection like this one, or for the room that it leaves.
     fn next_waiter(&mut self, key: Key) -> Option<oneshot::Sender<()>> {
         // Requests for which ALPN decides wait where connections over HTTP/2 are.
         let other = match key.protocol {
@@ -385,6 +385,7 @@ impl HostPool {
         Found::Connect
     }
 
+    /// Who waits longest here. Those that have given up do not count.
     fn next_waiter(&mut self) -> Option<oneshot::Sender<()>> {
         std::iter::from_fn(|| self.waiters.pop_front()).find(|waiter| !waiter.is_closed())
     }
@@ -452,9 +453,7 @@ impl HostPool {
         }
         Some(lease)
     }
-}
 
-impl HostPool {
     /// A stream has ended, and with it the wait for one.
     fn end_stream(&mut self, lease: &Lease) -> Option<oneshot::Sender<()>> {
         let at = self.shared.iter().position(|shared| shared.opened == lease.opened)?;
