@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    mem,
     pin::Pin,
     sync::{
         Arc,
@@ -268,6 +269,8 @@ impl Life {
     /// Resolves when the connection has been idle, or has lived, for too long; with `rests` also when it has nothing to do for a moment. Re-arms itself by
     /// looking at what happened meanwhile, so that a request costs no timer.
     pub async fn end(&self, connection: &Connection, manager: &HttpConnectionManager, rests: bool) -> End {
+        // A connection may have come with one request, and many such ones in one go.
+        let mut look = REST;
         loop {
             let now = Instant::now();
             let draining = connection.drain.is_draining();
@@ -277,7 +280,7 @@ impl Life {
             };
             let next = match *self.idle_since.lock() + REST {
                 _ if !rests => next,
-                _ if self.is_active() => next.min(now + BUSY),
+                _ if self.is_active() => next.min(now + mem::replace(&mut look, BUSY)),
                 rested if rested > now => next.min(rested),
                 _ if self.can_rest() => return End::Rest,
                 // Half a request has come, or the end of an answer waits for its reader.
