@@ -303,7 +303,7 @@ fn first_chain(listener: &Listener) -> anyhow::Result<Arc<shika_data::model::lis
 
 fn access_logs(listener: &Listener) -> anyhow::Result<Vec<AccessLog>> {
     match &first_chain(listener)?.terminal {
-        Terminal::Http(manager) => Ok(manager.access_log.clone()),
+        Terminal::Http(manager) => Ok(manager.access_log.to_vec()),
         _ => bail!("the first chain does not end in HTTP"),
     }
 }

@@ -43,7 +43,7 @@ pub struct Exchange {
     pub origin: Origin,
     /// A copy of its head, kept if a log or a header value may ask for it.
     pub request: Option<Box<RequestHead>>,
-    /// A copy of the response's headers, kept for logs.
+    /// Copies of the response's headers that logs ask for.
     pub response: Option<Box<HeaderMap>>,
     /// A copy of its trailers, kept for logs.
     pub trailers: Option<Box<HeaderMap>>,
@@ -328,6 +328,19 @@ impl Exchange {
         if let Some(upstream) = &self.upstream {
             upstream.cluster.stats.upstream_rq_rx_reset().inc();
         }
+    }
+
+    /// Keeps of the response's headers what logs show; all of them for a trace, whose tags may show any.
+    pub fn keep_response(&mut self, headers: &HeaderMap) {
+        if self.trace.as_ref().is_some_and(|trace| trace.is_sent()) {
+            self.response = Some(Box::new(headers.clone()));
+            return;
+        }
+        let mut kept = HeaderMap::new();
+        for name in self.manager.access_log.response_headers() {
+            kept.extend(headers.get_all(name).iter().map(|value| (name.clone(), value.clone())));
+        }
+        self.response = (!kept.is_empty()).then(|| Box::new(kept));
     }
 
     /// Keeps trailers for the log.

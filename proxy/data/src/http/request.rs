@@ -413,6 +413,6 @@ pub(super) fn finish_headers(
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     if exchange.logs() {
-        exchange.response = Some(Box::new(headers.clone()));
+        exchange.keep_response(headers);
     }
 }

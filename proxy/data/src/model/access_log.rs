@@ -1,6 +1,7 @@
 //! Access logs: where lines go, which are written, how they look.
 
 use std::{
+    ops::Deref,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -9,10 +10,11 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::HeaderName;
 use tokio::sync::mpsc;
 
 use super::{
-    format::{Format, JsonFormat},
+    format::{Format, GRPC_STATUS, JsonFormat},
     matcher::{HeaderMatcher, HeaderRef, StringMatcher},
     route::Fraction,
     tracing::OtlpTarget,
@@ -27,6 +29,46 @@ pub struct AccessLog {
     pub format: LogFormat,
     /// Where lines go.
     pub sink: LogSink,
+}
+
+/// Access logs of requests, and what they ask for of a response: no more of it is kept until they are written.
+#[derive(Clone, Debug, Default)]
+pub struct RequestLogs {
+    logs: Vec<AccessLog>,
+    response_headers: Vec<HeaderName>,
+}
+
+impl RequestLogs {
+    /// The headers of a response that lines or filters may show.
+    pub fn response_headers(&self) -> &[HeaderName] {
+        &self.response_headers
+    }
+}
+
+impl From<Vec<AccessLog>> for RequestLogs {
+    fn from(logs: Vec<AccessLog>) -> Self {
+        let mut names = Vec::new();
+        for log in &logs {
+            match &log.format {
+                LogFormat::Text(format) => format.note_response_headers(&mut names),
+                LogFormat::Json(format) => format.note_response_headers(&mut names),
+            }
+            if let Some(filter) = &log.filter {
+                filter.note_response_headers(&mut names);
+            }
+        }
+        names.sort_by(|one, other| one.as_str().cmp(other.as_str()));
+        names.dedup();
+        RequestLogs { logs, response_headers: names }
+    }
+}
+
+impl Deref for RequestLogs {
+    type Target = [AccessLog];
+
+    fn deref(&self) -> &[AccessLog] {
+        &self.logs
+    }
 }
 
 /// Envoy `access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig`: who takes lines. Each is a JSON object with `time` (nanoseconds, as text),
@@ -109,6 +151,30 @@ pub enum LogFilter {
     Always(bool),
     /// `extension_filter` with a CEL expression
     Expression(Expression),
+}
+
+impl LogFilter {
+    /// Adds the names of response headers that it looks at.
+    fn note_response_headers(&self, names: &mut Vec<HeaderName>) {
+        match self {
+            Self::And(filters) | Self::Or(filters) => {
+                filters.iter().for_each(|filter| filter.note_response_headers(names));
+            }
+            Self::GrpcStatus { .. } => names.push(GRPC_STATUS),
+            // Of the connection, of the request, or what is counted.
+            Self::StatusCode(_)
+            | Self::Duration(_)
+            | Self::NotHealthCheck
+            | Self::Traceable
+            | Self::Header(_)
+            | Self::ResponseFlags(_)
+            | Self::Share { .. }
+            | Self::LogType { .. }
+            | Self::RouteKri { .. }
+            | Self::Always(_)
+            | Self::Expression(_) => {}
+        }
+    }
 }
 
 /// A CEL expression. Its value may be unknown, as CEL's own is an error: when it asks for what is not there.
@@ -255,3 +321,7 @@ impl LogSink {
         self.dropped.load(Ordering::Relaxed)
     }
 }
+
+#[cfg(test)]
+#[path = "access_log_tests.rs"]
+mod tests;

@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use http::HeaderName;
+
 use super::matcher::HeaderRef;
 
 /// A text with operators.
@@ -25,6 +27,28 @@ impl Format {
         }
     }
 }
+
+impl Format {
+    /// Adds the names of response headers that it asks for.
+    pub(super) fn note_response_headers(&self, names: &mut Vec<HeaderName>) {
+        for part in &self.parts {
+            match part {
+                Part::Operator(Operator::ResponseHeader(first, other), _) => {
+                    for header in std::iter::once(first).chain(other) {
+                        if let HeaderRef::Name(name) = header {
+                            names.push(name.clone());
+                        }
+                    }
+                }
+                Part::Operator(Operator::GrpcStatus { .. }, _) => names.push(GRPC_STATUS),
+                Part::Operator(..) | Part::Text(_) => {}
+            }
+        }
+    }
+}
+
+/// Where a call says how it went: in its trailers, or in its head if there is nothing else.
+pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// A piece of a format.
 #[derive(Clone, Debug)]
@@ -48,6 +72,18 @@ pub enum JsonFormat {
     Text(Format),
     /// A number, boolean or null, already as JSON text.
     Literal(Box<str>),
+}
+
+impl JsonFormat {
+    /// Adds the names of response headers that it asks for.
+    pub(super) fn note_response_headers(&self, names: &mut Vec<HeaderName>) {
+        match self {
+            Self::Object(members) => members.iter().for_each(|(_, member)| member.note_response_headers(names)),
+            Self::Array(items) => items.iter().for_each(|item| item.note_response_headers(names)),
+            Self::Value(format) | Self::Text(format) => format.note_response_headers(names),
+            Self::Literal(_) => {}
+        }
+    }
 }
 
 /// A command operator.

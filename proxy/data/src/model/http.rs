@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::HeaderValue;
 use ipnet::IpNet;
 
-use super::{RouteTableId, access_log::AccessLog, http_filter::HttpFilter, tracing::Tracing};
+use super::{RouteTableId, access_log::RequestLogs, http_filter::HttpFilter, tracing::Tracing};
 use crate::stats::HttpStats;
 
 /// A header that the router's `strict_check_headers` may name.
@@ -57,7 +57,7 @@ pub struct HttpConnectionManager {
     /// Router option `strict_check_headers`: a request with one of them that does not parse is refused.
     pub strict_headers: Vec<StrictHeader>,
     /// Written when a request ends.
-    pub access_log: Vec<AccessLog>,
+    pub access_log: RequestLogs,
     /// Which requests are traced, and where that goes.
     pub tracing: Option<Box<Tracing>>,
     /// `x-forwarded-for`, `-proto`, internal requests.

@@ -231,7 +231,7 @@ pub fn snapshot(setup: &Setup, registry: &Registry, cluster: &Arc<Cluster>) -> A
         suppress_envoy_headers: false,
         strict_headers: Vec::new(),
         tracing: None,
-        access_log: Vec::new(),
+        access_log: Vec::new().into(),
         trust: Trust::default(),
         server_name: HeaderValue::from_static("envoy"),
         server_header: ServerHeader::Overwrite,

@@ -132,7 +132,7 @@ pub(crate) fn manager(
         filters,
         suppress_envoy_headers: router.suppress_envoy_headers,
         strict_headers: strict_headers(&router.strict_check_headers)?,
-        access_log: access_log::access_logs(context, &from.access_log, "access_log")?,
+        access_log: access_log::access_logs(context, &from.access_log, "access_log")?.into(),
         tracing: match &from.tracing {
             None => None,
             Some(tracing) => tracing::tracing(context, tracing, router.start_child_span).within("tracing")?,
