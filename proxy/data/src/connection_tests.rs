@@ -108,7 +108,7 @@ async fn connect_tls(
     address: SocketAddr,
     tls: &ClientTls,
 ) -> Result<crate::io::UpstreamIo, crate::error::ConnectError> {
-    let socket = Socket::Tcp(TcpStream::connect(address).await.unwrap());
+    let socket = Socket::Tcp(TcpStream::connect(address).await.unwrap().into());
     tls::connect::connect(tls, socket, &endpoint(address), AlpnChoice::Configured).await
 }
 
@@ -233,7 +233,7 @@ async fn log_lines_say_how_it_ended() {
     client.write_all(b"abc").await.unwrap();
     let (mut server, _) = alive.accept().await.unwrap();
     says(&mut server, "abc").await;
-    Socket::Tcp(server).reset_on_close();
+    Socket::Tcp(server.into()).reset_on_close();
     assert_eq!(lines.recv().await.unwrap(), "UR 3 0 test - ");
     assert_eq!(client.read(&mut [0]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
 
@@ -496,7 +496,7 @@ async fn futures_stay_small() {
     let (socket, _other) = testing::pair().await;
     let registry = Registry::new(1);
     let panics = || PanicCount(ServerStats::new(&registry, testing::scope("server.")));
-    let size = std::mem::size_of_val(&serve(Socket::Tcp(socket), None, ListenerId(0), panics()));
+    let size = std::mem::size_of_val(&serve(Socket::Tcp(socket.into()), None, ListenerId(0), panics()));
     assert!((100..=800).contains(&size), "{size} bytes");
     assert!(std::mem::size_of::<Connection>() <= 400, "{} bytes", std::mem::size_of::<Connection>());
 }

@@ -119,7 +119,7 @@ async fn a_hello_too_large_ends_the_connection() {
     let (mut client, server) = testing::pair().await;
     client.write_all(&[22, 3, 1, 0, 4, 1, 0, 0xff, 0xff]).await.unwrap();
     let wanted = Look { tls: true, http: true };
-    let result = inspect(&mut Socket::Tcp(server), &mut BytesMut::new(), wanted).await;
+    let result = inspect(&mut Socket::Tcp(server.into()), &mut BytesMut::new(), wanted).await;
     assert!(matches!(result, Err(InspectError::TooLarge)), "{result:?}");
 }
 
@@ -154,7 +154,7 @@ fn http_versions() {
 #[tokio::test]
 async fn what_was_inspected_is_read_again() {
     let (mut client, server) = testing::pair().await;
-    let mut socket = Socket::Tcp(server);
+    let mut socket = Socket::Tcp(server.into());
     let bytes = hello("backend.example", &[b"h2"]);
     let (first, second) = bytes.split_at(100);
     client.write_all(first).await.unwrap();
@@ -182,7 +182,8 @@ async fn closing_without_a_byte_is_an_end_and_closing_after_some_is_plain_text()
         let (mut client, server) = testing::pair().await;
         client.write_all(said).await.unwrap();
         drop(client);
-        let result = inspect(&mut Socket::Tcp(server), &mut BytesMut::new(), Look { tls: true, http: false }).await;
+        let result =
+            inspect(&mut Socket::Tcp(server.into()), &mut BytesMut::new(), Look { tls: true, http: false }).await;
         assert_eq!(result.is_err(), ended, "{said:?}");
     }
 }

@@ -1,6 +1,8 @@
 //! Byte streams of connections, as closed enums.
 
 mod ahead;
+pub(crate) mod outbox;
+mod tcp;
 
 use std::{
     fmt, io,
@@ -18,6 +20,7 @@ use tokio::{
 use tokio_rustls::{client, server};
 
 pub use ahead::Ahead;
+pub use tcp::Tcp;
 
 use crate::tls::outgoing::Outgoing;
 
@@ -25,7 +28,7 @@ use crate::tls::outgoing::Outgoing;
 #[derive(Debug)]
 pub enum Socket {
     /// TCP.
-    Tcp(TcpStream),
+    Tcp(Tcp),
     /// Unix stream socket.
     Unix(UnixStream),
     /// Memory, for [`crate::fuzzing`].
@@ -54,10 +57,20 @@ impl Socket {
         }
     }
 
+    /// Ready when the kernel has all that was written, so that a close does not lose any of it.
+    pub(crate) fn poll_sent(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(tcp) => tcp.poll_sent(cx),
+            Self::Unix(_) => Poll::Ready(Ok(())),
+            #[cfg(feature = "fuzzing")]
+            Self::Memory(_) => Poll::Ready(Ok(())),
+        }
+    }
+
     /// Makes the close that follows send RST instead of FIN, as Envoy does when a connection is refused before it was served. Best effort.
     pub fn reset_on_close(&self) {
         if let Self::Tcp(tcp) = self {
-            let _ = socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO));
+            let _ = socket2::SockRef::from(&**tcp).set_linger(Some(std::time::Duration::ZERO));
         }
     }
 }
@@ -146,8 +159,13 @@ impl AsyncWrite for Socket {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Unix(_) => Poll::Ready(Ok(())),
+            #[cfg(feature = "fuzzing")]
+            Self::Memory(_) => Poll::Ready(Ok(())),
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -203,8 +221,8 @@ impl AsyncWrite for Inspected {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().socket).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -322,7 +322,7 @@ impl Acceptor {
         match &self.socket {
             Accepting::Tcp(tcp) => {
                 let (stream, peer) = tcp.accept().await?;
-                Ok((Socket::Tcp(stream), Some(canonical(peer))))
+                Ok((Socket::Tcp(stream.into()), Some(canonical(peer))))
             }
             Accepting::Unix(unix) => Ok((Socket::Unix(unix.accept().await?.0), None)),
         }

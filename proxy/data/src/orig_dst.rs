@@ -23,7 +23,7 @@ use crate::{
 pub fn original_destination(socket: &Socket) -> Option<SocketAddr> {
     let Socket::Tcp(tcp) = socket else { return None };
     let local = canonical(tcp.local_addr().ok()?);
-    let socket = SockRef::from(tcp);
+    let socket = SockRef::from(&**tcp);
     // A v4 connection on a dual-stack socket is tracked as v4.
     let original = if local.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
     let original = canonical(original.ok()?.as_socket()?);

@@ -16,7 +16,7 @@ use crate::{
 #[tokio::test]
 async fn a_direct_connection_has_none() {
     let (_client, accepted) = testing::pair().await;
-    assert_eq!(original_destination(&Socket::Tcp(accepted)), None);
+    assert_eq!(original_destination(&Socket::Tcp(accepted.into())), None);
     let (unix, _other) = tokio::net::UnixStream::pair().unwrap();
     assert_eq!(original_destination(&Socket::Unix(unix)), None);
 }
@@ -60,7 +60,7 @@ async fn a_redirected_connection_finds_its_listener() {
     worker::enter_for_test(mesh());
     let snapshot = worker::snapshot();
     let (_client, accepted) = testing::pair().await;
-    let socket = Socket::Tcp(accepted);
+    let socket = Socket::Tcp(accepted.into());
     for (accepted_by, destination, expected) in [
         // By address, and by wildcard.
         (0, "240.0.0.1:80", Ok(4)),
@@ -107,7 +107,7 @@ async fn a_connection_passed_on_that_comes_back_is_a_loop_as_long_as_it_lives() 
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (socket, peer) = listener.accept().await.unwrap();
-    let socket = Socket::Tcp(socket);
+    let socket = Socket::Tcp(socket.into());
     let accepting = snapshot.listener(ListenerId(0)).unwrap();
     let looped = || {
         let owner = owner(&snapshot, accepting, Some(([198, 51, 100, 7], 443).into()), &socket, Some(peer));

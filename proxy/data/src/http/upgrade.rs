@@ -218,7 +218,11 @@ impl Side {
 }
 
 impl MaybeTcp for Side {
-    fn tcp(&self) -> Option<&TcpStream> {
+    fn source(&self) -> Option<&TcpStream> {
+        None
+    }
+
+    fn sink(&self) -> Option<&TcpStream> {
         None
     }
 }

@@ -332,9 +332,10 @@ impl AsyncWrite for Wire {
         };
         let nothing_comes = http1.life.refused().is_none() && http1.guard.is_between_requests();
         if !http1.shut {
-            // The close that follows says as much to a peer without TLS.
-            if !nothing_comes || matches!(stream, DownstreamIo::Tls(_)) {
-                ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
+            match stream {
+                // The close that follows says as much to a peer without TLS.
+                DownstreamIo::Plain(plain) if nothing_comes => ready!(plain.socket.poll_sent(cx))?,
+                _ => ready!(Pin::new(&mut *stream).poll_shutdown(cx))?,
             }
             http1.shut = true;
         }

@@ -242,7 +242,7 @@ impl Half {
                 return Poll::Ready(Ok(()));
             }
             if (self.bulk.goes_on() || self.bulk.holds())
-                && let (Some(from), Some(to)) = (from.tcp(), to.tcp())
+                && let (Some(from), Some(to)) = (from.source(), to.sink())
             {
                 match ready!(self.bulk.poll(cx, from, to, moved))? {
                     Step::Moved => {}

@@ -11,7 +11,11 @@ use super::*;
 use crate::io::Socket;
 
 impl MaybeTcp for DuplexStream {
-    fn tcp(&self) -> Option<&TcpStream> {
+    fn source(&self) -> Option<&TcpStream> {
+        None
+    }
+
+    fn sink(&self) -> Option<&TcpStream> {
         None
     }
 }
@@ -20,7 +24,7 @@ impl MaybeTcp for DuplexStream {
 async fn connection() -> (TcpStream, Socket) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (client, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-    (client.unwrap(), Socket::Tcp(accepted.unwrap().0))
+    (client.unwrap(), Socket::Tcp(accepted.unwrap().0.into()))
 }
 
 /// Bytes that tell where they stand.
@@ -242,6 +246,48 @@ async fn bulk_between_sockets_arrives_whole_in_both_directions() {
     let (end, copied) = copying.await.unwrap();
     assert!(matches!(end, End::Finished(_)), "{end:?}");
     assert_eq!(copied, Copied { to_upstream: LENGTH as u64 + 4, to_downstream: LENGTH as u64 });
+}
+
+#[tokio::test]
+async fn little_and_much_in_turn_stay_in_order() {
+    tokio::spawn(crate::io::outbox::serve());
+    let ((mut client, mut down), (mut server, mut up)) = (connection().await, connection().await);
+    // Little room, so that what is left of a piece is anything from one byte on.
+    let Socket::Tcp(tcp) = &up else { panic!("no TCP") };
+    socket2::SockRef::from(&**tcp).set_send_buffer_size(20_000).unwrap();
+    let copying =
+        tokio::spawn(async move { copy(&mut down, &mut up, unlimited(), None, &mut Copied::default()).await });
+    let sent = pattern(3_000_000);
+    let (_, mut client_writes) = client.split();
+    let (mut server_reads, mut server_writes) = server.split();
+    let mut heard = Vec::new();
+    tokio::join!(
+        async {
+            let (mut rest, mut length) = (sent.as_slice(), 1);
+            while !rest.is_empty() {
+                let (piece, others) = rest.split_at(rest.len().min(length));
+                client_writes.write_all(piece).await.unwrap();
+                rest = others;
+                length = (length * 7 + 3) % 300_000;
+                if length % 5 == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            client_writes.shutdown().await.unwrap();
+        },
+        async {
+            let mut piece = [0; 30_011];
+            loop {
+                match server_reads.read(&mut piece).await.unwrap() {
+                    0 => break,
+                    n => heard.extend_from_slice(&piece[..n]),
+                }
+            }
+            server_writes.shutdown().await.unwrap();
+        },
+    );
+    assert!(heard == sent);
+    assert!(matches!(copying.await.unwrap(), End::Finished(_)));
 }
 
 #[tokio::test]

@@ -37,19 +37,35 @@ thread_local! {
 /// A stream that may be nothing but a TCP socket.
 pub trait MaybeTcp {
     /// The socket, when the next byte to be read is read from it as it is.
-    fn tcp(&self) -> Option<&TcpStream>;
+    fn source(&self) -> Option<&TcpStream>;
+
+    /// The socket, when the next byte to be written is written to it as it is.
+    fn sink(&self) -> Option<&TcpStream>;
 }
 
 impl MaybeTcp for TcpStream {
-    fn tcp(&self) -> Option<&TcpStream> {
+    fn source(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+
+    fn sink(&self) -> Option<&TcpStream> {
         Some(self)
     }
 }
 
 impl MaybeTcp for Socket {
-    fn tcp(&self) -> Option<&TcpStream> {
+    fn source(&self) -> Option<&TcpStream> {
         match self {
             Socket::Tcp(tcp) => Some(tcp),
+            Socket::Unix(_) => None,
+            #[cfg(feature = "fuzzing")]
+            Socket::Memory(_) => None,
+        }
+    }
+
+    fn sink(&self) -> Option<&TcpStream> {
+        match self {
+            Socket::Tcp(tcp) => tcp.bare(),
             Socket::Unix(_) => None,
             #[cfg(feature = "fuzzing")]
             Socket::Memory(_) => None,
@@ -58,24 +74,42 @@ impl MaybeTcp for Socket {
 }
 
 impl MaybeTcp for Inspected {
-    fn tcp(&self) -> Option<&TcpStream> {
-        self.socket.tcp().filter(|_| self.head.is_empty())
+    fn source(&self) -> Option<&TcpStream> {
+        self.socket.source().filter(|_| self.head.is_empty())
+    }
+
+    fn sink(&self) -> Option<&TcpStream> {
+        self.socket.sink()
     }
 }
 
 impl MaybeTcp for DownstreamIo {
-    fn tcp(&self) -> Option<&TcpStream> {
+    fn source(&self) -> Option<&TcpStream> {
         match self {
-            DownstreamIo::Plain(plain) => plain.tcp(),
+            DownstreamIo::Plain(plain) => plain.source(),
+            DownstreamIo::Tls(_) => None,
+        }
+    }
+
+    fn sink(&self) -> Option<&TcpStream> {
+        match self {
+            DownstreamIo::Plain(plain) => plain.sink(),
             DownstreamIo::Tls(_) => None,
         }
     }
 }
 
 impl MaybeTcp for UpstreamIo {
-    fn tcp(&self) -> Option<&TcpStream> {
+    fn source(&self) -> Option<&TcpStream> {
         match self {
-            UpstreamIo::Plain(socket) => socket.tcp(),
+            UpstreamIo::Plain(socket) => socket.source(),
+            UpstreamIo::Tls(_) => None,
+        }
+    }
+
+    fn sink(&self) -> Option<&TcpStream> {
+        match self {
+            UpstreamIo::Plain(socket) => socket.sink(),
             UpstreamIo::Tls(_) => None,
         }
     }

@@ -72,13 +72,14 @@ impl Sides {
         let peer = server.peer_addr().ok();
         let endpoint = testing::endpoint(client.peer_addr().unwrap());
         let server = async {
-            let mut accepted = accept(&self.server, replay(Default::default(), Socket::Tcp(server)), peer).await?;
+            let mut accepted =
+                accept(&self.server, replay(Default::default(), Socket::Tcp(server.into())), peer).await?;
             accepted.stream.write_all(b"x").await.unwrap();
             accepted.stream.flush().await.unwrap();
             Ok(accepted)
         };
         let client = async {
-            let mut io = connect(&self.client, Socket::Tcp(client), &endpoint, AlpnChoice::Configured).await?;
+            let mut io = connect(&self.client, Socket::Tcp(client.into()), &endpoint, AlpnChoice::Configured).await?;
             let _ = io.read(&mut [0]).await;
             Ok(io)
         };
@@ -142,7 +143,7 @@ async fn names_that_are_no_dns_names_are_said_as_they_are() {
             drop(server);
             String::from_utf8_lossy(&bytes[..n]).into_owned()
         };
-        let connecting = connect(&sides.client, Socket::Tcp(client), &endpoint, AlpnChoice::Configured);
+        let connecting = connect(&sides.client, Socket::Tcp(client.into()), &endpoint, AlpnChoice::Configured);
         let (result, seen) = tokio::join!(connecting, peer);
         assert!(result.unwrap_err().to_string().contains(name));
         assert!(seen.contains(name) && !seen.contains("invalid"), "{seen:?}");
@@ -184,7 +185,7 @@ async fn a_second_hello_says_the_real_name_too() {
         [&first[..n], &second].map(|bytes| String::from_utf8_lossy(bytes).into_owned())
     };
     let (result, seen) =
-        tokio::join!(connect(&sides.client, Socket::Tcp(client), &endpoint, AlpnChoice::Configured), peer);
+        tokio::join!(connect(&sides.client, Socket::Tcp(client.into()), &endpoint, AlpnChoice::Configured), peer);
     assert!(result.is_err());
     for hello in seen {
         assert!(hello.contains(name) && !hello.contains("invalid"), "{hello:?}");
@@ -196,7 +197,7 @@ async fn accept_after(server: &ServerTls, hello: &[u8]) -> Result<Accepted, Acce
     let (mut client, socket) = testing::pair().await;
     client.write_all(hello).await.unwrap();
     client.shutdown().await.unwrap();
-    accept(server, replay(Default::default(), Socket::Tcp(socket)), None).await
+    accept(server, replay(Default::default(), Socket::Tcp(socket.into())), None).await
 }
 
 #[tokio::test]

@@ -146,7 +146,7 @@ async fn open(cluster: &Cluster, address: &EndpointAddress) -> Result<(Socket, O
         EndpointAddress::Ip(address) => {
             let (stream, passed_on) = open_tcp(cluster, *address).await?;
             prepare(&stream, cluster.keepalive).map_err(|error| local(&error))?;
-            Ok((Socket::Tcp(stream), passed_on))
+            Ok((Socket::Tcp(stream.into()), passed_on))
         }
     }
 }

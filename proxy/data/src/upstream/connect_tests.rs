@@ -56,7 +56,7 @@ async fn the_proxy_protocol_comes_before_tls() {
         let mut line = vec![0; expected.len()];
         socket.read_exact(&mut line).await.unwrap();
         assert_eq!(String::from_utf8(line).unwrap(), expected);
-        let mut accepted = accept(&server, replay(Default::default(), Socket::Tcp(socket)), None).await.unwrap();
+        let mut accepted = accept(&server, replay(Default::default(), Socket::Tcp(socket.into())), None).await.unwrap();
         accepted.stream.write_all(b"x").await.unwrap();
         accepted.stream.flush().await.unwrap();
     };

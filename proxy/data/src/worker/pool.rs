@@ -20,6 +20,7 @@ use super::local::{self, Published, SnapshotRef};
 use crate::{
     connection::Connection,
     drain::{DrainScope, DrainStrategy, Phase},
+    io::outbox,
     listen::{self, Bound, BoundListener},
     model::ListenerId,
     snapshot::Snapshot,
@@ -196,6 +197,7 @@ async fn run(
     config: WorkerConfig,
     mut commands: mpsc::UnboundedReceiver<(Command, oneshot::Sender<()>)>,
 ) {
+    tokio::spawn(outbox::serve());
     let mut accepting: Vec<(ListenerId, AbortHandle)> = Vec::new();
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -331,4 +331,9 @@ impl Proxy {
     pub async fn connect(&self) -> Client {
         Client { stream: TcpStream::connect(self.address).await.unwrap(), rest: Vec::new() }
     }
+
+    /// `downstream_cx_tx_bytes_total` of its HTTP connection manager.
+    pub fn sent(&self) -> u64 {
+        HttpStats::new(&self.registry, scope("http.test.")).downstream_cx_tx_bytes_total().total()
+    }
 }
