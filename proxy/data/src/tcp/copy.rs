@@ -269,11 +269,11 @@ impl Half {
         moved: &mut dyn FnMut(usize),
     ) -> Poll<Result<(), (bool, io::Error)>>
     where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
+        R: AsyncRead + MaybeTcp + Unpin,
+        W: AsyncWrite + MaybeTcp + Unpin,
     {
         let mut buffer = ReadBuf::new(scratch);
-        match ready!(Pin::new(from).poll_read(cx, &mut buffer)) {
+        match ready!(Pin::new(&mut *from).poll_read(cx, &mut buffer)) {
             Ok(()) => {}
             // TLS without close_notify. BoringSSL, and with it Envoy, takes it as an end.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
@@ -286,10 +286,17 @@ impl Half {
         }
         self.unflushed = true;
         self.bulk.saw_read(read.len());
-        let written = match Pin::new(to).poll_write(cx, read) {
-            Poll::Ready(Ok(n)) => n,
-            Poll::Ready(Err(error)) => return Poll::Ready(Err((false, error))),
-            Poll::Pending => 0,
+        // From socket to socket nothing is computed in between, so what a turn writes goes out together anyway, and need not wait for its end.
+        let sink = if from.source().is_some() { to.sink() } else { None };
+        let written = match sink.map(|tcp| tcp.try_write(read)) {
+            Some(Ok(n)) => n,
+            Some(Err(error)) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => 0,
+            Some(Err(error)) => return Poll::Ready(Err((false, error))),
+            None => match Pin::new(to).poll_write(cx, read) {
+                Poll::Ready(Ok(n)) => n,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err((false, error))),
+                Poll::Pending => 0,
+            },
         };
         if written > 0 {
             moved(written);
