@@ -31,8 +31,8 @@ pub enum Phase {
 #[derive(Debug)]
 pub struct Watch {
     phase: AtomicU8,
-    /// The task that copies the connection's bytes: looks at every wake-up, so it waits at the price of a load.
-    copier: AtomicWaker,
+    /// The connection's own task: it is woken for every request or piece of data, and waits at the price of a look each time.
+    server: AtomicWaker,
     /// Everybody else.
     others: Notify,
     place: u16,
@@ -41,7 +41,7 @@ pub struct Watch {
 impl Watch {
     /// `place` is the connection's place in a gradual drain: it starts when `place / 65536` of the drain time has passed.
     pub fn new(place: u16) -> Self {
-        Watch { phase: AtomicU8::new(Phase::Open as u8), copier: AtomicWaker::new(), others: Notify::new(), place }
+        Watch { phase: AtomicU8::new(Phase::Open as u8), server: AtomicWaker::new(), others: Notify::new(), place }
     }
 
     /// Where the connection stands now.
@@ -58,12 +58,12 @@ impl Watch {
         self.phase() >= Phase::Draining
     }
 
-    /// Ready once the phase is `wanted` or later. For the one task that copies the connection's bytes; a second one would not be woken.
+    /// Ready once the phase is `wanted` or later. Any change wakes the task. For the connection's own task, copier or HTTP server; a second one would not be woken.
     pub(crate) fn poll(&self, cx: &mut Context<'_>, wanted: Phase) -> Poll<()> {
         if self.phase() >= wanted {
             return Poll::Ready(());
         }
-        self.copier.register(cx.waker());
+        self.server.register(cx.waker());
         // Set between the load and the registration: the waker was not there to be woken.
         if self.phase() >= wanted { Poll::Ready(()) } else { Poll::Pending }
     }
@@ -100,7 +100,7 @@ impl Watch {
             (now != phase as u8 && now != Phase::Closing as u8).then_some(phase as u8)
         });
         if changed.is_ok() {
-            self.copier.wake();
+            self.server.wake();
             self.others.notify_waiters();
         }
     }

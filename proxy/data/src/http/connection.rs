@@ -209,12 +209,13 @@ async fn serve_requests(
         let end = tokio::select! {
             biased;
             result = serving.as_mut() => return (result, life.is_active()),
+            // Before what looks at the drain, which this wakes.
+            () = poll_fn(|cx| connection.drain.poll(cx, Phase::Closing)) => return (Ok(()), false),
             end = life.end(connection, manager, true), if !ending => end,
             () = life.late(manager.timeouts.request_headers) => {
                 life.refuse(Refused::Late);
                 continue;
             }
-            () = connection.drain.closing() => return (Ok(()), false),
         };
         if let End::Rest = end {
             life.rest();
@@ -275,10 +276,11 @@ async fn serve_http2(
         let end = tokio::select! {
             biased;
             result = serving.as_mut() => return (result, life.is_active()),
+            // Before what looks at the drain, which this wakes.
+            () = poll_fn(|cx| connection.drain.poll(cx, Phase::Closing)) => return (Ok(()), false),
             end = life.end(connection, manager, false), if !ending => end,
             () = drained(connection), if !ending => End::Drain,
             () = life.is_used_up(), if !ending => if connection.drain.is_draining() { End::Drain } else { End::Used },
-            () = connection.drain.closing() => return (Ok(()), false),
         };
         end.count(manager);
         ending = true;

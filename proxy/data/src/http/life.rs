@@ -3,19 +3,19 @@
 use std::{
     future::poll_fn,
     mem,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::coop};
 
 use super::{
     body::{BodyError, ResponseBody},
@@ -267,7 +267,7 @@ impl Life {
     }
 
     /// Resolves when the connection has been idle, or has lived, for too long; with `rests` also when it has nothing to do for a moment. Re-arms itself by
-    /// looking at what happened meanwhile, so that a request costs no timer.
+    /// looking at what happened meanwhile, so that a request costs no timer. For the task that a change of the connection's drain wakes anyway.
     pub async fn end(&self, connection: &Connection, manager: &HttpConnectionManager, rests: bool) -> End {
         // A connection may have come with one request, and many such ones in one go.
         let mut look = REST;
@@ -286,10 +286,21 @@ impl Life {
                 // Half a request has come, or the end of an answer waits for its reader.
                 _ => next.min(now + BUSY),
             };
-            tokio::select! {
-                () = tokio::time::sleep_until(next.into()) => {}
-                () = connection.drain.draining(), if !draining => {}
-            }
+            let mut timer = pin!(tokio::time::sleep_until(next.into()));
+            let mut armed: Option<Waker> = None;
+            poll_fn(|cx| {
+                if !draining && connection.drain.is_draining() {
+                    return Poll::Ready(());
+                }
+                // The task is woken for every request. A timer that will wake it in its time need not be told so again.
+                if !timer.is_elapsed() && armed.as_ref().is_some_and(|armed| armed.will_wake(cx.waker())) {
+                    return Poll::Pending;
+                }
+                // Without budget the timer does not take the waker.
+                armed = coop::has_budget_remaining().then(|| cx.waker().clone());
+                timer.as_mut().poll(cx)
+            })
+            .await;
         }
     }
 }

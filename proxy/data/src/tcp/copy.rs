@@ -92,7 +92,7 @@ struct Half {
 }
 
 /// Copies until both sides have finished or something ends it earlier. A side that finishes is passed on as a half-close. `watch` is polled as the
-/// connection's copier, of which there may be one.
+/// connection's own task, of which there may be one.
 pub async fn copy<D, U>(
     downstream: &mut D,
     upstream: &mut U,
