@@ -16,9 +16,10 @@ use shika_data::{
     connection::{Connection, FilterState},
     drain::Watch,
     model::{
-        access_log::AccessLog,
+        access_log::RequestLogs,
         chain_match::{ConnectionFacts, TransportProtocol},
         cluster::Cluster,
+        header_view::KeptHeaders,
         listener::{Listener, Terminal},
         rbac::{PeerNames, RequestView, Subject},
     },
@@ -93,7 +94,7 @@ fn route_match() -> anyhow::Result<Operation> {
             path: black_box("/api/v9/items?x=1"),
             authority: hosts.get(turn).map_or("", String::as_str),
             scheme: "http",
-            headers: &headers,
+            headers: (&headers).into(),
         };
         let route = table
             .virtual_host(request.authority)
@@ -172,7 +173,7 @@ fn headers(certificates: &Path) -> anyhow::Result<Operation> {
     }))
 }
 
-/// The access log of the first listener of a bootstrap, and a request of which everything is known.
+/// The access log of the first listener of a bootstrap, and a request of which everything is known. What of its headers is asked for is kept first.
 fn access_log(yaml: &str, certificates: &Path) -> anyhow::Result<Operation> {
     let (connection, registry) = connection(certificates)?;
     let (_, snapshot) = compile(yaml, certificates)?;
@@ -185,16 +186,18 @@ fn access_log(yaml: &str, certificates: &Path) -> anyhow::Result<Operation> {
     enter(snapshot);
     Ok(Box::new(move || {
         black_box(&registry);
+        let request = KeptHeaders::of(&request, logs.request_headers());
+        let response = KeptHeaders::of(&response, logs.response_headers());
         let record = Record {
             request: Some(RequestView {
                 method: "GET",
                 path: "/api/v1/items?x=1",
                 authority: "backend.mesh",
                 scheme: "http",
-                headers: &request,
+                headers: request.view(),
             }),
             version: Some(Version::HTTP_11),
-            response: Some(&response),
+            response: Some(response.view()),
             status: 200,
             details: Some("via_upstream"),
             request_done: Some(Duration::from_micros(20)),
@@ -301,9 +304,9 @@ fn first_chain(listener: &Listener) -> anyhow::Result<Arc<shika_data::model::lis
     listener.chains.iter().next().map(|(_, chain)| chain.clone()).context("the listener has no chain")
 }
 
-fn access_logs(listener: &Listener) -> anyhow::Result<Vec<AccessLog>> {
+fn access_logs(listener: &Listener) -> anyhow::Result<RequestLogs> {
     match &first_chain(listener)?.terminal {
-        Terminal::Http(manager) => Ok(manager.access_log.to_vec()),
+        Terminal::Http(manager) => Ok(manager.access_log.clone()),
         _ => bail!("the first chain does not end in HTTP"),
     }
 }

@@ -20,6 +20,7 @@ use crate::{
         access_log::{AccessLog, LogFormat},
         cluster::{Cluster, Endpoint},
         format::{Format, JsonFormat, Part},
+        header_view::HeaderView,
         rbac::RequestView,
     },
 };
@@ -41,7 +42,7 @@ pub struct Record<'a> {
     /// The request's protocol.
     pub version: Option<Version>,
     /// Response headers.
-    pub response: Option<&'a HeaderMap>,
+    pub response: Option<HeaderView<'a>>,
     /// Response trailers.
     pub trailers: Option<&'a HeaderMap>,
     /// Response code; 0 when there is none.

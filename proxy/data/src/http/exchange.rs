@@ -7,11 +7,13 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use http::{HeaderMap, HeaderValue, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 
 use super::{
     body::{Progress, broken_by_protocol, cut_short},
     filter::Effects,
+    head::{Head, Path},
+    request::Matched,
     trace::{self, Trace, TrySpan},
 };
 use crate::{
@@ -19,6 +21,7 @@ use crate::{
     error::{ResponseFlag, ResponseFlags},
     model::{
         cluster::{Cluster, Endpoint},
+        header_view::KeptHeaders,
         http::HttpConnectionManager,
         rbac::RequestView,
     },
@@ -44,7 +47,7 @@ pub struct Exchange {
     /// A copy of its head, kept if a log or a header value may ask for it.
     pub request: Option<Box<RequestHead>>,
     /// Copies of the response's headers that logs ask for.
-    pub response: Option<Box<HeaderMap>>,
+    pub response: Option<KeptHeaders>,
     /// A copy of its trailers, kept for logs.
     pub trailers: Option<Box<HeaderMap>>,
     /// Response code; 0 until there is one.
@@ -100,26 +103,26 @@ pub struct Exchange {
 #[derive(Clone, Debug)]
 pub struct RequestHead {
     /// `:method`
-    pub method: String,
+    pub method: Method,
     /// `:path`
-    pub path: String,
+    pub path: Path,
     /// `:authority`
-    pub authority: String,
+    pub authority: HeaderValue,
     /// `:scheme`
     pub scheme: &'static str,
-    /// The rest.
-    pub headers: HeaderMap,
+    /// Of the rest what may be asked for.
+    pub headers: KeptHeaders,
 }
 
 impl RequestHead {
     /// For matchers and formats.
     pub fn view(&self) -> RequestView<'_> {
         RequestView {
-            method: &self.method,
-            path: &self.path,
-            authority: &self.authority,
+            method: self.method.as_str(),
+            path: self.path.as_str(),
+            authority: self.authority.to_str().unwrap_or(""),
             scheme: self.scheme,
-            headers: &self.headers,
+            headers: self.headers.view(),
         }
     }
 }
@@ -258,7 +261,7 @@ impl Exchange {
 
     /// Whether a log will want copies of heads and trailers.
     pub fn logs(&self) -> bool {
-        !self.manager.access_log.is_empty() || self.trace.as_ref().is_some_and(|trace| trace.is_sent())
+        !self.manager.access_log.is_empty() || self.is_traced()
     }
 
     /// The response is sent as far as we are concerned.
@@ -330,17 +333,32 @@ impl Exchange {
         }
     }
 
+    /// Keeps of the request what may be asked for after it is gone: what logs show, and all of it for a trace or for headers of the response, which may
+    /// show any.
+    pub(super) fn keep_request(&mut self, head: &Head, matched: Option<Matched<'_>>) {
+        let quotes = self.effects.as_ref().is_some_and(|effects| effects.quote_request());
+        let all = quotes || self.is_traced() || matched.is_some_and(|matched| matched.has_response_headers());
+        let headers = match all {
+            true => KeptHeaders::All(head.headers.clone()),
+            false if self.logs() || self.manager.always_set_request_id_in_response => {
+                KeptHeaders::of(&head.headers, self.manager.access_log.request_headers())
+            }
+            false => return,
+        };
+        self.request = Some(Box::new(head.copy(headers)));
+    }
+
     /// Keeps of the response's headers what logs show; all of them for a trace, whose tags may show any.
     pub fn keep_response(&mut self, headers: &HeaderMap) {
-        if self.trace.as_ref().is_some_and(|trace| trace.is_sent()) {
-            self.response = Some(Box::new(headers.clone()));
-            return;
-        }
-        let mut kept = HeaderMap::new();
-        for name in self.manager.access_log.response_headers() {
-            kept.extend(headers.get_all(name).iter().map(|value| (name.clone(), value.clone())));
-        }
-        self.response = (!kept.is_empty()).then(|| Box::new(kept));
+        self.response = Some(match self.is_traced() {
+            true => KeptHeaders::All(headers.clone()),
+            false => KeptHeaders::of(headers, self.manager.access_log.response_headers()),
+        });
+    }
+
+    /// Whether its spans are sent.
+    fn is_traced(&self) -> bool {
+        self.trace.as_ref().is_some_and(|trace| trace.is_sent())
     }
 
     /// Keeps trailers for the log.
@@ -358,7 +376,7 @@ impl Exchange {
             remote: self.remote,
             request: self.request.as_ref().map(|request| request.view()),
             version: Some(self.version),
-            response: self.response.as_deref(),
+            response: self.response.as_ref().map(KeptHeaders::view),
             trailers: self.trailers.as_deref(),
             status: self.status,
             details: self.details.as_deref(),

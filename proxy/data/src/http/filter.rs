@@ -21,6 +21,7 @@ use crate::{
     error::ResponseFlag,
     model::{
         header::{AppendAction, HeaderMutations},
+        header_view::HeaderView,
         http_filter::{FilterSetting, HttpFilter, HttpFilterKind, LocalRateLimit, MessageMutations, RbacRules},
         listener::FilterChain,
         ratelimit::RateLimit,
@@ -334,7 +335,7 @@ fn add_to_request(exchange: &Exchange, head: &mut Head, mutations: &HeaderMutati
 fn add(exchange: &Exchange, headers: &mut HeaderMap, mutations: &HeaderMutations) {
     let values = {
         let mut record = exchange.record();
-        record.response = Some(headers);
+        record.response = Some((&*headers).into());
         values(mutations, &record)
     };
     mutate(headers, mutations, values);
@@ -342,5 +343,5 @@ fn add(exchange: &Exchange, headers: &mut HeaderMap, mutations: &HeaderMutations
 
 /// All values of a header that lists tokens, joined; empty without it.
 fn listed<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Cow<'a, str> {
-    crate::model::matcher::joined_header(headers, name).unwrap_or_default()
+    HeaderView::from(headers).joined(name).unwrap_or_default()
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri};
 use http_body::Body;
 use hyper::body::Incoming;
 
@@ -134,13 +134,7 @@ pub(super) async fn forward(
     {
         head.headers.insert(names::ENVOY_ATTEMPT_TIMEOUT.clone(), names::number(timeout.as_millis() as u64));
     }
-    let needs_copy = exchange.logs()
-        || matched.has_response_headers()
-        || manager.always_set_request_id_in_response
-        || exchange.effects.as_ref().is_some_and(|effects| effects.quote_request());
-    if needs_copy {
-        exchange.request = Some(Box::new(head.copy()));
-    }
+    exchange.keep_request(head, Some(matched));
 
     let breaker = if action.high_priority { &cluster.high_limits } else { &cluster.limits };
     if breaker.requests.load(Relaxed) >= breaker.max_requests {
@@ -251,15 +245,8 @@ fn request_timeout(head: &mut Head, origin: Origin, action: &Forward) -> Option<
     if origin == Origin::External {
         return action.timeout;
     }
-    // Almost no request has one of them, so one pass over what is there is cheaper than asking for each.
-    let is_asked = |name: &HeaderName| name.as_str().starts_with("x-envoy-") && *name != names::ENVOY_INTERNAL;
-    if !head.headers.keys().any(is_asked) {
-        return action.timeout;
-    }
-    let asked = head.headers.remove(&names::ENVOY_TIMEOUT);
-    for name in &names::ROUTER_ONLY {
-        head.headers.remove(name);
-    }
+    let asked = head.headers.get(&names::ENVOY_TIMEOUT).cloned();
+    names::remove_envoy(&mut head.headers, &names::ROUTER_ONLY);
     match asked.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()) {
         Some(0) => None,
         Some(ms) => Some(Duration::from_millis(ms)),
@@ -471,7 +458,7 @@ fn respond(
     if let Some(weighted) = weighted.filter(|weighted| !weighted.response_headers.is_empty()) {
         let values = {
             let mut record = exchange.record();
-            record.response = Some(&parts.headers);
+            record.response = Some((&parts.headers).into());
             values(&weighted.response_headers, &record)
         };
         mutate(&mut parts.headers, &weighted.response_headers, values);

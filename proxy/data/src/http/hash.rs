@@ -60,7 +60,7 @@ fn header_values<'a>(request: &RequestView<'a>, name: &HeaderRef) -> Vec<Cow<'a,
         HeaderRef::Scheme => pseudo(request.scheme),
         HeaderRef::Protocol | HeaderRef::Status => Vec::new(),
         HeaderRef::Name(name) => {
-            request.headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect()
+            request.headers.get_all(name).map(|value| String::from_utf8_lossy(value.as_bytes())).collect()
         }
     }
 }

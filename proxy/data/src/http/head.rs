@@ -24,6 +24,7 @@ use crate::{
     connection::Connection,
     error::ResponseFlag,
     model::{
+        header_view::KeptHeaders,
         http::{EscapedSlashes, HttpConnectionManager, StripPort, Underscores},
         rbac::RequestView,
     },
@@ -58,7 +59,7 @@ pub struct Head {
 }
 
 /// A path and query: as it came, or as it was changed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Path {
     /// In the request's URI.
     Original(Uri),
@@ -133,18 +134,18 @@ impl Head {
             path: self.path.as_str(),
             authority: self.authority(),
             scheme: self.scheme,
-            headers: &self.headers,
+            headers: (&self.headers).into(),
         }
     }
 
-    /// For logs, after the request itself is gone.
-    pub fn copy(&self) -> RequestHead {
+    /// For what comes after the request itself is gone.
+    pub fn copy(&self, headers: KeptHeaders) -> RequestHead {
         RequestHead {
-            method: self.method.as_str().to_owned(),
-            path: self.path.as_str().to_owned(),
-            authority: self.authority().to_owned(),
+            method: self.method.clone(),
+            path: self.path.clone(),
+            authority: self.authority.clone(),
             scheme: self.scheme,
-            headers: self.headers.clone(),
+            headers,
         }
     }
 
@@ -277,13 +278,9 @@ impl Head {
             self.headers.insert(names::ENVOY_INTERNAL.clone(), HeaderValue::from_static("true"));
         } else if present.has(Present::ENVOY) {
             if manager.trust.use_remote_address {
-                for name in &names::EDGE_ONLY {
-                    self.headers.remove(name);
-                }
+                names::remove_envoy(&mut self.headers, &names::EDGE_ONLY);
             }
-            for name in &names::INTERNAL_ONLY {
-                self.headers.remove(name);
-            }
+            names::remove_envoy(&mut self.headers, &names::INTERNAL_ONLY);
         }
         let edge = !internal && manager.trust.use_remote_address;
         if edge

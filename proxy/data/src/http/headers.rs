@@ -41,7 +41,7 @@ names! {
 }
 
 /// Control headers that only requests from inside may carry.
-pub const INTERNAL_ONLY: [HeaderName; 14] = [
+pub static INTERNAL_ONLY: [HeaderName; 14] = [
     HeaderName::from_static("x-envoy-retriable-status-codes"),
     HeaderName::from_static("x-envoy-retriable-header-names"),
     HeaderName::from_static("x-envoy-retry-on"),
@@ -59,7 +59,7 @@ pub const INTERNAL_ONLY: [HeaderName; 14] = [
 ];
 
 /// Those of them that the router acts on or ignores, and never passes on.
-pub const ROUTER_ONLY: [HeaderName; 11] = [
+pub static ROUTER_ONLY: [HeaderName; 11] = [
     HeaderName::from_static("x-envoy-retriable-status-codes"),
     HeaderName::from_static("x-envoy-retriable-header-names"),
     HeaderName::from_static("x-envoy-retry-on"),
@@ -74,13 +74,22 @@ pub const ROUTER_ONLY: [HeaderName; 11] = [
 ];
 
 /// Headers that are also dropped where the mesh meets the outside (`use_remote_address`).
-pub const EDGE_ONLY: [HeaderName; 5] = [
+pub static EDGE_ONLY: [HeaderName; 5] = [
     HeaderName::from_static("x-envoy-decorator-operation"),
     HeaderName::from_static("x-envoy-downstream-service-cluster"),
     HeaderName::from_static("x-envoy-downstream-service-node"),
     ENVOY_ORIGINAL_PATH,
     ENVOY_ORIGINAL_HOST,
 ];
+
+/// Removes those of `names`, which all begin with `x-envoy-`, that are there. One pass over what is there finds them: almost no request has one, and asking
+/// for each costs more.
+pub fn remove_envoy(headers: &mut HeaderMap, names: &[HeaderName]) {
+    let is_there = |name: &&HeaderName| name.as_str().starts_with("x-envoy-") && names.contains(name);
+    while let Some(name) = headers.keys().find(is_there).cloned() {
+        headers.remove(name);
+    }
+}
 
 /// A fresh `x-request-id`: a UUID of version 4. Marked so that no table of HPACK takes it up (RFC 7541 section 6.2.3): it never comes again, and would
 /// put out of the table what does.
@@ -216,6 +225,21 @@ mod tests {
             HeaderName::from_lowercase(b"x-\"").expect("http takes it; once it does not, this check is not needed");
         headers.insert(quoted, HeaderValue::from_static(""));
         assert!(has_bad_name(&headers));
+    }
+
+    #[test]
+    fn every_name_that_is_listed_goes_and_no_other() {
+        for list in [&INTERNAL_ONLY[..], &ROUTER_ONLY, &EDGE_ONLY] {
+            let others = [header::HOST, ENVOY_INTERNAL, REQUEST_ID];
+            let mut headers = HeaderMap::new();
+            for name in list.iter().chain(&others).chain(list) {
+                assert!(!list.contains(name) || name.as_str().starts_with("x-envoy-"), "{name}");
+                headers.append(name, HeaderValue::from_static("1"));
+            }
+            remove_envoy(&mut headers, list);
+            assert_eq!(headers.keys().collect::<Vec<_>>().len(), others.len());
+            assert!(others.iter().all(|name| headers.contains_key(name)));
+        }
     }
 
     #[test]

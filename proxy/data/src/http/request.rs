@@ -332,10 +332,7 @@ fn local(
     mut response: Response<ResponseBody>,
 ) -> Response<ResponseBody> {
     exchange.status = response.status().as_u16();
-    let quotes = exchange.effects.as_ref().is_some_and(|effects| effects.quote_request());
-    if quotes || exchange.logs() || matched.is_some_and(|matched| matched.has_response_headers()) {
-        exchange.request = Some(Box::new(head.copy()));
-    }
+    exchange.keep_request(head, matched);
     if let ResponseBody::Full(Some(body)) = response.body() {
         exchange.bytes_sent = body.len() as u64;
     }
@@ -368,7 +365,7 @@ pub(super) fn finish_headers(
             if !level.is_empty() {
                 let values = {
                     let mut record = exchange.record();
-                    record.response = Some(headers);
+                    record.response = Some((&*headers).into());
                     values(level, &record)
                 };
                 mutate(headers, level, values);
@@ -395,7 +392,7 @@ pub(super) fn finish_headers(
         names::append(headers, header::VIA, via.to_str().unwrap_or(""), ", ");
     }
     if manager.always_set_request_id_in_response
-        && let Some(id) = exchange.request.as_ref().and_then(|request| request.headers.get(&names::REQUEST_ID))
+        && let Some(id) = exchange.request.as_ref().and_then(|request| request.headers.view().get(&names::REQUEST_ID))
     {
         headers.insert(names::REQUEST_ID.clone(), id.clone());
     }

@@ -2,11 +2,12 @@
 //!
 //! Source: Envoy "Route matching", `config.route.v3.RouteMatch`.
 
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderValue, header};
 
 use crate::{
     connection::FilterState,
     model::{
+        header_view::HeaderView,
         matcher::{QueryMatcher, StringMatcher},
         rbac::RequestView,
         route::{Domains, Fraction, PathMatch, Route, RouteTable, VirtualHost},
@@ -94,8 +95,8 @@ pub fn path_only(path: &str) -> &str {
 }
 
 /// `content-type: application/grpc`, alone or followed by `+` or `;`.
-pub fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(http::header::CONTENT_TYPE).map(HeaderValue::as_bytes).is_some_and(|value| {
+pub fn is_grpc<'a>(headers: impl Into<HeaderView<'a>>) -> bool {
+    headers.into().get(&header::CONTENT_TYPE).map(HeaderValue::as_bytes).is_some_and(|value| {
         value.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
     })
 }

@@ -190,7 +190,7 @@ fn all_criteria_must_hold_and_the_first_route_wins() {
         ("/", headers(&[("content-type", "application/grpc+proto")]), "grpc"),
         ("/", headers(&[("content-type", "application/grpc-web")]), "rest"),
     ] {
-        let request = RequestView { method: "GET", path, authority: "a", scheme: "http", headers: &headers };
+        let request = RequestView { method: "GET", path, authority: "a", scheme: "http", headers: (&headers).into() };
         let found = host.route(&request, &FilterState::default(), false, &mut || 7);
         assert_eq!(found.map(|route| &*route.name), Some(expected), "{path} {headers:?}");
     }

@@ -14,7 +14,8 @@ use http::HeaderName;
 use tokio::sync::mpsc;
 
 use super::{
-    format::{Format, GRPC_STATUS, JsonFormat},
+    format::{Format, GRPC_STATUS, JsonFormat, REQUEST_ID},
+    header_view::HeaderNames,
     matcher::{HeaderMatcher, HeaderRef, StringMatcher},
     route::Fraction,
     tracing::OtlpTarget,
@@ -31,35 +32,70 @@ pub struct AccessLog {
     pub sink: LogSink,
 }
 
-/// Access logs of requests, and what they ask for of a response: no more of it is kept until they are written.
-#[derive(Clone, Debug, Default)]
+/// Access logs of requests, and what they ask for of a request and its response: no more of them is kept until they are written.
+#[derive(Clone, Debug)]
 pub struct RequestLogs {
     logs: Vec<AccessLog>,
-    response_headers: Vec<HeaderName>,
+    request_headers: HeaderNames,
+    response_headers: HeaderNames,
+}
+
+impl Default for RequestLogs {
+    fn default() -> Self {
+        Vec::new().into()
+    }
+}
+
+/// Names of headers that somebody asks for.
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    /// Of the request.
+    pub request: Vec<HeaderName>,
+    /// Of the response.
+    pub response: Vec<HeaderName>,
+}
+
+impl Asked {
+    /// Takes down a header of the request. Method, path and their like are kept anyway.
+    pub fn request(&mut self, header: &HeaderRef) {
+        if let HeaderRef::Name(name) = header {
+            self.request.push(name.clone());
+        }
+    }
+
+    /// The same of the response.
+    pub fn response(&mut self, header: &HeaderRef) {
+        if let HeaderRef::Name(name) = header {
+            self.response.push(name.clone());
+        }
+    }
 }
 
 impl RequestLogs {
+    /// The headers of a request that lines or filters may show, and its id, which other things ask for.
+    pub fn request_headers(&self) -> &HeaderNames {
+        &self.request_headers
+    }
+
     /// The headers of a response that lines or filters may show.
-    pub fn response_headers(&self) -> &[HeaderName] {
+    pub fn response_headers(&self) -> &HeaderNames {
         &self.response_headers
     }
 }
 
 impl From<Vec<AccessLog>> for RequestLogs {
     fn from(logs: Vec<AccessLog>) -> Self {
-        let mut names = Vec::new();
+        let mut asked = Asked { request: vec![REQUEST_ID], ..Asked::default() };
         for log in &logs {
             match &log.format {
-                LogFormat::Text(format) => format.note_response_headers(&mut names),
-                LogFormat::Json(format) => format.note_response_headers(&mut names),
+                LogFormat::Text(format) => format.note(&mut asked),
+                LogFormat::Json(format) => format.note(&mut asked),
             }
             if let Some(filter) = &log.filter {
-                filter.note_response_headers(&mut names);
+                filter.note(&mut asked);
             }
         }
-        names.sort_by(|one, other| one.as_str().cmp(other.as_str()));
-        names.dedup();
-        RequestLogs { logs, response_headers: names }
+        RequestLogs { logs, request_headers: asked.request.into(), response_headers: asked.response.into() }
     }
 }
 
@@ -154,25 +190,23 @@ pub enum LogFilter {
 }
 
 impl LogFilter {
-    /// Adds the names of response headers that it looks at.
-    fn note_response_headers(&self, names: &mut Vec<HeaderName>) {
+    /// Takes down the headers that it looks at.
+    fn note(&self, asked: &mut Asked) {
         match self {
-            Self::And(filters) | Self::Or(filters) => {
-                filters.iter().for_each(|filter| filter.note_response_headers(names));
-            }
-            Self::GrpcStatus { .. } => names.push(GRPC_STATUS),
-            // Of the connection, of the request, or what is counted.
+            Self::And(filters) | Self::Or(filters) => filters.iter().for_each(|filter| filter.note(asked)),
+            Self::GrpcStatus { .. } => asked.response.push(GRPC_STATUS),
+            Self::Header(matcher) => asked.request(&matcher.name),
+            Self::Expression(expression) => expression.note(asked),
+            // Of the connection, the request's id, or what is counted.
             Self::StatusCode(_)
             | Self::Duration(_)
             | Self::NotHealthCheck
             | Self::Traceable
-            | Self::Header(_)
             | Self::ResponseFlags(_)
             | Self::Share { .. }
             | Self::LogType { .. }
             | Self::RouteKri { .. }
-            | Self::Always(_)
-            | Self::Expression(_) => {}
+            | Self::Always(_) => {}
         }
     }
 }
@@ -192,6 +226,18 @@ pub enum Expression {
     Text(Attribute, StringMatcher),
     /// `response.code`, `request.total_size` and their like.
     Number(NumberAttribute, Relation, u64),
+}
+
+impl Expression {
+    /// Takes down the headers that it looks at.
+    fn note(&self, asked: &mut Asked) {
+        match self {
+            Self::And(parts) | Self::Or(parts) => parts.iter().for_each(|part| part.note(asked)),
+            Self::Not(part) => part.note(asked),
+            Self::Text(Attribute::Header(header), _) => asked.request(header),
+            Self::Text(..) | Self::Number(..) => {}
+        }
+    }
 }
 
 /// Attributes that are texts.

@@ -3,7 +3,7 @@
 use super::{
     super::{
         format::{Operator, Part},
-        matcher::HeaderRef,
+        matcher::{HeaderRef, HeaderTest},
     },
     *,
 };
@@ -22,6 +22,46 @@ fn log(format: LogFormat, filter: Option<LogFilter>) -> AccessLog {
 
 fn names(logs: Vec<AccessLog>) -> Vec<String> {
     RequestLogs::from(logs).response_headers().iter().map(ToString::to_string).collect()
+}
+
+fn request_names(logs: Vec<AccessLog>) -> Vec<String> {
+    RequestLogs::from(logs).request_headers().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn what_logs_ask_for_of_a_request_is_known() {
+    let text = |operators| LogFormat::Text(format(operators));
+    let both = Operator::RequestHeader(header("x-one"), Some(header("user-agent")));
+    // Its id is asked for by others, too.
+    assert_eq!(request_names(Vec::new()), ["x-request-id"]);
+    assert_eq!(request_names(vec![log(text(vec![Operator::StreamId]), None)]), ["x-request-id"]);
+    assert_eq!(
+        request_names(vec![log(text(vec![Operator::ResponseHeader(header("x-other"), None)]), None)]),
+        ["x-request-id"]
+    );
+    let method = Operator::RequestHeader(HeaderRef::Method, Some(header("x-alternative")));
+    assert_eq!(request_names(vec![log(text(vec![method]), None)]), ["x-alternative", "x-request-id"]);
+    let json = LogFormat::Json(JsonFormat::Object(vec![("a".into(), JsonFormat::Value(format(vec![both.clone()])))]));
+    assert_eq!(
+        request_names(vec![log(json, None), log(text(vec![both]), None)]),
+        ["user-agent", "x-one", "x-request-id"]
+    );
+    let test = |name| HeaderMatcher {
+        name: header(name),
+        test: HeaderTest::Present(true),
+        invert: false,
+        missing_as_empty: false,
+    };
+    let value = StringMatcher::Exact { value: "a".into(), ignore_case: false };
+    let expression = Expression::Not(Box::new(Expression::And(vec![Expression::Or(vec![
+        Expression::Text(Attribute::Header(header("x-expression")), value.clone()),
+        Expression::Text(Attribute::UrlPath, value),
+    ])])));
+    let filter = LogFilter::Or(vec![
+        LogFilter::And(vec![LogFilter::Header(test("x-matched"))]),
+        LogFilter::Expression(expression),
+    ]);
+    assert_eq!(request_names(vec![log(text(Vec::new()), Some(filter))]), ["x-expression", "x-matched", "x-request-id"]);
 }
 
 #[test]

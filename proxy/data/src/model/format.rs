@@ -2,11 +2,11 @@
 //!
 //! Source: Envoy "Access logging: format rules".
 
-use std::sync::Arc;
+use std::{iter, sync::Arc};
 
 use http::HeaderName;
 
-use super::matcher::HeaderRef;
+use super::{access_log::Asked, matcher::HeaderRef};
 
 /// A text with operators.
 #[derive(Clone, Debug, Default)]
@@ -29,18 +29,18 @@ impl Format {
 }
 
 impl Format {
-    /// Adds the names of response headers that it asks for.
-    pub(super) fn note_response_headers(&self, names: &mut Vec<HeaderName>) {
+    /// Takes down the headers that it asks for.
+    pub(super) fn note(&self, asked: &mut Asked) {
         for part in &self.parts {
             match part {
-                Part::Operator(Operator::ResponseHeader(first, other), _) => {
-                    for header in std::iter::once(first).chain(other) {
-                        if let HeaderRef::Name(name) = header {
-                            names.push(name.clone());
-                        }
-                    }
+                Part::Operator(Operator::RequestHeader(first, other), _) => {
+                    iter::once(first).chain(other).for_each(|header| asked.request(header));
                 }
-                Part::Operator(Operator::GrpcStatus { .. }, _) => names.push(GRPC_STATUS),
+                Part::Operator(Operator::ResponseHeader(first, other), _) => {
+                    iter::once(first).chain(other).for_each(|header| asked.response(header));
+                }
+                Part::Operator(Operator::StreamId, _) => asked.request.push(REQUEST_ID),
+                Part::Operator(Operator::GrpcStatus { .. }, _) => asked.response.push(GRPC_STATUS),
                 Part::Operator(..) | Part::Text(_) => {}
             }
         }
@@ -48,7 +48,9 @@ impl Format {
 }
 
 /// Where a call says how it went: in its trailers, or in its head if there is nothing else.
-pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+/// Which request it is.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// A piece of a format.
 #[derive(Clone, Debug)]
@@ -75,12 +77,12 @@ pub enum JsonFormat {
 }
 
 impl JsonFormat {
-    /// Adds the names of response headers that it asks for.
-    pub(super) fn note_response_headers(&self, names: &mut Vec<HeaderName>) {
+    /// Takes down the headers that it asks for.
+    pub(super) fn note(&self, asked: &mut Asked) {
         match self {
-            Self::Object(members) => members.iter().for_each(|(_, member)| member.note_response_headers(names)),
-            Self::Array(items) => items.iter().for_each(|item| item.note_response_headers(names)),
-            Self::Value(format) | Self::Text(format) => format.note_response_headers(names),
+            Self::Object(members) => members.iter().for_each(|(_, member)| member.note(asked)),
+            Self::Array(items) => items.iter().for_each(|item| item.note(asked)),
+            Self::Value(format) | Self::Text(format) => format.note(asked),
             Self::Literal(_) => {}
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Source: Envoy `type.matcher.v3.StringMatcher`, `config.route.v3.HeaderMatcher`, `QueryParameterMatcher`.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue};
 use regex::Regex;
 
 /// Envoy `StringMatcher`.
@@ -143,19 +143,6 @@ impl HeaderMatcher {
         };
         matched != self.invert
     }
-}
-
-/// The values of a header joined by `,`, as Envoy's matchers and formats see them. Borrowed when there is one; `None` when missing or not UTF-8.
-pub fn joined_header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<std::borrow::Cow<'a, str>> {
-    let mut values = headers.get_all(name).iter();
-    let first = std::str::from_utf8(values.next()?.as_bytes()).ok()?;
-    let Some(second) = values.next() else { return Some(first.into()) };
-    let mut joined = String::from(first);
-    for value in std::iter::once(second).chain(values) {
-        joined.push(',');
-        joined.push_str(std::str::from_utf8(value.as_bytes()).ok()?);
-    }
-    Some(joined.into())
 }
 
 /// Envoy `QueryParameterMatcher`.

@@ -11,6 +11,7 @@ pub mod ext_authz;
 pub mod format;
 pub mod hash;
 pub mod header;
+pub mod header_view;
 pub mod health;
 pub mod http;
 pub mod http_filter;

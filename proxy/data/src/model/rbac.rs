@@ -7,10 +7,12 @@ use std::{
     sync::Arc,
 };
 
-use http::HeaderMap;
 use ipnet::IpNet;
 
-use super::matcher::{HeaderMatcher, HeaderRef, StringMatcher};
+use super::{
+    header_view::HeaderView,
+    matcher::{HeaderMatcher, HeaderRef, StringMatcher},
+};
 use crate::stats::RbacStats;
 
 /// An RBAC filter: what is enforced and what is only watched.
@@ -150,7 +152,7 @@ pub struct RequestView<'a> {
     /// `:scheme`
     pub scheme: &'a str,
     /// All other headers.
-    pub headers: &'a HeaderMap,
+    pub headers: HeaderView<'a>,
 }
 
 impl<'a> RequestView<'a> {
@@ -174,7 +176,7 @@ impl<'a> RequestView<'a> {
             HeaderRef::Authority => matcher.matches(Some(self.authority)),
             HeaderRef::Scheme => matcher.matches(Some(self.scheme)),
             HeaderRef::Protocol | HeaderRef::Status => matcher.matches(None),
-            HeaderRef::Name(name) => matcher.matches_any(self.headers.get_all(name).iter()),
+            HeaderRef::Name(name) => matcher.matches_any(self.headers.get_all(name)),
         }
     }
 

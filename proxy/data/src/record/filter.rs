@@ -9,7 +9,11 @@ use super::{
     operator::{millis, request_header},
 };
 use crate::{
-    model::access_log::{Attribute, Expression, LogFilter, NumberAttribute},
+    model::{
+        access_log::{Attribute, Expression, LogFilter, NumberAttribute},
+        format::{GRPC_STATUS, REQUEST_ID},
+        header_view::HeaderView,
+    },
     worker,
 };
 
@@ -49,7 +53,7 @@ pub(super) fn passes(filter: &LogFilter, record: &Record<'_>) -> bool {
 
 /// The number that a request's id stands for: its first eight hexadecimal digits.
 fn of_request_id(record: &Record<'_>) -> Option<u64> {
-    let id = record.request?.headers.get("x-request-id")?.to_str().ok()?;
+    let id = record.request?.headers.get(&REQUEST_ID)?.to_str().ok()?;
     u64::from_str_radix(id.get(..8)?, 16).ok()
 }
 
@@ -57,7 +61,10 @@ fn of_request_id(record: &Record<'_>) -> Option<u64> {
 ///
 /// Source: Envoy `GrpcStatusFilter::evaluate`, gRPC "HTTP to gRPC status code mapping".
 fn grpc_status(record: &Record<'_>) -> u64 {
-    let said = [record.trailers, record.response].into_iter().flatten().find_map(|headers| headers.get("grpc-status"));
+    let said = [record.trailers.map(HeaderView::All), record.response]
+        .into_iter()
+        .flatten()
+        .find_map(|headers| headers.get(&GRPC_STATUS));
     let said = said.and_then(|value| value.to_str().ok()?.parse().ok());
     said.unwrap_or(match record.status {
         400 => 13,

@@ -21,7 +21,8 @@ fn exact(value: &str) -> StringMatcher {
 async fn what_is_not_there_is_neither_true_nor_false() {
     let connection = testing::connection();
     let headers = HeaderMap::new();
-    let request = RequestView { method: "GET", path: "/a?b=c", authority: "x", scheme: "http", headers: &headers };
+    let request =
+        RequestView { method: "GET", path: "/a?b=c", authority: "x", scheme: "http", headers: (&headers).into() };
     let record = Record { request: Some(request), status: 503, ..Record::of_connection(&connection) };
     let path = |wanted: &str| Expression::Text(Attribute::UrlPath, exact(wanted));
     let missing = || Expression::Text(Attribute::PeerUriSan, exact("spiffe://x"));
@@ -68,7 +69,8 @@ async fn a_request_id_decides_over_a_share() {
     for (id, outcome) in [("00000031-0000", true), ("00000032-0000", false), ("00000064-0000", true)] {
         let headers: HeaderMap =
             [("x-request-id".parse().unwrap(), HeaderValue::from_static(id))].into_iter().collect();
-        let request = RequestView { method: "GET", path: "/", authority: "x", scheme: "http", headers: &headers };
+        let request =
+            RequestView { method: "GET", path: "/", authority: "x", scheme: "http", headers: (&headers).into() };
         let record = Record { request: Some(request), ..Record::of_connection(&connection) };
         assert_eq!(passes(&half, &record), outcome, "{id}");
     }

@@ -18,8 +18,9 @@ use crate::{
     error::{ResponseFlag, ResponseFlags},
     model::{
         cluster::EndpointAddress,
-        format::{AddressPart, Operator, TimeFormat, WireBytes},
-        matcher::{HeaderRef, joined_header},
+        format::{AddressPart, GRPC_STATUS, Operator, REQUEST_ID, TimeFormat, WireBytes},
+        header_view::HeaderView,
+        matcher::HeaderRef,
         rbac::RequestView,
     },
 };
@@ -50,7 +51,7 @@ pub(super) fn append(operator: &Operator, record: &Record<'_>, out: &mut String)
         }
         Operator::ResponseTrailer(name, alternative) => {
             let header = |name: &HeaderRef| match name {
-                HeaderRef::Name(name) => joined_header(record.trailers?, name),
+                HeaderRef::Name(name) => HeaderView::from(record.trailers?).joined(name),
                 _ => None,
             };
             said(&header(name).or_else(|| header(alternative.as_ref()?))?, out)
@@ -101,7 +102,7 @@ pub(super) fn append(operator: &Operator, record: &Record<'_>, out: &mut String)
         Operator::VirtualHostName => text(record.virtual_host?, out),
         Operator::ConnectionId => number(connection.id, out),
         // A stream is known by its request's id.
-        Operator::StreamId => text(record.request.as_ref()?.headers.get("x-request-id")?.to_str().ok()?, out),
+        Operator::StreamId => text(record.request.as_ref()?.headers.get(&REQUEST_ID)?.to_str().ok()?, out),
         Operator::FilterChainName => {
             text(&crate::worker::snapshot().chain(connection.listener, connection.chain)?.name, out)
         }
@@ -110,7 +111,7 @@ pub(super) fn append(operator: &Operator, record: &Record<'_>, out: &mut String)
             let status = record
                 .trailers
                 .and_then(|trailers| trailers.get("grpc-status"))
-                .or_else(|| record.response?.get("grpc-status"))?
+                .or_else(|| record.response?.get(&GRPC_STATUS))?
                 .to_str()
                 .ok()?
                 .parse()
@@ -159,7 +160,7 @@ fn display(value: impl Display, out: &mut String) -> Option<Shown> {
 
 fn response_header(record: &Record<'_>, name: &HeaderRef, out: &mut String) -> Option<Shown> {
     match name {
-        HeaderRef::Name(name) => said(&joined_header(record.response?, name)?, out),
+        HeaderRef::Name(name) => said(&record.response?.joined(name)?, out),
         HeaderRef::Status if record.status > 0 => number(u64::from(record.status), out).map(|_| Shown::Text),
         _ => None,
     }
@@ -172,7 +173,7 @@ pub(super) fn request_header<'a>(request: &RequestView<'a>, name: &HeaderRef) ->
         HeaderRef::Authority => (!request.authority.is_empty()).then_some(request.authority.into()),
         HeaderRef::Scheme => Some(request.scheme.into()),
         HeaderRef::Protocol | HeaderRef::Status => None,
-        HeaderRef::Name(name) => joined_header(request.headers, name),
+        HeaderRef::Name(name) => request.headers.joined(name),
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, header};
 
 use super::{Trace, context, nonzero};
 use crate::{
@@ -15,6 +15,7 @@ use crate::{
     },
     model::{
         cluster::{Cluster, Endpoint},
+        header_view::HeaderView,
         rbac::RequestView,
         tracing::{CustomTag, Span, TagValue, Tracing},
     },
@@ -184,14 +185,17 @@ fn common(
     put(tags, "http.status_code", status.to_string());
     put(tags, "response_flags", record::flags_text(record.flags));
     let mut error = status == 0 || status >= 500;
-    let answer = [record.response, record.trailers].into_iter().flatten().find(|part| part.contains_key("grpc-status"));
+    let answer = [record.response, record.trailers.map(HeaderView::All)]
+        .into_iter()
+        .flatten()
+        .find(|part| part.get(&names::GRPC_STATUS).is_some());
     if let Some(answer) = answer {
-        let text = |name: &str| answer.get(name).and_then(|value| value.to_str().ok());
-        if let Some(code) = text("grpc-status") {
+        let text = |name: &HeaderName| answer.get(name).and_then(|value| value.to_str().ok());
+        if let Some(code) = text(&names::GRPC_STATUS) {
             put(tags, "grpc.status_code", code.to_owned());
             error |= GRPC_ERRORS.contains(&code);
         }
-        if let Some(message) = text("grpc-message") {
+        if let Some(message) = text(&names::GRPC_MESSAGE) {
             put(tags, "grpc.message", message.to_owned());
         }
     }

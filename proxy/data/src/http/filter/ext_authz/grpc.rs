@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     connection::PeerTls,
-    model::{header::AppendAction, http_filter::GrpcCall, matcher::joined_header},
+    model::{header::AppendAction, header_view::HeaderView, http_filter::GrpcCall},
     snapshot::Snapshot,
 };
 
@@ -123,7 +123,7 @@ fn http(http: &mut Writer, question: &Question<'_>) {
             http.entry(3, name, value);
         }
         for name in head.headers.keys().filter(|name| shows(name.as_str())) {
-            let value = joined_header(&head.headers, name).unwrap_or_else(|| lossy(&head.headers, name));
+            let value = HeaderView::from(&head.headers).joined(name).unwrap_or_else(|| lossy(&head.headers, name));
             http.entry(3, name.as_str(), &*value);
         }
         if let Some((name, value)) = partial {

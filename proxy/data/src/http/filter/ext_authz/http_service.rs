@@ -11,11 +11,7 @@ use super::{
     Changes, Denial, PARTIAL_BODY, Question, Verdict,
 };
 use crate::{
-    model::{
-        ext_authz::HttpAuthz,
-        header::AppendAction,
-        matcher::{StringMatcher, joined_header},
-    },
+    model::{ext_authz::HttpAuthz, header::AppendAction, header_view::HeaderView, matcher::StringMatcher},
     snapshot::Snapshot,
 };
 
@@ -48,7 +44,7 @@ fn headers(service: &HttpAuthz, question: &Question<'_>, length: usize) -> Heade
     for name in question.head.headers.keys() {
         if may_change(name)
             && question.shows(name.as_str(), || name == header::AUTHORIZATION)
-            && let Some(value) = joined_header(&question.head.headers, name)
+            && let Some(value) = HeaderView::from(&question.head.headers).joined(name)
             && let Ok(value) = HeaderValue::from_str(&value)
         {
             headers.insert(name, value);
