@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::os::unix::net::UnixListener as StdUnixListener;
+use std::{future::Future, os::unix::net::UnixListener as StdUnixListener};
 
 use super::*;
 use crate::{
@@ -136,5 +136,30 @@ async fn a_panicking_task_is_counted_and_ends_alone() {
         });
         assert_eq!(task.await.is_err(), panics);
         assert_eq!(server.worker_panic().total(), u64::from(panics));
+    }
+}
+
+#[tokio::test]
+async fn what_waits_is_accepted_and_what_comes_later_too() {
+    let Bound::Tcp(socket) = bind(&with(vec![ip("127.0.0.1:0")], false), 1).unwrap().per_worker.remove(0).remove(0)
+    else {
+        panic!("not TCP")
+    };
+    let address = socket.local_addr().unwrap();
+    let mut acceptor = TcpAcceptor::new(socket).unwrap();
+    // One, several in one go, and again after none was left: the event loop tells of each of these once.
+    for waiting in [1, 5, 2, 1] {
+        let clients: Vec<_> = (0..waiting).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        for client in &clients {
+            let (mut stream, peer) = acceptor.accept().await.unwrap();
+            assert_eq!(peer, client.local_addr().unwrap());
+            std::io::Write::write_all(&mut &*client, b"x").unwrap();
+            assert_eq!(tokio::io::AsyncReadExt::read_u8(&mut stream).await.unwrap(), b'x');
+        }
+        let none = std::future::poll_fn(|cx| {
+            let mut next = std::pin::pin!(acceptor.accept());
+            std::task::Poll::Ready(next.as_mut().poll(cx).is_pending())
+        });
+        assert!(none.await);
     }
 }
