@@ -57,10 +57,10 @@ impl Socket {
         }
     }
 
-    /// Ready when the kernel has all that was written, so that a close does not lose any of it.
-    pub(crate) fn poll_sent(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Ready when the socket may be dropped without losing what was written; its end follows that.
+    pub(crate) fn poll_parting(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(tcp) => tcp.poll_sent(cx),
+            Self::Tcp(tcp) => tcp.poll_parting(cx),
             Self::Unix(_) => Poll::Ready(Ok(())),
             #[cfg(feature = "fuzzing")]
             Self::Memory(_) => Poll::Ready(Ok(())),

@@ -334,7 +334,7 @@ impl AsyncWrite for Wire {
         if !http1.shut {
             match stream {
                 // The close that follows says as much to a peer without TLS.
-                DownstreamIo::Plain(plain) if nothing_comes => ready!(plain.socket.poll_sent(cx))?,
+                DownstreamIo::Plain(plain) if nothing_comes => ready!(plain.socket.poll_parting(cx))?,
                 _ => ready!(Pin::new(&mut *stream).poll_shutdown(cx))?,
             }
             http1.shut = true;

@@ -10,9 +10,11 @@ use std::{
         atomic::{AtomicU8, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
+use rustix::net::SendFlags;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
@@ -27,7 +29,8 @@ use super::outbox;
 ///
 /// On a worker a small write is taken for sent and goes out at the end of the worker's turn, as one that the kernel has taken goes out some time. Should
 /// the kernel not take it then, it is sent as soon as the kernel does, and until then there is no room for another write, nor is the socket flushed. Should
-/// it fail, the next call says so. To be shut down before it is dropped: that alone tells whether the kernel has all.
+/// it fail, the next call says so. The end of the stream leaves in one segment with what goes out last. To be shut down before it is dropped: that alone
+/// tells whether the kernel has all; or dropped when [`Tcp::poll_parting`] is ready.
 #[derive(Debug)]
 pub struct Tcp(Arc<Shared>);
 
@@ -49,6 +52,12 @@ const FULL: u8 = 2;
 const TROUBLED: u8 = 3;
 /// Its owner has dropped it; what is in the outbox is still sent.
 const GONE: u8 = 4;
+/// Its owner ends the stream behind what is in the outbox.
+const ENDING: u8 = 5;
+
+/// How long the kernel has to take the last bytes of a socket whose owner is gone.
+/// Source: Envoy `delayed_close_timeout`, default 1 s.
+const PARTING: Duration = Duration::from_secs(1);
 
 /// What became of a write that was taken for sent.
 #[derive(Debug)]
@@ -110,6 +119,14 @@ impl Tcp {
         Poll::Ready(self.0.failed().map_or(Ok(()), Err))
     }
 
+    /// Ready when the socket may be dropped: what was written goes out without it, and so does the end of the stream.
+    pub(crate) fn poll_parting(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.0.state.load(Relaxed) {
+            TROUBLED => self.poll_sent(cx),
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+
     /// Whether a write may be taken for sent.
     fn takes(&self) -> bool {
         matches!(self.0.state.load(Relaxed), CLEAR | WAITING)
@@ -131,8 +148,22 @@ impl Shared {
             }
             return;
         }
+        let state = self.state.load(Relaxed);
+        // There may be more of it further behind in the outbox, which refers to it then.
+        let last = match state {
+            GONE => Arc::strong_count(self) == 1,
+            ENDING => Arc::strong_count(self) == 2,
+            _ => false,
+        };
         while !bytes.is_empty() {
-            match self.stream.try_write(bytes) {
+            let sent = match last {
+                // The kernel keeps it for the end of the stream, which follows at once: one segment instead of two.
+                true => self.stream.try_io(Interest::WRITABLE, || {
+                    Ok(rustix::net::send(&self.stream, bytes, SendFlags::MORE | SendFlags::NOSIGNAL)?)
+                }),
+                false => self.stream.try_write(bytes),
+            };
+            match sent {
                 Ok(0) => return self.fail(io::ErrorKind::WriteZero.into()),
                 Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
                 Err(error) => match error.kind() {
@@ -142,22 +173,32 @@ impl Shared {
                 },
             }
         }
-        // Its owner may be gone.
-        let _ = self.state.compare_exchange(WAITING, CLEAR, Relaxed, Relaxed);
+        match state {
+            // The close alone would be a reset, and take the bytes along, if something has come that nobody has read.
+            GONE if last => drop(SockRef::from(&self.stream).shutdown(Shutdown::Write)),
+            GONE => {}
+            _ => self.state.store(CLEAR, Relaxed),
+        }
     }
 
     fn hold(self: &Arc<Self>, rest: &[u8]) {
         let Ok(runtime) = Handle::try_current() else { return };
-        if self.state.load(Relaxed) == GONE {
-            return;
-        }
-        let task = runtime.spawn(self.clone().finish()).abort_handle();
-        *self.trouble.lock() = Some(Box::new(Trouble::Held { rest: rest.to_vec(), task: Some(task), writer: None }));
+        let shared = self.clone();
+        let task = if self.state.load(Relaxed) == GONE {
+            runtime.spawn(async move {
+                let _ = tokio::time::timeout(PARTING, shared.finish()).await;
+                let _ = SockRef::from(&shared.stream).shutdown(Shutdown::Write);
+            });
+            None
+        } else {
+            Some(runtime.spawn(async move { shared.finish().await }).abort_handle())
+        };
+        *self.trouble.lock() = Some(Box::new(Trouble::Held { rest: rest.to_vec(), task, writer: None }));
         self.state.store(TROUBLED, Relaxed);
     }
 
     /// Sends what is held as the kernel takes it.
-    async fn finish(self: Arc<Self>) {
+    async fn finish(&self) {
         loop {
             if let Err(error) = self.stream.writable().await {
                 return self.fail(error);
@@ -310,6 +351,10 @@ impl AsyncWrite for Tcp {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.0.state.load(Relaxed) == WAITING {
+            self.0.state.store(ENDING, Relaxed);
+            outbox::send();
+        }
         ready!(self.poll_sent(cx))?;
         match SockRef::from(&self.0.stream).shutdown(Shutdown::Write) {
             // As tokio has it: the peer has closed already.

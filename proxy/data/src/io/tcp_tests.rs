@@ -273,6 +273,41 @@ async fn what_waits_is_sent_although_its_owner_is_gone() {
 }
 
 #[tokio::test]
+async fn the_last_bytes_of_a_dropped_socket_are_not_lost_to_what_it_has_not_read() {
+    serve_outbox().await;
+    let ((mut ours, mut peer), (mut other, _peer)) = (ready_pair().await, ready_pair().await);
+    peer.write_all(b"never read").unwrap();
+    // More than once in the outbox, and the end comes behind all of it.
+    is_taken(write(&mut ours, b"good ").await, 5);
+    is_taken(write(&mut other, b"x").await, 1);
+    is_taken(write(&mut ours, b"bye").await, 3);
+    assert!(matches!(poll_fn(|cx| Poll::Ready(ours.poll_parting(cx))).await, Poll::Ready(Ok(()))));
+    drop(ours);
+    yield_now().await;
+    assert_eq!(received(&mut peer), b"good bye");
+    assert!(matches!(peer.read(&mut [0]), Ok(0) | Err(_)), "and then it is closed");
+}
+
+#[tokio::test]
+async fn the_last_bytes_of_a_dropped_socket_wait_for_room() {
+    serve_outbox().await;
+    let ((mut ours, mut peer, length), (mut other, _peer)) = (full().await, ready_pair().await);
+    is_taken(write(&mut ours, b"good ").await, 5);
+    is_taken(write(&mut other, b"x").await, 1);
+    is_taken(write(&mut ours, b"bye").await, 3);
+    drop(ours);
+    yield_now().await;
+    let all = tokio::task::spawn_blocking(move || {
+        let mut all = Vec::new();
+        peer.set_nonblocking(false).unwrap();
+        peer.read_to_end(&mut all).unwrap();
+        all
+    });
+    let all = within(all).await.unwrap();
+    assert_eq!((all.len(), all.ends_with(b"xgood bye")), (length + 8, true));
+}
+
+#[tokio::test]
 async fn what_is_held_does_not_outlive_its_owner() {
     serve_outbox().await;
     let (mut ours, peer, length) = full().await;
