@@ -68,11 +68,6 @@ impl Watch {
         if self.phase() >= wanted { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// Waits until the connection should take no more requests.
-    pub async fn draining(&self) {
-        self.reached(Phase::Draining).await;
-    }
-
     /// Waits until the connection must end.
     pub async fn closing(&self) {
         self.reached(Phase::Closing).await;

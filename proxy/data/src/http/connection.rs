@@ -333,9 +333,9 @@ fn poll_first(io: &mut DownstreamIo, seen: &mut Vec<u8>, cx: &mut Context<'_>) -
     Poll::Ready(Ok(read.filled().len()))
 }
 
-/// Resolves once a drain has left the connection time for one more request.
+/// Resolves once a drain has left the connection time for one more request. For the connection's own task.
 async fn drained(connection: &Connection) {
-    connection.drain.draining().await;
+    poll_fn(|cx| connection.drain.poll(cx, Phase::Draining)).await;
     tokio::time::sleep(DRAIN_IDLE).await;
 }
 

@@ -269,7 +269,16 @@ impl Life {
     /// Resolves when the connection has been idle, or has lived, for too long; with `rests` also when it has nothing to do for a moment. Re-arms itself by
     /// looking at what happened meanwhile, so that a request costs no timer. For the task that a change of the connection's drain wakes anyway.
     pub async fn end(&self, connection: &Connection, manager: &HttpConnectionManager, rests: bool) -> End {
-        // A connection may have come with one request, and many such ones in one go.
+        if rests && manager.timeouts.max_connection.is_none() {
+            // A connection may have come with one request and leave with its answer, so that a timer would be set in vain. The task is woken for both.
+            let draining = connection.drain.is_draining();
+            poll_fn(|_| match self.is_active() && connection.drain.is_draining() == draining {
+                true => Poll::Pending,
+                false => Poll::Ready(()),
+            })
+            .await;
+        }
+        // Or many such ones have come in one go.
         let mut look = REST;
         loop {
             let now = Instant::now();
