@@ -70,7 +70,7 @@ impl Socket {
     /// Makes the close that follows send RST instead of FIN, as Envoy does when a connection is refused before it was served. Best effort.
     pub fn reset_on_close(&self) {
         if let Self::Tcp(tcp) = self {
-            let _ = socket2::SockRef::from(&**tcp).set_linger(Some(std::time::Duration::ZERO));
+            tcp.reset_on_close();
         }
     }
 }

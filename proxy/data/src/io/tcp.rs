@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker, ready},
     time::Duration,
@@ -39,6 +39,8 @@ pub struct Tcp(Arc<Shared>);
 pub(super) struct Shared {
     stream: TcpStream,
     state: AtomicU8,
+    /// It ends with a reset, and never as if it were complete.
+    resets: AtomicBool,
     trouble: Mutex<Option<Box<Trouble>>>,
 }
 
@@ -70,7 +72,12 @@ enum Trouble {
 
 impl From<TcpStream> for Tcp {
     fn from(stream: TcpStream) -> Self {
-        Tcp(Arc::new(Shared { stream, state: AtomicU8::new(CLEAR), trouble: Mutex::new(None) }))
+        Tcp(Arc::new(Shared {
+            stream,
+            state: AtomicU8::new(CLEAR),
+            resets: AtomicBool::new(false),
+            trouble: Mutex::new(None),
+        }))
     }
 }
 
@@ -127,6 +134,12 @@ impl Tcp {
         }
     }
 
+    /// Makes the close that follows a reset, also for what is still to be sent then. Best effort.
+    pub(crate) fn reset_on_close(&self) {
+        self.0.resets.store(true, Relaxed);
+        let _ = SockRef::from(&self.0.stream).set_linger(Some(Duration::ZERO));
+    }
+
     /// Whether a write may be taken for sent.
     fn takes(&self) -> bool {
         matches!(self.0.state.load(Relaxed), CLEAR | WAITING)
@@ -151,7 +164,7 @@ impl Shared {
         let state = self.state.load(Relaxed);
         // There may be more of it further behind in the outbox, which refers to it then.
         let last = match state {
-            GONE => Arc::strong_count(self) == 1,
+            GONE => Arc::strong_count(self) == 1 && !self.resets.load(Relaxed),
             ENDING => Arc::strong_count(self) == 2,
             _ => false,
         };
@@ -174,7 +187,8 @@ impl Shared {
             }
         }
         match state {
-            // The close alone would be a reset, and take the bytes along, if something has come that nobody has read.
+            // The close alone would be a reset if something has come that nobody has read. The peer is told of the end first; what it has no room for is
+            // still lost then, so that whoever expects the peer to send on reads until it ends (`http/wire.rs`).
             GONE if last => drop(SockRef::from(&self.stream).shutdown(Shutdown::Write)),
             GONE => {}
             _ => self.state.store(CLEAR, Relaxed),
@@ -185,6 +199,10 @@ impl Shared {
         let Ok(runtime) = Handle::try_current() else { return };
         let shared = self.clone();
         let task = if self.state.load(Relaxed) == GONE {
+            // A reset does not wait for what it makes void. Nothing that is further behind in the outbox may close the gap.
+            if self.resets.load(Relaxed) {
+                return self.state.store(TROUBLED, Relaxed);
+            }
             runtime.spawn(async move {
                 let _ = tokio::time::timeout(PARTING, shared.finish()).await;
                 let _ = SockRef::from(&shared.stream).shutdown(Shutdown::Write);

@@ -324,3 +324,32 @@ async fn what_is_held_does_not_outlive_its_owner() {
     });
     assert!(within(all).await.unwrap().len() < length + 4);
 }
+
+#[tokio::test]
+async fn a_reset_is_no_end_although_bytes_still_wait() {
+    serve_outbox().await;
+    for room in [true, false] {
+        let (mut ours, mut peer) = ready_pair().await;
+        let mut length = 0;
+        if !room {
+            (ours, peer, length) = full().await;
+        }
+        let (mut other, _peer) = ready_pair().await;
+        is_taken(write(&mut ours, b"cut ").await, 4);
+        is_taken(write(&mut other, b"x").await, 1);
+        is_taken(write(&mut ours, b"off").await, 3);
+        ours.reset_on_close();
+        drop(ours);
+        yield_now().await;
+        // The reset takes along what it overtakes.
+        let all = tokio::task::spawn_blocking(move || {
+            let mut all = Vec::new();
+            peer.set_nonblocking(false).unwrap();
+            let error = peer.read_to_end(&mut all).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+            all
+        });
+        let all = within(all).await.unwrap();
+        assert!(b"cut off".starts_with(&all[length.min(all.len())..]), "room: {room}");
+    }
+}
