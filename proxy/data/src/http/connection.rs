@@ -16,7 +16,7 @@ use std::{
 use http::{HeaderValue, Method, Request, StatusCode, Version, header};
 use hyper::{body::Incoming, server::conn, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 
 use super::{
     exchange::Exchange,
@@ -48,12 +48,12 @@ pub async fn serve(io: DownstreamIo, connection: Arc<Connection>, chain: Arc<Fil
     let _counted = Counted::new(&manager, connection.tls.is_some());
     let life = Arc::new(Life::default());
     // Boxed, as is all that is over before the connection rests or that only some connections need: the rest of it stays for as long as the connection.
-    let (mut io, http2) = match Box::pin(choose_codec(io, &manager, &connection, &life)).await {
-        Ok(chosen) => chosen,
-        Err(_) => {
-            manager.stats.downstream_cx_destroy_remote().inc();
-            return;
+    let Some((mut io, http2)) = Box::pin(choose_codec(io, &manager, &connection, &life)).await else {
+        match life.peer_closed() {
+            true => manager.stats.downstream_cx_destroy_remote().inc(),
+            false => manager.stats.downstream_cx_destroy_local().inc(),
         }
+        return;
     };
     let (served, active) = if http2 {
         let _counted = CountedCodec::new(&manager, true);
@@ -131,37 +131,52 @@ async fn rest(
     life: &Arc<Life>,
 ) -> Option<Wire> {
     let _counted = Resting::new();
-    let mut first = [0; 8];
+    let mut seen = Vec::new();
+    if more(&mut stream, &mut seen, connection, manager, life).await {
+        return Some(Wire::new(*stream, seen, manager.stats.clone(), life));
+    }
+    Box::pin(part(*stream)).await;
+    None
+}
+
+/// Reads behind `seen` what comes on a connection that serves nothing; false if it is to end.
+async fn more(
+    io: &mut DownstreamIo,
+    seen: &mut Vec<u8>,
+    connection: &Connection,
+    manager: &HttpConnectionManager,
+    life: &Life,
+) -> bool {
     loop {
         let phase = connection.drain.phase();
         if phase == Phase::Closing {
-            return None;
+            return false;
         }
         let next = match life.next_end(connection, manager, Instant::now()) {
             Ok(next) => next,
             Err(end) => {
                 end.count(manager);
-                break;
+                return false;
             }
         };
         tokio::select! {
             biased;
-            read = stream.read(&mut first) => match read {
-                Ok(n) if n > 0 => {
-                    let seen = first.get(..n).unwrap_or_default().to_vec();
-                    return Some(Wire::new(*stream, seen, manager.stats.clone(), life));
-                }
-                Ok(_) | Err(_) => {
+            read = poll_fn(|cx| poll_bytes(io, seen, cx)) => {
+                let came = read.is_ok_and(|n| n > 0);
+                if !came {
                     life.peer_closes();
-                    break;
                 }
-            },
+                return came;
+            }
             () = tokio::time::sleep_until(next.into()) => {}
             () = connection.drain.after(phase) => {}
         }
     }
-    let _ = Box::pin(tokio::time::timeout(LINGER, stream.shutdown())).await;
-    None
+}
+
+/// Ends a connection that serves nothing.
+async fn part(mut io: DownstreamIo) {
+    let _ = tokio::time::timeout(LINGER, io.shutdown()).await;
 }
 
 /// How it ended, and whether a request was being served then; or it has left its stream behind, to rest.
@@ -212,18 +227,23 @@ async fn serve_requests(
             // Before what looks at the drain, which this wakes.
             () = poll_fn(|cx| connection.drain.poll(cx, Phase::Closing)) => return (Ok(()), false),
             end = life.end(connection, manager, true), if !ending => end,
+            () = life.overstays(manager.timeouts.ending()), if ending => End::Stuck,
             () = life.late(manager.timeouts.request_headers) => {
                 life.refuse(Refused::Late);
                 continue;
             }
         };
-        if let End::Rest = end {
-            life.rest();
-            return (Ok(()), false);
-        }
         end.count(manager);
-        ending = true;
-        serving.as_mut().graceful_shutdown();
+        match end {
+            End::Rest => life.rest(),
+            End::Stuck => {}
+            End::Idle | End::Old | End::Used | End::Drain => {
+                ending = true;
+                serving.as_mut().graceful_shutdown();
+                continue;
+            }
+        }
+        return (Ok(()), false);
     }
 }
 
@@ -279,22 +299,26 @@ async fn serve_http2(
             // Before what looks at the drain, which this wakes.
             () = poll_fn(|cx| connection.drain.poll(cx, Phase::Closing)) => return (Ok(()), false),
             end = life.end(connection, manager, false), if !ending => end,
+            () = life.overstays(manager.timeouts.ending()), if ending => End::Stuck,
             () = drained(connection), if !ending => End::Drain,
             () = life.is_used_up(), if !ending => if connection.drain.is_draining() { End::Drain } else { End::Used },
         };
         end.count(manager);
+        if let End::Stuck = end {
+            return (Ok(()), false);
+        }
         ending = true;
         serving.as_mut().graceful_shutdown();
     }
 }
 
-/// By configuration, else by ALPN, else by what the client sends first.
+/// By configuration, else by ALPN, else by what the client sends first; `None` if the connection has ended before. True is HTTP/2.
 async fn choose_codec(
     mut io: DownstreamIo,
     manager: &HttpConnectionManager,
     connection: &Arc<Connection>,
     life: &Arc<Life>,
-) -> io::Result<(Wire, bool)> {
+) -> Option<(Wire, bool)> {
     let by_alpn = match connection.alpn.as_deref() {
         Some(b"h2") => Some(true),
         Some(b"http/1.1" | b"http/1.0") => Some(false),
@@ -306,26 +330,30 @@ async fn choose_codec(
         Codec::Auto => by_alpn,
     };
     if let Some(http2) = known {
-        return Ok((Wire::new(io, Vec::new(), manager.stats.clone(), life), http2));
+        return Some((Wire::new(io, Vec::new(), manager.stats.clone(), life), http2));
     }
     let mut seen = Vec::new();
     while seen.len() < PREFACE.len() && PREFACE.starts_with(&seen) {
-        let is_silent = seen.is_empty();
-        let read = tokio::select! {
-            read = poll_fn(|cx| poll_first(&mut io, &mut seen, cx)) => read?,
-            () = idle(manager) => 0,
-            () = drained(connection), if is_silent => 0,
+        if !seen.is_empty() {
+            life.head_is_under_way(true);
+        }
+        let goes_on = tokio::select! {
+            biased;
+            goes_on = more(&mut io, &mut seen, connection, manager, life) => goes_on,
+            // The rest of what began as HTTP/2 would begin has not come; the codec for all else has the answer to that.
+            () = life.late(manager.timeouts.request_headers) => break,
         };
-        if read == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        if !goes_on {
+            part(io).await;
+            return None;
         }
     }
     let http2 = seen.starts_with(PREFACE);
-    Ok((Wire::new(io, seen, manager.stats.clone(), life), http2))
+    Some((Wire::new(io, seen, manager.stats.clone(), life), http2))
 }
 
 /// Appends what has come, and says how much. A connection that says nothing costs no buffer.
-fn poll_first(io: &mut DownstreamIo, seen: &mut Vec<u8>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+fn poll_bytes(io: &mut DownstreamIo, seen: &mut Vec<u8>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
     let mut room = [MaybeUninit::uninit(); FIRST_BYTES];
     let mut read = ReadBuf::uninit(&mut room);
     ready!(Pin::new(io).poll_read(cx, &mut read))?;
@@ -337,13 +365,6 @@ fn poll_first(io: &mut DownstreamIo, seen: &mut Vec<u8>, cx: &mut Context<'_>) -
 async fn drained(connection: &Connection) {
     poll_fn(|cx| connection.drain.poll(cx, Phase::Draining)).await;
     tokio::time::sleep(DRAIN_IDLE).await;
-}
-
-async fn idle(manager: &HttpConnectionManager) {
-    match manager.timeouts.idle {
-        Some(idle) => tokio::time::sleep(idle).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// HTTP/1 connections that rest, of all workers.

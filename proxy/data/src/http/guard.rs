@@ -156,6 +156,8 @@ struct Framing {
     connection_upgrade: bool,
     /// 0: there is no `upgrade`; 1: it is `h2c` alone, which is served as HTTP/1; more: something else.
     upgrades: u8,
+    /// The client says that no request follows this one (RFC 9112 section 9.6).
+    last: bool,
 }
 
 impl Guard {
@@ -191,6 +193,11 @@ impl Guard {
     /// Whether nothing of a request has been left unread, as far as the bytes seen go.
     pub fn is_between_requests(&self) -> bool {
         self.place == Place::Start && self.line.is_empty()
+    }
+
+    /// Whether nothing of a request has been left unread, and the client has said that none follows.
+    pub fn is_over(&self) -> bool {
+        self.is_between_requests() && self.framing.last
     }
 
     /// The number, from 1, of the request that asks to leave HTTP, if one has; nothing behind its head is looked at.
@@ -261,7 +268,11 @@ impl Guard {
             self.size = line.len();
             self.place = Place::Head;
             request_line(line, self.accept_http_10)?;
-            self.framing = Framing { connect: line.starts_with(b"CONNECT "), ..Framing::default() };
+            self.framing = Framing {
+                connect: line.starts_with(b"CONNECT "),
+                last: line.ends_with(b" HTTP/1.0"),
+                ..Framing::default()
+            };
         } else if line.is_empty() {
             self.size = 0;
             self.heads = self.heads.wrapping_add(1);
@@ -341,8 +352,11 @@ impl Framing {
             }
             self.chunked = true;
         } else if name.eq_ignore_ascii_case(b"connection") {
-            let mut tokens = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-            self.connection_upgrade |= tokens.any(|token| token.eq_ignore_ascii_case(b"upgrade"));
+            for token in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+                self.connection_upgrade |= token.eq_ignore_ascii_case(b"upgrade");
+                self.last |= token.eq_ignore_ascii_case(b"close");
+                self.last &= !token.eq_ignore_ascii_case(b"keep-alive");
+            }
         } else if name.eq_ignore_ascii_case(b"upgrade") {
             let weight = if self.upgrades == 0 && value.eq_ignore_ascii_case(b"h2c") { 1 } else { 2 };
             self.upgrades = self.upgrades.saturating_add(weight);

@@ -88,6 +88,27 @@ fn a_head_under_way_is_known() {
 }
 
 #[test]
+fn a_client_may_say_that_no_request_follows() {
+    for (bytes, expected) in [
+        ("GET / HTTP/1.1\r\nhost: a\r\n\r\n", false),
+        ("GET / HTTP/1.1\r\nconnection: keep-alive\r\n\r\n", false),
+        ("GET / HTTP/1.1\r\nconnection: te, Close\r\n\r\n", true),
+        ("GET / HTTP/1.1\r\nx-connection: close\r\n\r\n", false),
+        ("GET / HTTP/1.0\r\n\r\n", true),
+        ("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", false),
+        ("POST / HTTP/1.1\r\nconnection: close\r\ncontent-length: 2\r\n\r\nx", false),
+        ("POST / HTTP/1.1\r\nconnection: close\r\ncontent-length: 2\r\n\r\nxy", true),
+        // It does not keep its word.
+        ("GET / HTTP/1.1\r\nconnection: close\r\n\r\nGET / HTTP/1.1\r\n\r\n", false),
+        ("GET / HTTP/1.1\r\nconnection: close\r\n\r\nG", false),
+    ] {
+        let mut guard = Guard::new(1024, true);
+        assert_eq!(guard.inspect(bytes.as_bytes()), Ok(()), "{bytes:?}");
+        assert_eq!(guard.is_over(), expected, "{bytes:?}");
+    }
+}
+
+#[test]
 fn chunked_bodies_are_followed_as_hyper_follows_them_or_not_at_all() {
     const HEAD: &str = "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n";
     let zeros = "0".repeat(18_000) + "3\r\nabc\r\n0\r\n\r\n";

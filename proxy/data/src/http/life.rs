@@ -42,6 +42,10 @@ pub struct Life {
     requests: AtomicU32,
     /// Bytes of a response may still be on their way through hyper.
     answering: AtomicBool,
+    /// Or behind it, on their way to the kernel.
+    unsent: AtomicBool,
+    /// The peer has taken bytes since this was last looked at.
+    moved: AtomicBool,
     /// The connection has left HTTP.
     raw: AtomicBool,
     /// The number of the request behind which nothing is looked at any more; 0 until there is one.
@@ -68,6 +72,8 @@ impl Default for Life {
             idle_since: Mutex::new(Instant::now()),
             requests: AtomicU32::new(0),
             answering: AtomicBool::new(false),
+            unsent: AtomicBool::new(false),
+            moved: AtomicBool::new(false),
             raw: AtomicBool::new(false),
             leaving: AtomicU32::new(0),
             refused: Mutex::default(),
@@ -93,6 +99,8 @@ pub enum End {
     Used,
     /// It drains.
     Drain,
+    /// It was told to end and has not.
+    Stuck,
     /// It does not end: it has been idle for a moment, and what only requests need can be given back.
     Rest,
 }
@@ -105,6 +113,7 @@ impl End {
             End::Old => manager.stats.downstream_cx_max_duration_reached().inc(),
             End::Used => manager.stats.downstream_cx_max_requests_reached().inc(),
             End::Drain => manager.stats.downstream_cx_drain_close().inc(),
+            End::Stuck => manager.stats.downstream_cx_delayed_close_timeout().inc(),
             End::Rest => {}
         }
     }
@@ -172,11 +181,17 @@ impl Life {
         self.active.load(Relaxed) > 0
     }
 
-    /// hyper has written all it had.
-    pub fn flushed(&self) {
+    /// hyper has written all it had; `sent` if the connection has no more of it either.
+    pub fn flushed(&self, sent: bool) {
         if !self.is_active() {
             self.answering.store(false, Relaxed);
         }
+        self.unsent.store(!sent, Relaxed);
+    }
+
+    /// The peer takes what is written, as far as the kernel tells.
+    pub fn moves(&self) {
+        self.moved.store(true, Relaxed);
     }
 
     /// hyper waits for bytes; `heads` requests were read to their end, `None` if one is not.
@@ -184,10 +199,11 @@ impl Life {
         self.settled.store(heads.unwrap_or(UNSETTLED), Relaxed);
     }
 
-    /// Whether hyper knows nothing that the connection does not: every request that it has read is answered, and it has written all it had.
+    /// Whether hyper is not needed: every request that it has read is answered, and all that it had is written and sent.
     fn can_rest(&self) -> bool {
         !self.is_active()
             && !self.is_answering()
+            && !self.unsent.load(Relaxed)
             && !self.is_raw()
             && !self.is_refused.load(Relaxed)
             && !self.peer_closed()
@@ -312,6 +328,17 @@ impl Life {
             .await;
         }
     }
+
+    /// Resolves once a connection that was told to end has served nothing for `limit`, and its peer has taken nothing of what is left.
+    pub async fn overstays(&self, limit: Duration) {
+        loop {
+            self.moved.store(false, Relaxed);
+            tokio::time::sleep(limit).await;
+            if !self.is_active() && !self.moved.load(Relaxed) && self.idle_since.lock().elapsed() >= limit {
+                return;
+            }
+        }
+    }
 }
 
 /// A request under way, until the last of its response is in hyper's hands.
@@ -393,7 +420,9 @@ mod tests {
         assert!(!life.can_rest(), "a request is being served");
         drop(active);
         assert!(!life.can_rest(), "its answer is not written");
-        life.flushed();
+        life.flushed(false);
+        assert!(!life.is_answering() && !life.can_rest(), "nor sent when it is");
+        life.flushed(true);
         assert!(life.can_rest());
         for (heads, why) in [(None, "half a request has come"), (Some(2), "one that was read is not served yet")] {
             life.settles(heads);

@@ -105,6 +105,7 @@ impl Wire {
     }
 
     fn count_written(&self, n: usize) {
+        self.life.moves();
         self.stats.downstream_cx_tx_bytes_total().add(n as u64);
     }
 
@@ -315,13 +316,14 @@ impl AsyncWrite for Wire {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let Some(stream) = &mut this.io else { return Poll::Ready(Err(gone())) };
+        let flushed = Pin::new(&mut *stream).poll_flush(cx);
         if let Some(http1) = &mut this.http1 {
-            http1.life.flushed();
+            http1.life.flushed(flushed.is_ready());
             if !http1.reads && http1.poll_departure(stream, cx).is_ready() {
                 return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
             }
         }
-        Pin::new(stream).poll_flush(cx)
+        flushed
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -330,21 +332,31 @@ impl AsyncWrite for Wire {
         let Some(http1) = this.http1.as_deref_mut().filter(|http1| !http1.life.is_raw()) else {
             return Pin::new(stream).poll_shutdown(cx);
         };
-        let nothing_comes = http1.life.refused().is_none() && http1.guard.is_between_requests();
+        // What comes although we end the connection would make a reset of its close, which may overtake the answer.
+        let nothing_comes = http1.life.refused().is_none()
+            && (http1.guard.is_over() || (http1.life.peer_closed() && http1.guard.is_between_requests()));
         if !http1.shut {
-            match stream {
+            let shut = match stream {
                 // The close that follows says as much to a peer without TLS.
-                DownstreamIo::Plain(plain) if nothing_comes => ready!(plain.socket.poll_parting(cx))?,
-                _ => ready!(Pin::new(&mut *stream).poll_shutdown(cx))?,
+                DownstreamIo::Plain(plain) if nothing_comes => plain.socket.poll_parting(cx),
+                _ => Pin::new(&mut *stream).poll_shutdown(cx),
+            };
+            if let Poll::Ready(shut) = shut {
+                shut?;
+                http1.shut = true;
             }
-            http1.shut = true;
         }
-        if nothing_comes {
+        if http1.shut && nothing_comes {
             return Poll::Ready(Ok(()));
         }
+        // Also of a peer that does not take the end.
         let linger = http1.linger.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
         if linger.as_mut().poll(cx).is_ready() {
+            http1.manager.stats.downstream_cx_delayed_close_timeout().inc();
             return Poll::Ready(Ok(()));
+        }
+        if !http1.shut {
+            return Poll::Pending;
         }
         let mut waste = [0; 4096];
         loop {

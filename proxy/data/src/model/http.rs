@@ -130,8 +130,16 @@ pub struct Timeouts {
     pub request: Option<Duration>,
     /// Until the request's headers are there.
     pub request_headers: Option<Duration>,
-    /// Between the two GOAWAYs of a drain. Envoy's default 5 s.
+    /// For a client to leave a connection that was told to end. Envoy's default 5 s.
     pub drain: Duration,
+}
+
+impl Timeouts {
+    /// How long a connection that was told to end may go on with nothing to serve and a peer that takes nothing. Source: Envoy `drain_timeout`, and behind
+    /// it `delayed_close_timeout`, default 1 s.
+    pub fn ending(&self) -> Duration {
+        self.drain.max(Duration::from_secs(1))
+    }
 }
 
 /// How far peers are believed.

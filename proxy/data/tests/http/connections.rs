@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::{
     peer::{Client, GET, Upstream, status},
-    setup::{Proxy, Setup, snapshot, start},
+    setup::{Setup, snapshot, start},
 };
 
 #[tokio::test]
@@ -264,47 +264,4 @@ async fn a_client_that_resets_a_stalled_upload_does_not_leave_its_request_behind
         }
     };
     tokio::time::timeout(Duration::from_secs(20), ended).await.expect("the request ends with its client");
-}
-
-#[tokio::test]
-async fn a_slow_reader_gets_the_end_of_a_response_that_closes_its_connection() {
-    /// A client that does not read has asked, and was answered by a body of so many pieces.
-    async fn ask(proxy: &Proxy, upstream: &Upstream, pieces: usize) -> (Client, Client) {
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        socket.set_recv_buffer_size(4096).unwrap();
-        socket.connect(&proxy.address.into()).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        let mut client = Client { stream: TcpStream::from_std(socket.into()).unwrap(), rest: Vec::new() };
-        client.send("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
-        let mut server = upstream.accept().await;
-        server.head().await;
-        server.send(&format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", pieces * PIECE)).await;
-        let sent = proxy.sent();
-        for piece in 1..=pieces {
-            server.send(&"y".repeat(PIECE)).await;
-            let passed_on = async {
-                while proxy.sent() < sent + (piece * PIECE) as u64 {
-                    tokio::task::yield_now().await;
-                }
-            };
-            if tokio::time::timeout(Duration::from_millis(300), passed_on).await.is_err() {
-                break;
-            }
-        }
-        (client, server)
-    }
-    const PIECE: usize = 3_000;
-    let upstream = Upstream::new().await;
-    let proxy = start(Setup::new(upstream.address())).await;
-    // How many pieces fit into the kernel's buffers.
-    let before = proxy.sent();
-    drop(ask(&proxy, &upstream, 10_000).await);
-    let fit = (proxy.sent() - before) as usize / PIECE;
-    // The last of them does not.
-    for pieces in fit.saturating_sub(2)..fit + 2 {
-        let (mut client, _server) = ask(&proxy, &upstream, pieces).await;
-        client.head().await;
-        client.body(pieces * PIECE).await;
-        assert_eq!(client.read().await, 0);
-    }
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 mod connections;
+mod ends;
 mod peer;
 mod pool;
 mod requests;

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 use shika_data::{
@@ -31,11 +31,13 @@ use shika_data::{
             ClusterChoice, DirectResponse, Domains, Forward, PathMatch, RequireTls, Route, RouteAction, RouteTable,
             VirtualHost,
         },
+        tls::{Identity, Parameters, ServerContext, ServerTls, ServerTlsSpec},
     },
     proxy_protocol::Version,
     snapshot::Snapshot,
     stats::{
-        ClusterStats, EndpointStats, HttpStats, ListenerStats, Registry, Scope, ServerStats, UpstreamProxyProtocolStats,
+        ClusterStats, EndpointStats, HttpStats, ListenerStats, Registry, Scope, ServerStats, SslFactoryStats, SslStats,
+        UpstreamProxyProtocolStats,
     },
     worker::{WorkerConfig, Workers},
 };
@@ -66,6 +68,13 @@ pub struct Setup {
     pub max_requests: Option<u32>,
     /// Requests up to so many bytes are forwarded once they are here as a whole.
     pub holds: Option<u32>,
+    /// Requests on one connection of a client.
+    pub max_client_requests: Option<u32>,
+    /// Of connections of clients.
+    pub idle: Duration,
+    pub request_headers: Option<Duration>,
+    /// What the listener shows to clients that must speak TLS.
+    pub tls: Option<Identity>,
 }
 
 impl Setup {
@@ -81,6 +90,10 @@ impl Setup {
             max_streams: None,
             max_requests: None,
             holds: None,
+            max_client_requests: None,
+            idle: Duration::from_secs(3600),
+            request_headers: None,
+            tls: None,
         }
     }
 }
@@ -184,6 +197,22 @@ pub fn forward(id: ClusterId, timeout: Option<Duration>) -> RouteAction {
     })
 }
 
+fn server_tls(registry: &Registry, identity: &Identity) -> Arc<ServerTls> {
+    let spec = ServerTlsSpec {
+        identities: vec![identity.clone()],
+        validation: None,
+        require_client_certificate: false,
+        alpn: Vec::new(),
+        parameters: Parameters::default(),
+        resumption: None,
+    };
+    Arc::new(ServerTls {
+        context: ArcSwapOption::from_pointee(ServerContext::build(&spec).unwrap()),
+        stats: SslStats::new(registry, scope("listener.test.ssl.")),
+        factory: SslFactoryStats::new(registry, scope("listener.test.server_ssl_socket_factory.")),
+    })
+}
+
 pub fn snapshot(setup: &Setup, registry: &Registry, cluster: &Arc<Cluster>) -> Arc<Snapshot> {
     let direct = RouteAction::Direct(DirectResponse {
         status: StatusCode::OK,
@@ -248,15 +277,15 @@ pub fn snapshot(setup: &Setup, registry: &Registry, cluster: &Arc<Cluster>) -> A
         max_request_headers: 60 << 10,
         max_header_count: 100,
         timeouts: Timeouts {
-            idle: Some(Duration::from_secs(3600)),
+            idle: Some(setup.idle),
             max_connection: None,
             max_stream: None,
             stream_idle: Some(Duration::from_secs(300)),
             request: None,
-            request_headers: None,
-            drain: Duration::from_secs(5),
+            request_headers: setup.request_headers,
+            drain: Duration::ZERO,
         },
-        max_requests_per_connection: None,
+        max_requests_per_connection: setup.max_client_requests,
         http1: Http1Options::default(),
         http2: Http2Options::default(),
         upgrades: setup.upgrades.clone(),
@@ -272,7 +301,7 @@ pub fn snapshot(setup: &Setup, registry: &Registry, cluster: &Arc<Cluster>) -> A
     let chain = FilterChain {
         id: ChainId(0),
         name: "chain".into(),
-        tls: None,
+        tls: setup.tls.as_ref().map(|identity| server_tls(registry, identity)),
         handshake_timeout: None,
         filters: Vec::new(),
         terminal: Terminal::Http(Arc::new(manager)),
@@ -332,8 +361,13 @@ impl Proxy {
         Client { stream: TcpStream::connect(self.address).await.unwrap(), rest: Vec::new() }
     }
 
+    /// Of its HTTP connection manager.
+    pub fn stats(&self) -> HttpStats {
+        HttpStats::new(&self.registry, scope("http.test."))
+    }
+
     /// `downstream_cx_tx_bytes_total` of its HTTP connection manager.
     pub fn sent(&self) -> u64 {
-        HttpStats::new(&self.registry, scope("http.test.")).downstream_cx_tx_bytes_total().total()
+        self.stats().downstream_cx_tx_bytes_total().total()
     }
 }
